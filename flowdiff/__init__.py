@@ -1,0 +1,1 @@
+"""flowdiff: diffusion models whose denoiser is a normalizing flow."""
