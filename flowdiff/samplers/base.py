@@ -1,0 +1,118 @@
+r"""What every sampler is: a walk down the noise levels s_0 > s_1 > ... > s_N = 0.
+
+    x   = start(s_0)                         s_0 z with z standard normal, unless a sampler knows better
+    x   = step(x, s_i, s_{i+1})              one level down, for i = 0 .. N-1; at s_N = 0 it returns D(x; s)
+
+The walks differ in ``step``: they all rest on the probability-flow ODE of x = x0 + sigma eps
+(Karras et al. 2022, arXiv:2206.00364, equation 3)
+
+    dx/dsigma = -sigma grad log p(x; sigma) = (x - D(x; sigma)) / sigma
+
+Levels are Python floats (float64); x keeps the dtype and the device of the noise.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import ConfigError, FlowdiffError
+
+NoiseSource = Callable[[], Tensor]
+"""Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
+
+Denoise = Callable[[Tensor, float], Tensor]
+"""D(x; sigma) with the labels already bound: (n, *shape), float -> (n, *shape)."""
+
+
+class DenoiserLike(Protocol):
+    """k-diffusion's and EDM's interface: x (n, *shape), sigma (n,), labels (n,) or None -> D (n, *shape)."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor: ...
+
+
+class Step(NamedTuple):
+    """What a callback hears after each step."""
+
+    number: int  # 1 .. total
+    total: int
+    sigma: float  # the level the step started from
+    sigma_next: float  # the level it reached
+    x: Tensor  # (n, *shape) at sigma_next
+
+
+class Sampler:
+    """Base of the samplers: subclasses give ``step`` and, where they don't begin with pure noise, ``start``.
+
+    Args:
+        num_steps: how many levels the walk goes down, >= 1.
+    """
+
+    needs_inverse: bool = False
+    sigma_start: float | None = None  # None: begin at the schedule's sigma_max
+
+    def __init__(self, num_steps: int) -> None:
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+            raise ConfigError("sampler.num_steps", num_steps, "must be an integer >= 1")
+        self.num_steps = num_steps
+
+    def sigmas(self, schedule: Callable[..., Tensor]) -> Tensor:
+        """The levels of this sampler on a schedule: (num_steps + 1,) float64, decreasing, ending in 0."""
+        return schedule(self.num_steps, sigma_max=self.sigma_start)
+
+    def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+        """x at the first level, (n, *shape): sigma z, as good as x0 + sigma z far above the data's scale."""
+        return sigma * noise()
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        """x at the level ``to`` from x at the level ``sigma``; D where ``to`` is 0."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Any,
+        noise: NoiseSource,
+        sigmas: Tensor,
+        labels: Tensor | None = None,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Tensor:
+        """Draw one batch.
+
+        Args:
+            denoiser: ``D = denoiser(x, sigma, labels)``; with ``inverse`` if ``needs_inverse``.
+            noise: fresh standard normals (n, *shape) at each call, e.g. ``IndexedNoise``.
+            sigmas: (num_steps + 1,) decreasing, the last one 0, e.g. ``sampler.sigmas(schedule)``.
+            labels: (n,) class labels, or None.
+            callback: called with a ``Step`` after each step.
+
+        Returns:
+            (n, *shape) samples.
+        """
+        levels = sigmas.tolist()
+        if len(levels) != self.num_steps + 1 or levels[-1] != 0:
+            raise ValueError(f"sigmas must be {self.num_steps + 1} levels ending in 0, not {levels}")
+        if any(b >= a for a, b in zip(levels, levels[1:], strict=False)):
+            raise ValueError(f"sigmas must decrease, not {levels}")
+        if self.needs_inverse and not getattr(denoiser, "has_inverse", hasattr(denoiser, "inverse")):
+            raise FlowdiffError(
+                f"sampler={self.name}: needs a denoiser that can be inverted (an invertible flow, "
+                "conditioned by film or none, with leak > 0); choose euler, heun or ancestral instead"
+            )
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return denoiser(x, x.new_full((x.shape[0],), sigma), labels)
+
+        x = self.start(denoiser, noise, levels[0], labels)
+        for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+            x = self.step(denoise, noise, x, sigma, sigma_next)
+            if callback is not None:
+                callback(Step(i + 1, self.num_steps, sigma, sigma_next, x))
+        return x
+
+    @property
+    def name(self) -> str:
+        """The sampler's name in the configuration: ``InversionDenoise`` is ``inversion_denoise``."""
+        name = type(self).__name__
+        return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
