@@ -1,0 +1,272 @@
+"""What a checkpoint holds, and how it is read back without running anything that a stranger put into it.
+
+A checkpoint is Lightning's own file (a dict of tensors and plain values) with one more entry, ``"flowdiff"``:
+
+    format       int, see `FORMAT`
+    config       the run's resolved configuration, plain dicts, lists, numbers and strings
+    source       the same before interpolation, and ``overrides``, the words of the command line (for resuming)
+    shape, num_classes, levels, class_names, data     what the model was trained on
+    versions, git                                     what it was trained with
+    micro_step                                        batches seen so far
+
+``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code, since Hydra calls
+whatever ``_target_`` names; therefore `instantiate_safely` builds only classes defined in this package and a short list
+from torch, and tensors are read with ``weights_only=True``.
+"""
+
+import importlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import nn
+
+from flowdiff.errors import FlowdiffError
+
+FORMAT = 1
+#: Classes outside this package that a stored configuration may name: they compute and do nothing else.
+TORCH_CLASSES = tuple(
+    f"torch.nn.{name}"
+    for name in ("Identity", "ReLU", "SiLU", "GELU", "Tanh", "ELU", "LeakyReLU", "Softplus", "Mish")
+)
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
+
+
+@dataclass
+class Checkpoint:
+    """A model read back from a file, with all that is known about it."""
+
+    denoiser: nn.Module
+    config: dict[str, Any]
+    shape: tuple[int, ...]
+    num_classes: int
+    levels: int | None
+    class_names: list[str] | None
+    data: str
+    step: int
+    weights: str
+    path: Path
+    versions: dict[str, str] = field(default_factory=dict)
+    git: str | None = None
+
+
+def describe(
+    config: dict[str, Any],
+    *,
+    shape: tuple[int, ...],
+    num_classes: int,
+    levels: int | None,
+    class_names: list[str] | None,
+    data: str,
+    source: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """The entry ``"flowdiff"`` of a checkpoint: plain values only, so that ``weights_only=True`` reads them."""
+    return {
+        "format": FORMAT,
+        "config": config,
+        "source": source or config,
+        "overrides": list(overrides or []),
+        "shape": list(shape),
+        "num_classes": int(num_classes),
+        "levels": None if levels is None else int(levels),
+        "class_names": None if class_names is None else [str(name) for name in class_names],
+        "data": str(data),
+        "versions": package_versions(),
+        "git": git_commit(),
+    }
+
+
+def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """The raw contents of a checkpoint file. Missing, cut off, foreign or hostile files raise `FlowdiffError`."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise FlowdiffError(
+            f"ckpt_path={path}: a folder; give the file in it, as in {file}/checkpoints/last.ckpt"
+        )
+    if not file.is_file():
+        raise FlowdiffError(f"ckpt_path={path}: no such file")
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True)
+    except PermissionError as error:
+        raise FlowdiffError(f"ckpt_path={path}: {error.strerror}") from error
+    except Exception as error:
+        reason = str(error)
+        if "Unsupported global" in reason or "WeightsUnpickler" in reason:
+            why = "it holds Python objects, which this program does not run; only tensors and plain values are read"
+        else:
+            why = f"not a readable checkpoint; is it cut off? ({file.stat().st_size:,} bytes)"
+        raise FlowdiffError(f"ckpt_path={path}: {why}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("flowdiff"), dict):
+        raise FlowdiffError(f"ckpt_path={path}: not a checkpoint of flowdiff (it has no entry 'flowdiff')")
+    found = content["flowdiff"].get("format")
+    if found != FORMAT:
+        raise FlowdiffError(
+            f"ckpt_path={path}: its format is {found!r}, this version of flowdiff reads format {FORMAT}"
+        )
+    return content
+
+
+def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any = "cpu") -> Checkpoint:
+    """Rebuild the denoiser from a checkpoint alone.
+
+    Args:
+        path: a ``.ckpt`` file.
+        weights: ``"ema"`` (the averaged weights) or ``"raw"`` (those of the last optimiser step).
+        map_location: where the tensors go, as in `torch.load`.
+
+    Returns:
+        The denoiser in eval mode, and the facts stored with it.
+    """
+    if weights not in ("ema", "raw"):
+        raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
+    content = read(path, map_location)
+    entry = content["flowdiff"]
+    key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
+    try:
+        config, shape = entry["config"], tuple(int(n) for n in entry["shape"])
+        denoiser = build_denoiser(config, shape, int(entry["num_classes"]))
+        state = {k.removeprefix("denoiser."): v for k, v in content[key].items() if k.startswith("denoiser.")}
+        denoiser.load_state_dict(state)
+    except FlowdiffError as error:
+        raise FlowdiffError(f"ckpt_path={path}: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise FlowdiffError(
+            f"ckpt_path={path}: the model can't be rebuilt from it: {reason[:300]}"
+        ) from error
+    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
+    return Checkpoint(
+        denoiser=denoiser.to(device).eval().requires_grad_(False),
+        config=config,
+        shape=shape,
+        num_classes=int(entry["num_classes"]),
+        levels=entry.get("levels"),
+        class_names=entry.get("class_names"),
+        data=str(entry.get("data")),
+        step=int(content.get("global_step", 0)),
+        weights=weights,
+        path=Path(path),
+        versions=entry.get("versions") or {},
+        git=entry.get("git"),
+    )
+
+
+def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The denoiser of a plain resolved configuration, its weights fresh."""
+    return instantiate_safely(config["denoiser"], shape=list(shape), num_classes=num_classes)
+
+
+def instantiate_safely(config: Mapping[str, Any], **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate` for a configuration that may come from a stranger.
+
+    Every ``_target_`` must be a class that is defined in ``flowdiff`` or listed in `TORCH_CLASSES`, and no string may
+    hold an interpolation. Anything else is a `FlowdiffError`, raised before anything is built.
+    """
+    for node in _walk(config):
+        if isinstance(node, str) and "${" in node:
+            raise FlowdiffError(f"its configuration holds an interpolation, {node!r}, which is not followed")
+        if isinstance(node, Mapping) and "_target_" in node:
+            _check_target(node["_target_"])
+    return instantiate(dict(config), _convert_="all", **kwargs)
+
+
+def _check_target(target: Any) -> None:
+    """Raise unless ``target`` names an allowed class. Nothing outside this package is imported to find out."""
+    if isinstance(target, str) and target in TORCH_CLASSES:
+        return
+    allowed = isinstance(target, str) and target.startswith("flowdiff.") and "__" not in target
+    if allowed:
+        module, _, name = str(target).rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise FlowdiffError(
+                f"its configuration names {target}, which this version of flowdiff lacks"
+            ) from error
+        allowed = isinstance(found, type) and found.__module__.split(".")[0] == "flowdiff"
+    if not allowed:
+        raise FlowdiffError(f"its configuration names _target_={target}: only classes of flowdiff are built")
+
+
+def _walk(node: Any) -> Iterator[Any]:
+    """Every value inside nested dicts and lists, keys included."""
+    yield node
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield key
+            yield from _walk(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _walk(value)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, flushes it to the disk and then renames it.
+
+    A run that is killed in the middle of a write leaves the previous file whole, and a full disk raises `OSError`.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``, all of it or nothing."""
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
+    """Call ``write(binary file)`` on a temporary file in the same folder, then put it in the place of ``path``."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with ``+`` when files were changed; None outside one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+        commit, changed = (
+            subprocess.run(c, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
