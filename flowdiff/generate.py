@@ -1,0 +1,285 @@
+"""Samples in batches, each a function of its own seed and label.
+
+Sample i draws every normal variate it needs from a generator seeded with seed_i, and the network always works
+on tiles of the same number of rows (the last one filled up): the arithmetic of a row is then the same
+whatever the batch size, because matrix kernels choose their order of summation by the number of rows. Hence
+
+    x_i = sampler(D, noise(seed_i), sigmas, label_i)
+
+does not depend on ``batch_size`` nor on how many samples are asked for, bit for bit on one machine. The idea
+of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlabs/edm,
+``StackedRandomGenerator``).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.progress import Progress
+from flowdiff.samplers import Clipped, Guided, IndexedNoise, Sampler
+from flowdiff.samplers.guidance import Wrapper
+from flowdiff.schedules import Schedule
+
+Labels = int | Sequence[int] | Tensor | str | None
+"""``"balanced"`` (0..K-1 in turn), one class, one class a sample, or None (the null class)."""
+
+
+def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
+    """The class of each of ``n`` samples.
+
+    Args:
+        labels: see `Labels`; a sequence shorter than ``n`` is repeated.
+        n: number of samples.
+        num_classes: K, 0 for an unconditional model.
+        key: the name of the option in an error message.
+
+    Returns:
+        (n,) int64 in [0, K), or None: no class.
+    """
+    if isinstance(labels, str) and labels != "balanced":
+        raise ConfigError(key, labels, _allowed_labels(num_classes))
+    if labels is None or (labels == "balanced" if isinstance(labels, str) else False):
+        return torch.arange(n) % num_classes if labels == "balanced" and num_classes else None
+    given = torch.as_tensor([labels] if isinstance(labels, int) else labels).flatten()
+    if num_classes == 0:
+        raise ConfigError(key, _shown(labels), "this model is unconditional: leave it out")
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not len(given) or not whole or bool(((given < 0) | (given >= num_classes)).any()):
+        raise ConfigError(key, _shown(labels), _allowed_labels(num_classes))
+    return given.to("cpu", torch.int64).repeat(-(-n // len(given)))[:n]
+
+
+def _shown(labels: object) -> object:
+    return labels.tolist() if isinstance(labels, Tensor) else labels
+
+
+def _allowed_labels(num_classes: int) -> str:
+    if num_classes == 0:
+        return "this model is unconditional: leave it out"
+    return f"must be a class from 0 to {num_classes - 1}, a list, balanced (each in turn) or null (no class)"
+
+
+def seeds_from(seed: int, n: int) -> Tensor:
+    """Seeds ``seed``, ``seed + 1``, …: (n,) int64. Image 5 of seed 0 is image 0 of seed 5."""
+    if seed < 0 or seed + n > 2**32:
+        raise ConfigError("seed", seed, "must be an integer from 0 to 2^32 - 1 - num_samples")
+    return torch.arange(seed, seed + n, dtype=torch.int64)
+
+
+class Tiled(Wrapper):
+    """A denoiser whose network sees ``tile`` rows at a time; it counts the rows it evaluates.
+
+    Its batches hold a multiple of ``tile`` rows.
+    """
+
+    def __init__(self, denoiser: Any, tile: int) -> None:
+        super().__init__(denoiser)
+        self.tile = tile
+        self.evaluations = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self._by_tile(self.denoiser, x, sigma, labels)
+
+    def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self._by_tile(self.denoiser.inverse, z, sigma, labels)
+
+    def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        self.evaluations += len(x)
+        out = []
+        for i in range(0, len(x), self.tile):
+            here = slice(i, i + self.tile)
+            out.append(function(x[here], sigma[here], None if labels is None else labels[here]))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+
+@dataclass
+class BatchedSampler:
+    """Draws any number of samples of one denoiser with one sampler.
+
+    Args:
+        denoiser: what is sampled.
+        sampler: one of `flowdiff.samplers`.
+        schedule: one of `flowdiff.schedules`.
+        guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
+        clip: bounds of the data that D is held to, (-1, 1) for images; None: not held.
+        batch_size: samples that are made together, rounded up to whole tiles.
+        tile: rows that the network sees at once; a smaller one needs less memory.
+    """
+
+    denoiser: Any
+    sampler: Sampler
+    schedule: Schedule
+    guidance_scale: float = 1.0
+    clip: tuple[float, float] | None = None
+    batch_size: int = 256
+    tile: int = 32
+    nfe: float = field(default=0.0, init=False)
+    """Network evaluations that each sample of the last call took."""
+    nonfinite: int = field(default=0, init=False)
+    """Samples of the last call that hold a NaN or an infinity."""
+
+    def __post_init__(self) -> None:
+        for key, value in (("batch_size", self.batch_size), ("tile", self.tile)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(key, value, "must be an integer >= 1")
+        Guided(self.denoiser, self.guidance_scale)  # refuses a wrong scale now, before any work
+        if self.guidance_scale != 1 and self.denoiser.num_classes == 0:
+            raise ConfigError(
+                "guidance_scale", self.guidance_scale, "this model has no classes to guide by: leave it at 1"
+            )
+        if self.sampler.needs_inverse and not self.denoiser.has_inverse:
+            raise ConfigError(
+                "sampler",
+                self.sampler.name,
+                f"needs a flow with an inverse, and this {type(self.denoiser).__name__} has none: "
+                "choose euler, heun or ancestral",
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Tensor | None,
+        seeds: Tensor | Iterable[int],
+        quiet: bool = False,
+        what: str = "sampling",
+    ) -> Tensor:
+        """Samples for the given seeds.
+
+        Args:
+            labels: (n,) int64, or None for the null class.
+            seeds: n integers.
+            quiet: no progress.
+            what: what the progress bar calls it.
+
+        Returns:
+            (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
+        """
+        seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
+        n, rows = len(seeds), self._rows(len(seeds))
+        if labels is not None and len(labels) != n:
+            raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
+        device = _device_of(self.denoiser)
+        tiled = Tiled(self.denoiser, self.tile)
+        sigmas = self.sigmas()
+        steps = max(len(sigmas) - 1, 1)
+        training = self.denoiser.training
+        self.denoiser.eval()
+        out: list[Tensor] = []
+        try:
+            with Progress(what, steps * -(-n // rows), quiet=quiet) as progress:
+                for i in range(0, n, rows):
+                    own = seeds[i : i + rows]
+                    whole = _filled(own, self.tile)
+                    classes = None if labels is None else _filled(labels[i : i + rows], self.tile).to(device)
+                    x = self._batch(tiled, whole, classes, sigmas, device, progress)
+                    out.append(x[: len(own)].float().cpu())
+                    progress.advance(steps * (1 + i // rows) - progress.done)
+        finally:
+            self.denoiser.train(training)
+        x = torch.cat(out)
+        self.nfe = tiled.evaluations / sum(-(-len(o) // self.tile) * self.tile for o in out)
+        self.nonfinite = int((~x.flatten(1).isfinite().all(1)).sum())
+        return x
+
+    def _batch(
+        self,
+        tiled: Tiled,
+        seeds: Tensor,
+        labels: Tensor | None,
+        sigmas: Tensor,
+        device: torch.device,
+        progress: Progress,
+    ) -> Tensor:
+        denoiser: Any = tiled
+        if labels is not None and self.guidance_scale != 1:
+            denoiser = Guided(denoiser, self.guidance_scale)
+        if self.clip is not None:
+            denoiser = Clipped(denoiser, *self.clip)
+        noise = IndexedNoise(seeds.tolist(), tuple(self.denoiser.shape), device)
+        return self.sampler(denoiser, noise, sigmas, labels, callback=lambda _step: progress.advance())
+
+    def _rows(self, n: int) -> int:
+        return self.tile * -(-min(self.batch_size, n) // self.tile)
+
+    def sigmas(self) -> Tensor:
+        """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""
+        return self.sampler.sigmas(self.schedule)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Under what the samples were made: plain values, for metrics.json and captions."""
+        sigmas = self.sigmas()
+        start = self.sampler.sigma_start
+        return {
+            "sampler": self.sampler.name,
+            "schedule": type(self.schedule).__name__.lower(),
+            "num_steps": self.sampler.num_steps,
+            "nfe": round(self.nfe, 2),
+            "sigma_min": float(self.schedule.sigma_min),
+            "sigma_max": float(sigmas[0]),
+            "sigma_start": None if start is None else float(start),
+            "guidance_scale": float(self.guidance_scale),
+        }
+
+
+def _filled(rows: Tensor, tile: int) -> Tensor:
+    """``rows`` with its last one repeated up to a multiple of ``tile``."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % tile)])
+
+
+def _device_of(module: Any) -> torch.device:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+SETTINGS = ("num_steps", "sigma_min", "sigma_max", "sigma_start")
+"""The sampling settings that a sampler's or a schedule's configuration may hold."""
+
+
+def from_config(
+    denoiser: Any,
+    config: Mapping[str, Any],
+    images: bool,
+    batch_size: int = 256,
+    tile: int = 32,
+    **settings: Any,
+) -> BatchedSampler:
+    """The sampler that a plain resolved configuration describes.
+
+    Args:
+        denoiser: what is sampled.
+        config: holds ``sampler``, ``schedule`` (with ``_target_``) and ``guidance_scale``.
+        images: the data are images, so D is held to [-1, 1].
+        batch_size, tile: see `BatchedSampler`.
+        settings: ``num_steps``, ``sigma_min``, ``sigma_max``, ``sigma_start``, ``guidance_scale`` in place of
+            the configuration's; None keeps the configuration's.
+    """
+    from flowdiff.checkpoint import instantiate_safely
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    check_positive("num_steps", given.get("num_steps"))
+    scale = given.get("guidance_scale", config.get("guidance_scale", 1.0))
+    return BatchedSampler(
+        denoiser,
+        sampler=instantiate_safely(_with_settings(config["sampler"], given)),
+        schedule=instantiate_safely(_with_settings(config["schedule"], given)),
+        guidance_scale=float(scale),
+        clip=(-1.0, 1.0) if images else None,
+        batch_size=batch_size,
+        tile=tile,
+    )
+
+
+def check_positive(key: str, value: Any) -> None:
+    """``value`` is None or an integer from 1 up, else a one-line error."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(key, value, "must be an integer >= 1")
+
+
+def _with_settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: given.get(key, value) if key in SETTINGS else value for key, value in config.items()}
