@@ -1,0 +1,246 @@
+r"""Elementwise bijections of the line, and the gate through which a flow uses them.
+
+A raw nonlinearity r (softplus, elu, tanh, swish) is not onto R, and swish is not even increasing, so that
+exp(log p) would not integrate to 1. Mixed with the identity it is a strictly increasing bijection:
+
+    a(x) = leak·x + (1 − leak)·r(x),         a'(x) = leak + (1 − leak)·r'(x) > 0.
+
+Inside a flow it enters through a learned gate g ∈ [0, 1] that starts at 0 and through κ(σ) ∈ (0, 1]:
+
+    y = x + g·κ(σ)·(a(x) − x),               dy/dx = 1 + g·κ(σ)·(a'(x) − 1),
+
+the identity at the start, and always increasing: a convex mix of increasing bijections is one.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.errors import ConfigError
+
+SWISH_LOWEST_SLOPE = -0.0998
+
+
+class Context(NamedTuple):
+    """What a flow is conditioned on.
+
+    Attributes:
+        embedding: (B, E), made from log σ and the class.
+        kappa: (B,), κ(σ), the factor of every learned deviation from the identity.
+    """
+
+    embedding: Tensor
+    kappa: Tensor
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) reshaped to (B, 1, …, 1), to multiply the rows of ``like``."""
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+class Activation(nn.Module):
+    """a(x) = leak·x + (1 − leak)·r(x). A subclass gives ``raw`` and ``raw_slope``.
+
+    Args:
+        leak: share of the identity, in [0, 1]. 0 is an ablation: then a is not onto R, a flow that uses it
+            has no inverse and no normalised density.
+
+    Raises:
+        ConfigError: a leak outside [0, 1], or one with which a would not be increasing.
+    """
+
+    lowest_raw_slope = 0.0
+    highest_raw_slope = 1.0
+
+    def __init__(self, leak: float = 0.1) -> None:
+        super().__init__()
+        if not 0 <= leak <= 1:
+            raise ConfigError("activation.leak", leak, "must be a number in [0, 1]")
+        self.leak = leak
+        if self.lowest_raw_slope < 0 and self.lowest_slope <= 0:
+            least = -self.lowest_raw_slope / (1 - self.lowest_raw_slope)
+            raise ConfigError("activation.leak", leak, f"must be larger than {least:.4f} to be increasing")
+
+    @property
+    def lowest_slope(self) -> float:
+        """inf a'."""
+        return self.leak + (1 - self.leak) * self.lowest_raw_slope
+
+    @property
+    def is_bijection(self) -> bool:
+        """Whether a is increasing and onto R."""
+        return self.lowest_slope > 0
+
+    def raw(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leak * x + (1 - self.leak) * self.raw(x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        """a'(x), same shape as x."""
+        return self.leak + (1 - self.leak) * self.raw_slope(x)
+
+
+class Identity(Activation):
+    """a(x) = x: the flow without a nonlinearity, the control of every study of activations."""
+
+    lowest_raw_slope = 1.0
+
+    def __init__(self) -> None:
+        super().__init__(leak=0.0)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return x
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+class Softplus(Activation):
+    """r(x) = log(1 + exp(βx)) / β, r'(x) = 1 / (1 + exp(−βx))."""
+
+    def __init__(self, beta: float = 1.0, leak: float = 0.1) -> None:
+        super().__init__(leak)
+        self.beta = positive("activation.beta", beta)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return F.softplus(x, self.beta, threshold=40)
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta * x)
+
+
+class LeakyReLU(Activation):
+    """a(x) = max(x, 0) + negative_slope·min(x, 0): increasing and onto as it is."""
+
+    def __init__(self, negative_slope: float = 0.2) -> None:
+        self.lowest_raw_slope = min(1.0, positive("activation.negative_slope", negative_slope))
+        self.highest_raw_slope = max(1.0, negative_slope)
+        super().__init__(leak=0.0)
+        self.negative_slope = negative_slope
+
+    def raw(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.negative_slope)
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, 1.0, self.negative_slope).to(x.dtype)
+
+
+class ELU(Activation):
+    """r(x) = x for x > 0, else α(exp(x) − 1); r'(x) = 1 or α·exp(x)."""
+
+    def __init__(self, alpha: float = 1.0, leak: float = 0.1) -> None:
+        super().__init__(leak)
+        self.alpha = positive("activation.alpha", alpha)
+        self.highest_raw_slope = max(1.0, alpha)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.alpha * torch.expm1(x.clamp(max=0)))
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, torch.ones_like(x), self.alpha * torch.exp(x.clamp(max=0)))
+
+
+class Tanh(Activation):
+    """r(x) = tanh(x), r'(x) = 1 − tanh(x)²."""
+
+    def raw(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return 1 - torch.tanh(x).square()
+
+
+class Swish(Activation):
+    """r(x) = x·sigmoid(βx) (Ramachandran et al. 2017, arXiv:1710.05941), whose slope reaches −0.0998.
+
+    Therefore leak/(1 − leak) > 0.0998 is required.
+    """
+
+    lowest_raw_slope = SWISH_LOWEST_SLOPE
+    highest_raw_slope = 1 - SWISH_LOWEST_SLOPE
+
+    def __init__(self, beta: float = 1.0, leak: float = 0.2) -> None:
+        super().__init__(leak)
+        self.beta = positive("activation.beta", beta)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        s = torch.sigmoid(self.beta * x)
+        return s + self.beta * x * s * (1 - s)
+
+
+def positive(key: str, value: float) -> float:
+    """``value`` if it is a finite number above 0, else a :class:`ConfigError` that names ``key``."""
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ConfigError(key, value, "must be a number above 0")
+    return value
+
+
+class GatedActivation(nn.Module):
+    """y = x + g·κ(σ)·(a(x) − x), elementwise, with one gate per coordinate.
+
+    The gate is the learned number clamped to [0, 1]; its gradient passes the clamp unchanged (a straight-through
+    estimate), since every smooth map onto [0, 1] has slope 0 where it is 0, and could never leave it.
+
+    Args:
+        activation: makes the activation.
+        shape: shape of the gate, broadcast against a sample.
+    """
+
+    def __init__(self, activation: Callable[[], Activation], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.activation = activation()
+        self.gate = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def normalized(self) -> bool:
+        return self.activation.is_bijection
+
+    def _strength(self, context: Context, x: Tensor) -> Tensor:
+        gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
+        return gate * per_sample(context.kappa, x)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
+        strength = self._strength(context, x)
+        y = x + strength * (self.activation(x) - x)
+        slope = 1 + strength * (self.activation.slope(x) - 1)
+        if not self.normalized:
+            slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
+        return y, slope.log().flatten(1).sum(1)
+
+    def inverse(self, y: Tensor, context: Context) -> Tensor:
+        """The x with forward(x) = y, by Newton's method kept inside a bracket that bisection shrinks.
+
+        The slope is at least m = 1 + g·κ·(inf a' − 1), so that |x − y| ≤ |f(y) − y| / m brackets the root.
+        """
+        strength = self._strength(context, y).expand_as(y)
+        lowest = 1 + strength * (min(self.activation.lowest_slope, 1.0) - 1)
+        x = y
+        residual = strength * (self.activation(x) - x)
+        reach = 1.01 * residual.abs() / lowest + torch.finfo(y.dtype).eps * (1 + y.abs())
+        low, high = y - reach, y + reach
+        for _ in range(100):
+            slope = 1 + strength * (self.activation.slope(x) - 1)
+            low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
+            newton = x - residual / slope
+            inside = (newton > low) & (newton < high)
+            step = torch.where(inside, newton, (low + high) / 2)
+            step = torch.where(residual == 0, x, step)
+            moved = (step - x).abs()
+            x = step
+            residual = x + strength * (self.activation(x) - x) - y
+            if bool((moved <= 4 * torch.finfo(y.dtype).eps * (1 + x.abs())).all()):
+                break
+        return x

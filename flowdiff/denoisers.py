@@ -1,0 +1,220 @@
+r"""Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's samplers. Here: the score of a flow.
+
+    u, logdet_T = T(σ)(x − m(σ, c))                  whitening (flowdiff.precondition)
+    z, logdet_f = f(u; σ, c)                         the flow (flowdiff.flows)
+    log p(x; σ, c) = log N(z; 0, I) + logdet_f + logdet_T
+    s(x; σ, c)     = ∇x log p(x; σ, c)               the exact gradient of an exact density
+    D(x; σ, c)     = x + σ² s(x; σ, c)               Tweedie's formula
+
+The score is made in one place, by torch.func.grad of log p summed over the batch (samples do not interact), which
+also works inside no_grad, inference_mode and torch.compile.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.activations import Context
+from flowdiff.embeddings import Conditioning
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.flows.base import Flow
+from flowdiff.precondition import Precondition
+from flowdiff.statistics import DataStatistics
+
+Sigma = Tensor | float
+
+
+class Denoiser(nn.Module):
+    """D(x, σ, labels) of samples (B, *shape) with K classes (0: unconditional).
+
+    Attributes:
+        has_density: it has log_prob and score.
+        has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
+        normalized: its log_prob is a normalised log-density of x.
+    """
+
+    has_density = False
+    has_inverse = False
+    normalized = False
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+
+    def fit(self, statistics: DataStatistics) -> None:
+        """Take the moments of the training split, once, before training."""
+        raise NotImplementedError
+
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        """The estimate of x0 from x = x0 + σε.
+
+        Args:
+            x: (B, *shape).
+            sigma: (B,), or one number for all.
+            labels: (B,) in [0, K); None is the null class.
+            drop: bool (B,), rows that use the null class all the same (label dropout).
+
+        Raises:
+            FlowdiffError: labels out of range, or for an unconditional model.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        return self.denoise(x, sigma, labels, drop)
+
+    def _classes(self, x: Tensor, labels: Tensor | None, drop: Tensor | None) -> Tensor:
+        """Rows of the class table, (B,) in [0, K]; K is the null class."""
+        if labels is None:
+            return torch.full((len(x),), self.num_classes, device=x.device)
+        if not torch.compiler.is_compiling():
+            check_labels(labels, self.num_classes)
+        labels = labels.expand(len(x))
+        return labels if drop is None else labels.masked_fill(drop, self.num_classes)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise a :class:`FlowdiffError` unless all labels are classes of a model with ``num_classes`` of them."""
+    if not num_classes:
+        raise FlowdiffError("class labels were given, but the model is unconditional: leave them out")
+    if labels.is_floating_point():
+        raise FlowdiffError(f"class labels must be integers in [0, {num_classes - 1}], not {labels.dtype}")
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        raise FlowdiffError(f"class label {int(labels[wrong][0])}: must be in [0, {num_classes - 1}]")
+
+
+def batch_sigma(sigma: Sigma, x: Tensor) -> Tensor:
+    """σ as (B,) in the dtype of x."""
+    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+
+
+class ScoreFlow(Denoiser):
+    """The denoiser whose score is the gradient of a flow's log-density.
+
+    Args:
+        shape: shape of a sample.
+        num_classes: K, 0 for none.
+        flow: makes the flow, called with shape= and context_dim=.
+        precondition: makes the whitening, called with dim= and num_classes=.
+        conditioning: makes the embedding of σ and class, called with num_classes=.
+    """
+
+    has_density = True
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        flow: Callable[..., Flow],
+        precondition: Callable[..., Precondition],
+        conditioning: Callable[..., Conditioning],
+    ) -> None:
+        embed = conditioning(num_classes=num_classes)
+        super().__init__(shape, embed.num_classes)
+        self.embed = embed
+        self.dim = math.prod(shape)
+        self.precondition = precondition(dim=self.dim, num_classes=embed.num_classes)
+        inner, context_dim = (self.dim + embed.dim, 1) if embed.joint else (None, embed.dim)
+        self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
+        self.normalized = self.flow.normalized and not embed.joint
+        self.has_inverse = self.normalized
+
+    def fit(self, statistics: DataStatistics) -> None:
+        self.precondition.fit(statistics)
+        if not self.embed.joint:
+            self.flow.fit(statistics)
+
+    def _context(self, sigma: Tensor, classes: Tensor) -> tuple[Context, Tensor]:
+        embedding = self.embed(sigma, classes)
+        kappa = self.precondition.kappa(sigma)
+        if self.embed.joint:
+            return Context(torch.ones_like(sigma)[:, None], kappa), embedding
+        return Context(embedding, kappa), embedding[:, :0]
+
+    def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        context, joined = self._context(sigma, classes)
+        with torch.autocast(x.device.type, enabled=False):
+            u, logdet = self.precondition(x.flatten(1), sigma, classes)
+        if self.embed.joint:
+            h = torch.cat([u, joined], 1)
+        else:
+            h = u.reshape(x.shape)
+        z, change = self.flow(h, context)
+        z = z.flatten(1)
+        log_normal = -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+        return log_normal + logdet + change
+
+    def log_prob(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        """log p(x; σ, c) in nats, (B,). Arguments as in :meth:`denoise`.
+
+        With conditioning=concat it is the joint log-density of x and the embedding: its gradient by x is the score,
+        but it is no likelihood of x; ``normalized`` says so.
+        """
+        return self._log_prob(x, batch_sigma(sigma, x), self._classes(x, labels, drop))
+
+    def score_and_log_prob(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """s(x; σ, c), shape of x, and log p(x; σ, c), (B,), from one pass."""
+        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
+
+        def summed(points: Tensor) -> tuple[Tensor, Tensor]:
+            log_prob = self._log_prob(points, levels, classes)
+            return log_prob.sum(), log_prob
+
+        return torch.func.grad(summed, has_aux=True)(x)
+
+    def score(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        """s(x; σ, c) = ∇x log p(x; σ, c), shape of x."""
+        return self.score_and_log_prob(x, sigma, labels, drop)[0]
+
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        score = self.score(x, sigma, labels, drop)
+        variance = batch_sigma(sigma, x).square().reshape(-1, *([1] * len(self.shape)))
+        return x + variance * score
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
+        """x = T⁻¹f⁻¹(z): a sample of p(x; σ, c) if z (B, *shape) is standard normal.
+
+        Raises:
+            FlowdiffError: if the flow is not onto (leak 0) or its input is not x alone (concat).
+        """
+        if not self.has_inverse:
+            raise FlowdiffError(
+                "this model has no inverse (activation.leak=0 or conditioning=concat): choose another sampler"
+            )
+        levels, classes = batch_sigma(sigma, z), self._classes(z, labels, None)
+        context, _ = self._context(levels, classes)
+        u = self.flow.inverse(z, context)
+        return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
+
+
+def build(config: dict[str, Any], shape: tuple[int, ...], num_classes: int) -> Denoiser:
+    """The denoiser of a resolved configuration (its ``denoiser`` group), for samples of this shape.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    from flowdiff.checkpoint import instantiate_safely
+
+    denoiser = instantiate_safely(config["denoiser"], shape=tuple(shape), num_classes=num_classes)
+    if not isinstance(denoiser, Denoiser):
+        raise ConfigError(
+            "denoiser._target_", config["denoiser"].get("_target_"), "must be a flowdiff Denoiser"
+        )
+    return denoiser

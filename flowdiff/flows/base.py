@@ -1,0 +1,96 @@
+r"""The contract of every flow: an invertible map whose log-determinant is known.
+
+    z, logdet = f(u; σ, c),      log p(u) = log N(z; 0, I) + logdet,      u = f⁻¹(z; σ, c).
+
+Flows compose: (f₂∘f₁) has the sum of the log-determinants. Every flow is the identity at initialisation, and every
+learned deviation from it is multiplied by κ(σ) (see :mod:`flowdiff.precondition`). Log-scales are softly bounded,
+s·tanh(·/s), and what a network is shown is bounded as well, so that far from the data, where nothing was learned,
+a flow is an affine map with moderate slopes and its score stays finite.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.activations import Activation, Context, GatedActivation
+from flowdiff.errors import ConfigError
+from flowdiff.statistics import DataStatistics
+
+ActivationFactory = Callable[[], Activation]
+
+
+class Flow(nn.Module):
+    """An invertible map of (B, *shape) to (B, *shape), given a :class:`Context`."""
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """x to z, same shape, and log|det dz/dx| (B,)."""
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        """The x with forward(x) = z."""
+        raise NotImplementedError
+
+    @property
+    def normalized(self) -> bool:
+        """Whether it is onto, so that exp(log p) integrates to 1 and an inverse exists everywhere."""
+        return all(m.normalized for m in self.modules() if isinstance(m, GatedActivation))
+
+    def fit(self, statistics: DataStatistics) -> None:
+        """Take what it needs from the training data's moments, once, before training. Nothing by default."""
+        for child in self.children():
+            for flow in child if isinstance(child, nn.ModuleList) else [child]:
+                if isinstance(flow, Flow):
+                    flow.fit(statistics)
+
+
+class Composite(Flow):
+    """Steps one after the other, on samples viewed as ``inner_shape``.
+
+    Args:
+        steps: from the data to the latent.
+        inner_shape: the shape the steps work on, e.g. (d,) for flattened images.
+    """
+
+    def __init__(self, steps: Iterable[nn.Module], inner_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.inner_shape = tuple(inner_shape)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        h, logdet = x.reshape(len(x), *self.inner_shape), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for step in self.steps:
+            h, change = step(h, context)
+            logdet = logdet + change
+        return h.reshape(x.shape), logdet
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        h = z.reshape(len(z), *self.inner_shape)
+        for step in reversed(self.steps):
+            h = step.inverse(h, context)
+        return h.reshape(z.shape)
+
+
+def soft_bound(x: Tensor, bound: float) -> Tensor:
+    """bound·tanh(x/bound): x near 0, never beyond ±bound."""
+    return bound * torch.tanh(x / bound)
+
+
+def soft_limit(x: Tensor, limit: float = 8.0) -> Tensor:
+    """x/√(1 + (x/limit)²): what a network sees of its input. Data are within ±4 after whitening."""
+    return x * torch.rsqrt(1 + (x / limit).square())
+
+
+def at_least(key: str, value: int, least: int) -> int:
+    """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(key, value, f"must be an integer of at least {least}")
+    return value
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives 0 at initialisation."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,152 @@
+r"""Couplings of the channels of the unshuffled image by small convolutional networks, near the pixels.
+
+A step views the image (C, H, W) as (C·f², H/f, W/f) (pixel unshuffle: Shi et al. 2016), f from a list in turn, and is
+
+    1×1 convolution in PLU form  →  scale and shift per pixel by FiLM  →  affine coupling of half the channels
+
+(Glow's step: Kingma & Dhariwal 2018, with σ and the class instead of actnorm), then the activation.
+The scale per pixel lets the flow shrink the pixels that are the same in every image.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.errors import ConfigError
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound
+from flowdiff.flows.linear import AffineFiLM, PLULinear
+from flowdiff.flows.networks import ConvNet
+
+
+class ChannelMixing(Flow):
+    """A 1×1 convolution in PLU form on (B, C, H, W)."""
+
+    def __init__(self, channels: int, seed: int) -> None:
+        super().__init__()
+        self.linear = PLULinear(channels, seed)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        y, logdet = self.linear(x.movedim(1, -1), context)
+        return y.movedim(-1, 1), logdet
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        return self.linear.inverse(z.movedim(1, -1), context).movedim(-1, 1)
+
+
+class ConvCoupling(Flow):
+    """y_b = exp(κ·s(x_a))·x_b + κ·t(x_a) for two halves a, b of the channels.
+
+    Args:
+        size: (C, H, W), C even.
+        context_dim: length of the embedding.
+        width, dropout: of the convolutional network.
+        swap: which half moves.
+        max_log_scale: soft bound of |s|.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        context_dim: int,
+        width: int,
+        swap: bool,
+        dropout: float = 0.0,
+        max_log_scale: float = 2.0,
+    ) -> None:
+        super().__init__()
+        channels, height, breadth = size
+        half = channels // 2
+        self.sizes = [half, channels - half]
+        self.swap = swap
+        seen, moved = reversed(self.sizes) if swap else self.sizes
+        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), dropout)
+        self.max_log_scale = max_log_scale
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.split(self.sizes, 1)
+        return (second, first) if self.swap else (first, second)
+
+    def _join(self, seen: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([moved, seen] if self.swap else [seen, moved], 1)
+
+    def _terms(self, seen: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        s, t = self.network(seen, context.embedding).chunk(2, 1)
+        kappa = per_sample(context.kappa, s)
+        return kappa * soft_bound(s, self.max_log_scale), kappa * t
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        seen, moved = self._split(x)
+        s, t = self._terms(seen, context)
+        return self._join(seen, s.exp() * moved + t), s.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        seen, moved = self._split(z)
+        s, t = self._terms(seen, context)
+        return self._join(seen, (moved - t) * (-s).exp())
+
+
+class Unshuffled(Flow):
+    """Steps on the image unshuffled by f: (B, C, H, W) seen as (B, C·f², H/f, W/f)."""
+
+    def __init__(self, factor: int, steps: Sequence[nn.Module], size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.factor = factor
+        self.inner = Composite(steps, size)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        z, logdet = self.inner(F.pixel_unshuffle(x, self.factor), context)
+        return F.pixel_shuffle(z, self.factor), logdet
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        return F.pixel_shuffle(self.inner.inverse(F.pixel_unshuffle(z, self.factor), context), self.factor)
+
+
+class ConvFlow(Composite):
+    """n_flows × [ChannelMixing, AffineFiLM per pixel, ConvCoupling, GatedActivation] on unshuffled images.
+
+    Args:
+        shape: (C, H, W); H and W must be divisible by every factor.
+        context_dim: length of the embedding of σ and class.
+        activation: makes the activation of a step.
+        n_flows: number of steps.
+        width, dropout: of the convolutional networks.
+        factors: unshuffling factors, used in turn.
+        max_log_scale: soft bound of a coupling's log-scales.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        context_dim: int,
+        activation: ActivationFactory,
+        n_flows: int = 12,
+        width: int = 48,
+        dropout: float = 0.0,
+        factors: Sequence[int] = (2, 4),
+        max_log_scale: float = 2.0,
+    ) -> None:
+        if len(shape) != 3:
+            raise ConfigError("flow", "conv", f"needs images (C, H, W), not data of shape {tuple(shape)}")
+        channels, height, breadth = shape
+        at_least("flow.width", width, 1)
+        for f in factors:
+            if f < 1 or height % f or breadth % f or channels * f * f < 2:
+                raise ConfigError(
+                    "flow.factors", list(factors), f"each must divide the image size {height}×{breadth}"
+                )
+        steps = []
+        for i in range(at_least("flow.n_flows", n_flows, 1)):
+            f = factors[i % len(factors)]
+            size = (channels * f * f, height // f, breadth // f)
+            swap = (i // len(factors)) % 2 == 1
+            step = [
+                ChannelMixing(size[0], seed=i),
+                AffineFiLM(size, context_dim),
+                ConvCoupling(size, context_dim, width, swap, dropout, max_log_scale),
+                GatedActivation(activation, size),
+            ]
+            steps.append(Unshuffled(f, step, size))
+        super().__init__(steps, shape)

@@ -1,0 +1,127 @@
+r"""The usage guide's flow: n_flows × [invertible linear map in PLU form, FiLM by σ and class, activation].
+
+The linear map is W = Pᵀ L U P with a fixed permutation P, L unit lower triangular and U upper triangular with the
+positive diagonal exp(κs) (PLU form: Kingma & Dhariwal 2018, arXiv:1807.03039, eq. 10):
+
+    U = diag(exp(κs)) + κŨ,      L = I + κL̃,      log|det W| = κ Σ s.
+
+FiLM is y = exp(κ·a(e))·x + κ·b(e), with a and b linear in the embedding e of σ and the class.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.errors import ConfigError
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound, zero_linear
+
+
+class PLULinear(Flow):
+    """W = Pᵀ L U P on the last axis of (B, …, d): on vectors, or as a 1×1 convolution with channels last.
+
+    Args:
+        dim: d.
+        seed: chooses the permutation.
+        max_log_scale: soft bound of |s|.
+    """
+
+    permutation: Tensor
+    strict_lower: Tensor
+
+    def __init__(self, dim: int, seed: int = 0, max_log_scale: float = 3.0) -> None:
+        super().__init__()
+        order = torch.randperm(dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("permutation", order)
+        self.register_buffer("strict_lower", torch.ones(dim, dim).tril(-1), persistent=False)
+        self.lower = nn.Parameter(torch.zeros(dim, dim))
+        self.upper = nn.Parameter(torch.zeros(dim, dim))
+        self.log_diagonal = nn.Parameter(torch.zeros(dim))
+        self.max_log_scale = max_log_scale
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        kappa = per_sample(context.kappa, x)
+        log_diagonal = kappa * soft_bound(self.log_diagonal, self.max_log_scale)
+        h = x[..., self.permutation]
+        h = log_diagonal.exp() * h + kappa * (h @ (self.upper * self.strict_lower.T).T)
+        h = h + kappa * (h @ (self.lower * self.strict_lower).T)
+        places = x[0, ..., 0].numel()
+        return h[..., self.permutation.argsort()], places * log_diagonal.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        x = torch.empty_like(z)
+        log_diagonal = soft_bound(self.log_diagonal, self.max_log_scale)
+        levels, member = context.kappa.unique(return_inverse=True)
+        for i, kappa in enumerate(levels):  # one pair of triangular solves for each noise level in the batch
+            rows = member == i
+            upper = torch.diag((kappa * log_diagonal).exp()) + kappa * self.upper * self.strict_lower.T
+            lower = kappa * self.lower * self.strict_lower
+            h = z[rows][..., self.permutation].reshape(-1, z.shape[-1]).T
+            h = torch.linalg.solve_triangular(lower, h, upper=False, unitriangular=True)
+            h = torch.linalg.solve_triangular(upper, h, upper=True)
+            x[rows] = h.T[:, self.permutation.argsort()].reshape(-1, *z.shape[1:])
+        return x
+
+
+class AffineFiLM(Flow):
+    """y = exp(κ·a(e))·x + κ·b(e), one scale and shift per entry of ``shape``, broadcast over the sample.
+
+    Args:
+        shape: shape of scale and shift, e.g. (d,), or (C, H, W) for one per pixel, or (C, 1, 1).
+        context_dim: length of e.
+        max_log_scale: soft bound of |a|.
+    """
+
+    def __init__(self, shape: tuple[int, ...], context_dim: int, max_log_scale: float = 3.0) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.layer = zero_linear(context_dim, 2 * math.prod(shape))
+        self.max_log_scale = max_log_scale
+
+    def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.layer(context.embedding).to(like.dtype).reshape(-1, 2, *self.shape).unbind(1)
+        kappa = per_sample(context.kappa, like)
+        return kappa * soft_bound(a, self.max_log_scale), kappa * b
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._terms(context, x)
+        return log_scale.exp() * x + shift, log_scale.expand_as(x).flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        log_scale, shift = self._terms(context, z)
+        return (z - shift) * (-log_scale).exp()
+
+
+class LinearFlow(Composite):
+    """n_flows × [PLULinear, AffineFiLM, GatedActivation] on flattened samples.
+
+    Args:
+        shape: shape of a sample.
+        context_dim: length of the embedding of σ and class.
+        activation: makes the activation of a step.
+        n_flows: number of steps.
+        data_dim: if given, the number of coordinates that the data must have (the guide states it).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        context_dim: int,
+        activation: ActivationFactory,
+        n_flows: int = 3,
+        data_dim: int | None = None,
+    ) -> None:
+        dim = math.prod(shape)
+        if data_dim is not None and data_dim != dim:
+            raise ConfigError(
+                "flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}"
+            )
+        steps: list[nn.Module] = []
+        for i in range(at_least("flow.n_flows", n_flows, 1)):
+            steps += [
+                PLULinear(dim, seed=i),
+                AffineFiLM((dim,), context_dim),
+                GatedActivation(activation, (dim,)),
+            ]
+        super().__init__(steps, (dim,))

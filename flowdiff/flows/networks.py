@@ -1,0 +1,83 @@
+r"""The networks inside couplings. Smooth (SiLU), so that the score of a flow has a derivative; the last layer is 0.
+
+σ and the class enter every block by FiLM: h + W₂·φ((1 + a(e))·φ'(W₁h) + b(e)), e the embedding.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.flows.base import soft_limit, zero_linear
+
+
+class ResidualMLP(nn.Module):
+    """(B, inputs) and an embedding (B, E) to (B, outputs); 0 at initialisation.
+
+    Args:
+        inputs, outputs: lengths.
+        context_dim: E.
+        width: of the hidden layers.
+        depth: number of residual blocks.
+        dropout: share of hidden values dropped while training.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, context_dim: int, width: int, depth: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, width)
+        self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(depth))
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.last = zero_linear(width, outputs)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.first(soft_limit(x))
+        for film, inner, outer in zip(self.films, self.inner, self.outer, strict=True):
+            scale, shift = film(embedding).chunk(2, 1)
+            r = F.silu(inner(F.silu(h)) * (1 + scale) + shift)
+            h = h + outer(F.dropout(r, self.dropout, self.training))
+        return self.last(F.silu(h)).to(x.dtype)
+
+
+class ConvNet(nn.Module):
+    """(B, inputs, H, W) and an embedding (B, E) to (B, outputs, H, W): three 3×3 convolutions; 0 at initialisation.
+
+    Args:
+        inputs, outputs: channels.
+        context_dim: E.
+        width: hidden channels.
+        size: (H, W): the FiLM of the first hidden layer adds a learned bias per pixel, so that the network knows
+            where it is.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        context_dim: int,
+        width: int,
+        size: tuple[int, int],
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, outputs, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias if self.last.bias is not None else torch.zeros(0))
+        self.position = nn.Parameter(torch.zeros(width, *size))
+        self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(2))
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.first(soft_limit(x)) + self.position
+        h = F.silu(self._film(0, h, embedding))
+        r = F.silu(self._film(1, self.middle(h), embedding))
+        h = h + F.dropout(r, self.dropout, self.training)
+        return self.last(h).to(x.dtype)
+
+    def _film(self, i: int, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.films[i](embedding)[:, :, None, None].chunk(2, 1)
+        return h * (1 + scale) + shift

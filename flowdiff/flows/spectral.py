@@ -1,0 +1,94 @@
+r"""Couplings in the eigenbasis of the data's covariance, on nested leading subspaces.
+
+y = Qᵀu are the coordinates ordered by variance (Q: :class:`flowdiff.statistics.DataStatistics`). Most of what makes
+an image legible is in a few leading ones, where a dense network is cheap. Step i couples two halves of the leading
+m_i coordinates, m_i from `leading` · (1, 1/2, 1/4, …) in turn, so that the subspaces are nested; the last step
+transforms the trailing coordinates, conditioned on all leading ones. The result is turned back, x = Qz.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.activations import Context, GatedActivation
+from flowdiff.errors import ConfigError
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least
+from flowdiff.flows.coupling import AffineCoupling
+from flowdiff.statistics import DataStatistics
+
+
+class Rotated(Flow):
+    """Steps in the basis Q: z = Q f(Qᵀx). Q is the identity until :meth:`fit`."""
+
+    basis: Tensor
+
+    def __init__(self, steps: Sequence[nn.Module], dim: int) -> None:
+        super().__init__()
+        self.inner = Composite(steps, (dim,))
+        self.register_buffer("basis", torch.eye(dim))
+
+    def fit(self, statistics: DataStatistics) -> None:
+        self.basis.copy_(statistics.eigenvectors)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        z, logdet = self.inner(x @ self.basis, context)
+        return z @ self.basis.T, logdet
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        return self.inner.inverse(z @ self.basis, context) @ self.basis.T
+
+
+class SpectralFlow(Composite):
+    """n_flows × [AffineCoupling in the eigenbasis, GatedActivation].
+
+    Args:
+        shape: shape of a sample; at least two coordinates.
+        context_dim: length of the embedding of σ and class.
+        activation: makes the activation of a step.
+        n_flows: number of steps; the last one transforms the trailing coordinates, if there are any.
+        leading: number of leading coordinates (all of them if the data have fewer).
+        nested: subspaces in turn, as shares of ``leading``.
+        width, depth, dropout: of each residual MLP.
+        max_log_scale: soft bound of a coupling's log-scales.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        context_dim: int,
+        activation: ActivationFactory,
+        n_flows: int = 10,
+        leading: int = 144,
+        nested: Sequence[float] = (1.0, 1.0, 0.5, 0.5),
+        width: int = 384,
+        depth: int = 2,
+        dropout: float = 0.0,
+        max_log_scale: float = 2.0,
+    ) -> None:
+        dim = math.prod(shape)
+        if dim < 2:
+            raise ConfigError("flow", "spectral", "needs data with at least 2 coordinates")
+        at_least("flow.n_flows", n_flows, 1)
+        at_least("flow.width", width, 1)
+        if any(not 0 < share <= 1 for share in nested):
+            raise ConfigError("flow.nested", list(nested), "each must be in (0, 1]")
+        leading = min(at_least("flow.leading", leading, 2), dim)
+        trailing = leading < dim
+        steps: list[nn.Module] = []
+        for i in range(n_flows):
+            if trailing and i == n_flows - 1:
+                seen = torch.arange(dim) < leading
+                moved = ~seen
+            else:
+                m = max(2, round(leading * nested[i % len(nested)]))
+                order = torch.randperm(m, generator=torch.Generator().manual_seed(i // 2))
+                half = order[: m // 2] if i % 2 == 0 else order[m // 2 :]
+                inside = torch.arange(dim) < m
+                moved = torch.zeros(dim, dtype=torch.bool)
+                moved[half] = True
+                seen = inside & ~moved
+            coupling = AffineCoupling(moved, context_dim, width, depth, dropout, max_log_scale, seen)
+            steps += [coupling, GatedActivation(activation, (dim,))]
+        super().__init__([Rotated(steps, dim)], (dim,))

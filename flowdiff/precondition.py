@@ -1,0 +1,105 @@
+r"""Whitening: an exactly invertible affine map in front of the flow, u = T(σ)·(x − m(σ, c)).
+
+T = Q diag(d_i^{−1/2}) Qᵀ is symmetric, so that pixels stay pixels; its log-determinant −½ Σ log d_i is part of
+log p. With the flow at its start (the identity) the model is the Gaussian N(m, Q diag(d) Qᵀ), whose denoiser is
+
+    D = x + σ²·s = x − σ² Q diag(1/d) Qᵀ (x − m),      linear, and good before the first step.
+
+    scalar     m = 0                d_i = σ² + σ_data²                                 EDM's c_in
+    gaussian   m = μ_c              d_i = σ² + λ_i                                     the class-conditional Wiener filter
+    annealed   m = w·μ_c            d_i = σ² + w·λ_i + (1 − w)·σ_data²,  w = σ²/(σ² + σ_data²)
+
+Every learned deviation of the flow is multiplied by κ(σ) = σ_data/√(σ² + σ_data²), because an error of size e
+in u-space costs σ·e in D at high noise.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.statistics import DataStatistics
+
+
+class Precondition(nn.Module):
+    """The whitening of data with d coordinates and K classes. Subclasses give ``weights``.
+
+    Args:
+        dim: d.
+        num_classes: K; row K of the means is the null class's.
+        sigma_data: EDM's σ_data until :meth:`fit` measures it.
+    """
+
+    sigma_data: Tensor
+    class_means: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5) -> None:
+        super().__init__()
+        self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
+        self.register_buffer("class_means", torch.zeros(num_classes + 1, dim))
+        self.register_buffer("eigenvalues", torch.full((dim,), float(sigma_data) ** 2))
+        self.register_buffer("eigenvectors", torch.eye(dim))
+
+    def fit(self, statistics: DataStatistics) -> None:
+        """Take the moments of the training split; they are saved with the weights."""
+        self.sigma_data.fill_(statistics.sigma_data)
+        self.class_means.copy_(statistics.class_means)
+        self.eigenvalues.copy_(statistics.eigenvalues)
+        self.eigenvectors.copy_(statistics.eigenvectors)
+
+    def kappa(self, sigma: Tensor) -> Tensor:
+        """κ(σ) = σ_data/√(σ² + σ_data²), shape of σ."""
+        return self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()
+
+    def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1) weights of the data's mean and covariance (the rest is σ_data²·I) at σ (B, 1)."""
+        raise NotImplementedError
+
+    def _moments(self, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = sigma.reshape(-1, 1)
+        of_mean, of_covariance = self.weights(sigma)
+        isotropic = (1 - of_covariance) * self.sigma_data.square()
+        variances = sigma.square() + of_covariance * self.eigenvalues + isotropic
+        return of_mean * self.class_means[classes], variances
+
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dx| (B,)."""
+        mean, variances = self._moments(sigma, classes)
+        u = ((x - mean) @ self.eigenvectors * variances.rsqrt()) @ self.eigenvectors.T
+        return u, -0.5 * variances.log().sum(1)
+
+    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        """The x with forward(x) = u."""
+        mean, variances = self._moments(sigma, classes)
+        return mean + (u @ self.eigenvectors * variances.sqrt()) @ self.eigenvectors.T
+
+
+class Scalar(Precondition):
+    """EDM's c_in = 1/√(σ² + σ_data²) (Karras et al. 2022, table 1)."""
+
+    def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        zero = torch.zeros_like(sigma)
+        return zero, zero
+
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        variance = (sigma.square() + self.sigma_data.square()).reshape(-1, 1)
+        return x * variance.rsqrt(), -0.5 * x.shape[1] * variance[:, 0].log()
+
+    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        return u * (sigma.square() + self.sigma_data.square()).reshape(-1, 1).sqrt()
+
+
+class Gaussian(Precondition):
+    """Full whitening by the noised data's covariance at every σ."""
+
+    def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(sigma)
+        return one, one
+
+
+class Annealed(Precondition):
+    """Isotropic at low noise, where a network learns from pixels; the Wiener filter's at high noise."""
+
+    def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        w = sigma.square() / (sigma.square() + self.sigma_data.square())
+        return w, w

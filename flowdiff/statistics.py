@@ -1,0 +1,79 @@
+r"""First and second moments of the training data, and the best linear denoiser they define.
+
+With class means μ_c and the within-class covariance Σ = Q diag(λ) Qᵀ, the Gaussian model x0 | c ~ N(μ_c, Σ)
+under x = x0 + σε has the posterior mean (the Wiener filter)
+
+    E[x0 | x, σ, c] = μ_c + Q diag(λ / (λ + σ²)) Qᵀ (x − μ_c).
+
+It is the reference of every denoising error in this project.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import FlowdiffError
+
+
+@dataclass(frozen=True)
+class DataStatistics:
+    """Moments of data with d coordinates and K classes.
+
+    Attributes:
+        class_means: (K + 1, d); the last row is the global mean, used for the null class.
+        eigenvalues: (d,), λ of the within-class covariance, descending, ≥ 0.
+        eigenvectors: (d, d), Q, one eigenvector a column.
+        pixel_variance: (d,), variance of each coordinate around its global mean.
+        sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
+    """
+
+    class_means: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    pixel_variance: Tensor
+    sigma_data: float
+
+    @classmethod
+    def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int) -> "DataStatistics":
+        """Measure the moments of x (N, *shape), labels (N,) in [0, K).
+
+        Raises:
+            FlowdiffError: a value that is not finite, or fewer than two samples.
+        """
+        flat = x.detach().flatten(1).double()
+        if len(flat) < 2:
+            raise FlowdiffError(f"the training split has {len(flat)} sample(s): statistics need at least 2")
+        bad = ~flat.isfinite().all(1)
+        if bad.any():
+            first = int(bad.nonzero()[0, 0])
+            raise FlowdiffError(
+                f"training sample {first} holds a value that is not finite: remove or repair it"
+            )
+        mean = flat.mean(0)
+        means = mean.repeat(num_classes + 1, 1)
+        centred = flat - mean
+        if labels is not None and num_classes:
+            for c in range(num_classes):
+                rows = labels == c
+                if rows.any():
+                    means[c] = flat[rows].mean(0)
+            centred = flat - means[labels]
+        eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / len(flat))
+        return cls(
+            class_means=means.float(),
+            eigenvalues=eigenvalues.flip(0).clamp(min=0).float(),
+            eigenvectors=eigenvectors.flip(1).float().contiguous(),
+            pixel_variance=flat.var(0, correction=0).float(),
+            sigma_data=float(flat.std(correction=0)),
+        )
+
+    def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The Wiener filter's estimate of x0 from x (B, *shape) at σ (B,); labels (B,), or None for no class."""
+        flat = x.flatten(1)
+        rows = self.class_means[-1:] if labels is None else self.class_means[labels]
+        rows = rows.to(flat)
+        basis = self.eigenvectors.to(flat)
+        values = self.eigenvalues.to(flat)
+        gain = values / (values + sigma.to(flat).reshape(-1, 1).square())
+        return (rows + ((flat - rows) @ basis * gain) @ basis.T).reshape(x.shape)

@@ -1,0 +1,118 @@
+r"""The baseline without a density: a small U-Net F with EDM's preconditioning (Karras et al. 2022, eq. 7, table 1).
+
+D(x, σ) = c_skip·x + c_out·F(c_in·x, σ, c),
+c_skip = σ_data²/(σ² + σ_data²),   c_out = σ·σ_data/√(σ² + σ_data²),   c_in = 1/√(σ² + σ_data²).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
+from flowdiff.embeddings import Conditioning
+from flowdiff.errors import ConfigError
+from flowdiff.flows.base import at_least
+from flowdiff.statistics import DataStatistics
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, twice, with FiLM by the embedding between."""
+
+    def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups(inputs), inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.film = nn.Linear(context_dim, 2 * outputs)
+        self.norm2 = nn.GroupNorm(groups(outputs), outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.skip(x) + h
+
+
+def groups(channels: int) -> int:
+    """The largest number of groups ≤ 8 that divides the channels."""
+    return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
+
+
+class UNetDenoiser(Denoiser):
+    """D of a U-Net with one residual block per resolution on the way down and up.
+
+    Args:
+        shape: (C, H, W).
+        num_classes: K, 0 for none.
+        conditioning: makes the embedding of σ and class.
+        width: channels at full resolution.
+        multipliers: of the width, one per resolution; the size is halved between them (rounding up).
+    """
+
+    sigma_data: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        num_classes: int,
+        conditioning: Callable[..., Conditioning],
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 3),
+    ) -> None:
+        if len(shape) != 3:
+            raise ConfigError("denoiser", "unet", f"needs images (C, H, W), not data of shape {tuple(shape)}")
+        embed = conditioning(num_classes=num_classes)
+        super().__init__(shape, embed.num_classes)
+        at_least("denoiser.width", width, 1)
+        self.register_buffer("sigma_data", torch.tensor(0.5))
+        self.embed = embed
+        self.context = nn.Sequential(nn.Linear(embed.dim, 4 * width), nn.SiLU())
+        channels = [width * m for m in multipliers]
+        self.first = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.down = nn.ModuleList()
+        previous = width
+        for c in channels:
+            self.down.append(ResidualBlock(previous, c, 4 * width))
+            previous = c
+        self.middle = ResidualBlock(previous, previous, 4 * width)
+        self.up = nn.ModuleList()
+        for c in reversed(channels):
+            self.up.append(ResidualBlock(previous + c, c, 4 * width))
+            previous = c
+        self.norm = nn.GroupNorm(groups(previous), previous)
+        self.last = nn.Conv2d(previous, shape[0], 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def fit(self, statistics: DataStatistics) -> None:
+        self.sigma_data.fill_(statistics.sigma_data)
+
+    def network(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """F: (B, C, H, W) to the same shape."""
+        context = self.context(embedding)
+        h, skips = self.first(x), []
+        for i, block in enumerate(self.down):
+            h = block(h, context)
+            skips.append(h)
+            if i < len(self.down) - 1:
+                h = F.avg_pool2d(h, 2, ceil_mode=True)
+        h = self.middle(h, context)
+        for block in self.up:
+            skip = skips.pop()
+            if h.shape[-2:] != skip.shape[-2:]:
+                h = F.interpolate(h, size=skip.shape[-2:], mode="nearest")
+            h = block(torch.cat([h, skip], 1), context)
+        return self.last(F.silu(self.norm(h)))
+
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        levels = batch_sigma(sigma, x)
+        embedding = self.embed(levels, self._classes(x, labels, drop))
+        levels = levels[:, None, None, None]
+        total = (levels.square() + self.sigma_data.square()).sqrt()
+        c_skip, c_out = (self.sigma_data / total).square(), levels * self.sigma_data / total
+        return c_skip * x + c_out * self.network(x / total, embedding).to(x.dtype)
