@@ -253,22 +253,19 @@ def from_config(
 
     Args:
         denoiser: what is sampled.
-        config: holds ``sampler``, ``schedule`` (with ``_target_``) and ``guidance_scale``.
+        config: holds ``sampler`` and ``schedule`` (each a ``_target_`` or an object) and ``guidance_scale``.
         images: the data are images, so D is held to [-1, 1].
         batch_size, tile: see `BatchedSampler`.
         settings: ``num_steps``, ``sigma_min``, ``sigma_max``, ``sigma_start``, ``guidance_scale`` in place of
             the configuration's; None keeps the configuration's.
     """
-    from flowdiff.checkpoint import instantiate_safely
-
     given = {key: value for key, value in settings.items() if value is not None}
     check_positive("num_steps", given.get("num_steps"))
-    scale = given.get("guidance_scale", config.get("guidance_scale", 1.0))
     return BatchedSampler(
         denoiser,
-        sampler=instantiate_safely(_with_settings(config["sampler"], given)),
-        schedule=instantiate_safely(_with_settings(config["schedule"], given)),
-        guidance_scale=float(scale),
+        sampler=_built("sampler", config["sampler"], given),
+        schedule=_built("schedule", config["schedule"], given),
+        guidance_scale=given.get("guidance_scale", config.get("guidance_scale", 1.0)),
         clip=(-1.0, 1.0) if images else None,
         batch_size=batch_size,
         tile=tile,
@@ -281,5 +278,26 @@ def check_positive(key: str, value: Any) -> None:
         raise ConfigError(key, value, "must be an integer >= 1")
 
 
-def _with_settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: given.get(key, value) if key in SETTINGS else value for key, value in config.items()}
+def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
+    """The sampler or schedule of a configuration; one that is built already stays what it is."""
+    from hydra.errors import InstantiationException
+
+    from flowdiff.checkpoint import instantiate_safely
+
+    if not isinstance(config, Mapping):
+        return config
+    wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
+    try:
+        return instantiate_safely(wanted)
+    except InstantiationException as error:
+        raise user_error(key, error) from error
+
+
+def user_error(key: str, error: BaseException) -> FlowdiffError:
+    """The one line in what Hydra raises when a class refuses its arguments."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FlowdiffError):
+            return cause
+        cause = cause.__cause__
+    return FlowdiffError(f"{key}: {' '.join(str(error.__cause__ or error).split())}")

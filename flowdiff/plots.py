@@ -113,11 +113,12 @@ def density_scatter(
             interpolation="bilinear",
         )
         figure.colorbar(shown, ax=axes, label="log p (nats)")
+    x, y = points.T.numpy()
     colours = None if labels is None else labels[: len(points)].cpu().numpy()
     if colours is not None and len(colours) == len(points):
-        axes.scatter(*points.T.numpy(), s=5, c=colours, cmap="tab10", linewidths=0, alpha=0.8)
+        axes.scatter(x, y, s=5, c=colours, cmap="tab10", linewidths=0, alpha=0.8)
     else:
-        axes.scatter(*points.T.numpy(), s=4, color="cyan", linewidths=0, alpha=0.7)
+        axes.scatter(x, y, s=4, color="cyan", linewidths=0, alpha=0.7)
     axes.set(xlim=ends[:2], ylim=ends[2:], title=title, aspect="equal")
     canvas.draw()
     pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)

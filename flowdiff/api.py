@@ -1,0 +1,184 @@
+"""A trained model in a notebook.
+
+denoiser = flowdiff.load("outputs/…/checkpoints/last.ckpt")
+denoiser.log_prob(x, sigma, labels)      exact log-density, in nats
+denoiser.score(x, sigma, labels)         its gradient by x
+denoiser(x, sigma, labels)               D, the way k-diffusion's and EDM's samplers call it
+denoiser.sample(16, 3, sampler="heun")   images in [-1, 1]; denoiser.to_uint8 makes bytes of them
+"""
+
+import inspect
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff import samplers, schedules
+from flowdiff.checkpoint import Checkpoint
+from flowdiff.checkpoint import load as load_checkpoint
+from flowdiff.data.quantise import to_levels, to_uint8
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.generate import Labels, check_positive, from_config, resolve_labels, seeds_from
+
+OneOrMore = int | Sequence[int] | Tensor | None
+
+
+class Model(nn.Module):
+    """A denoiser from a checkpoint, with what is known about its data.
+
+    Attributes:
+        denoiser: the network, in eval mode and without gradients by its weights.
+        config: the resolved configuration of its training.
+        shape: of one sample, (C, H, W) or (2,).
+        num_classes: K; 0 for an unconditional model.
+        levels: integer levels of a pixel; None for points.
+        class_names, data: of the data that it was trained on.
+        has_density: it has ``log_prob`` and ``score``.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        denoiser: Any = checkpoint.denoiser
+        self.denoiser = denoiser
+        self.config = checkpoint.config
+        self.shape = tuple(checkpoint.shape)
+        self.num_classes: int = denoiser.num_classes
+        self.levels = checkpoint.levels
+        self.class_names = checkpoint.class_names
+        self.data = checkpoint.data
+        self.weights = checkpoint.weights
+        self.has_density: bool = denoiser.has_density
+        self.has_inverse: bool = denoiser.has_inverse
+        self.normalized: bool = denoiser.normalized
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """D(x; sigma, labels), the estimate of x0 from x = x0 + sigma·noise.
+
+        Args:
+            x: (B, *shape).
+            sigma: (B,) or one number.
+            labels: (B,) in [0, K), one class for all, or None: the null class.
+
+        Returns:
+            (B, *shape).
+        """
+        return self.denoiser.denoise(x, sigma, self._labels(labels, x))
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """`denoise`."""
+        return self.denoise(x, sigma, labels)
+
+    def log_prob(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """log p(x; sigma, labels) in nats: (B,). Arguments as for `denoise`."""
+        self._need_density()
+        return self.denoiser.log_prob(x, sigma, self._labels(labels, x))
+
+    def score(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """The gradient of ``log_prob`` by x: (B, *shape). Arguments as for `denoise`."""
+        self._need_density()
+        return self.denoiser.score(x, sigma, self._labels(labels, x))
+
+    def sample(
+        self,
+        n: int,
+        labels: Labels = "balanced",
+        sampler: str | samplers.Sampler | None = None,
+        *,
+        schedule: str | schedules.Schedule | None = None,
+        num_steps: int | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_start: float | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        seeds: Iterable[int] | None = None,
+        batch_size: int = 256,
+        tile: int = 32,
+        quiet: bool = False,
+    ) -> Tensor:
+        """``n`` samples, each a function of its own seed and label.
+
+        Args:
+            n: how many.
+            labels: ``"balanced"`` (0..K-1 in turn), one class, a list of them, or None: the null class.
+            sampler: a name (euler, heun, ancestral, inversion, inversion_denoise), a `Sampler`,
+                or None: the one of the training configuration. Likewise ``schedule``.
+            num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
+            seed: sample i has the seed ``seed + i``.
+            seeds: n seeds in place of those.
+            batch_size, tile: see `flowdiff.generate.BatchedSampler`.
+            quiet: no progress.
+
+        Returns:
+            (n, *shape) on the CPU; images lie in [-1, 1].
+        """
+        check_positive("n", n)
+        config = dict(self.config)
+        settings: dict[str, Any] = {
+            "num_steps": num_steps,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "sigma_start": sigma_start,
+            "guidance_scale": guidance_scale,
+        }
+        known = {k: config.get(k) if v is None else v for k, v in settings.items()}
+        if sampler is not None:
+            config["sampler"] = _by_name("sampler", samplers, samplers.Sampler, sampler, known)
+        if schedule is not None:
+            config["schedule"] = _by_name("schedule", schedules, schedules.Schedule, schedule, known)
+        batched = from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
+        chosen = seeds_from(seed, n) if seeds is None else torch.as_tensor(list(seeds))
+        return batched(resolve_labels(labels, n, self.num_classes, "labels"), chosen, quiet=quiet)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] to bytes of the same shape, by way of the data's levels."""
+        if self.levels is None:
+            raise FlowdiffError(f"{self.data}: points are not images and have no uint8 form")
+        return to_uint8(to_levels(x, self.levels), self.levels)
+
+    def _labels(self, labels: OneOrMore, x: Tensor) -> Tensor | None:
+        if labels is None or isinstance(labels, Tensor):
+            return labels
+        if isinstance(labels, int):
+            labels = [labels] * len(x)
+        return torch.as_tensor(labels, device=x.device)
+
+    def _need_density(self) -> None:
+        if not self.has_density:
+            raise FlowdiffError(
+                f"this checkpoint holds a {type(self.denoiser).__name__}, which has no density"
+            )
+
+
+def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Model:
+    """The model of a checkpoint; nothing but the file is needed.
+
+    Args:
+        path: a ``.ckpt`` file.
+        weights: ``"ema"`` or ``"raw"``.
+        device: where the model goes.
+    """
+    return Model(load_checkpoint(path, weights, "cpu")).to(device)
+
+
+def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:
+    """The configuration of the class that conf/ calls ``name``; an object stays what it is."""
+    if isinstance(name, base):
+        return name
+    classes = {
+        _snake(n): c
+        for n, c in vars(module).items()
+        if isinstance(c, type) and issubclass(c, base) and c is not base
+    }
+    if name not in classes:
+        raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")
+    found = classes[str(name)]
+    accepted = inspect.signature(found).parameters
+    wanted = {k: v for k, v in settings.items() if k in accepted}
+    return {"_target_": f"{found.__module__}.{found.__name__}"} | wanted
+
+
+def _snake(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
