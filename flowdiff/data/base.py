@@ -1,0 +1,169 @@
+"""What every dataset is to the rest of the package: integer images (or points) in three splits, held in
+memory.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor
+
+from flowdiff.data.loader import TensorLoader
+from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
+from flowdiff.errors import ConfigError, FlowdiffError
+
+SPLITS = ("train", "val", "test")
+Split = tuple[Tensor, Tensor]
+
+
+class ImageData(lightning.LightningDataModule):
+    """Base of all datasets. A new one is a subclass with ``load`` and one YAML in conf/dataset.
+
+    A batch is ``(k, labels)``: uint8 levels (B, C, H, W) and int64 labels (B,). Labels are always there;
+    where ``num_classes`` is 0 they carry no meaning for the model. Toy data have ``levels`` None and yield
+    float points.
+
+    Args:
+        name: how results and errors call the data.
+        shape: shape of one sample, (C, H, W) or (2,).
+        num_classes: K, labels lie in 0..K−1; 0 for data without classes.
+        levels: number L of integer levels of a pixel; None for continuous data.
+        batch_size: samples per training step and process.
+        seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
+        extractor: the feature extractor in ``flowdiff.extractors`` for these images; None if there is none.
+        class_names: names of the classes, in the order of the labels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        num_classes: int,
+        levels: int | None,
+        batch_size: int = 128,
+        seed: int = 0,
+        extractor: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError("dataset.batch_size", batch_size, "must be an integer >= 1")
+        self.name = name
+        self.shape = tuple(shape)
+        self.num_classes = num_classes
+        self.levels = levels
+        self.batch_size = batch_size
+        self.seed = seed
+        self.extractor = extractor
+        self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
+        self._splits: dict[str, Split] | None = None
+
+    # -- to be provided by a dataset
+    # ---------------------------------------------------------------------------------
+
+    def load(self) -> dict[str, Split]:
+        """Read the data: {"train": (k, labels), "val": …, "test": …}."""
+        raise NotImplementedError
+
+    # -- what the rest of the package uses
+    # ---------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data once, whatever the stage."""
+        if self._splits is None:
+            self._splits = self.load()
+            for split, (k, labels) in self._splits.items():
+                self._check(split, k, labels)
+
+    def images(self, split: str) -> Split:
+        """The whole of one split: levels (N, C, H, W) uint8 (points (N, 2) float32 for toy data) and labels
+        (N,).
+        """
+        if split not in SPLITS:
+            raise ConfigError("split", split, f"must be one of {', '.join(SPLITS)}")
+        self.setup()
+        assert self._splits is not None
+        return self._splits[split]
+
+    def to_model(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Levels to model space with dequantisation noise; points stay what they are."""
+        return k.float() if self.levels is None else dequantise(k, self.levels, generator)
+
+    def to_centres(self, k: Tensor) -> Tensor:
+        """Levels to model space without noise; points stay what they are."""
+        return k.float() if self.levels is None else centres(k, self.levels)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Model space (N, C, H, W) to uint8 images of the same shape, by way of the levels."""
+        if self.levels is None:
+            raise FlowdiffError(f"dataset={self.name}: points are not images and have no uint8 form")
+        return to_uint8(to_levels(x, self.levels), self.levels)
+
+    def levels_to_uint8(self, k: Tensor) -> Tensor:
+        """Levels (N, C, H, W) to uint8 images of the same shape."""
+        if self.levels is None:
+            raise FlowdiffError(f"dataset={self.name}: points are not images and have no uint8 form")
+        return to_uint8(k, self.levels)
+
+    def train_dataloader(self) -> TensorLoader:
+        """Shuffled batches; in the data's own order when the trainer asks to overfit some batches."""
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._loader("train", shuffle=not overfit, drop_last=True)
+
+    def val_dataloader(self) -> TensorLoader:
+        """All validation data in their own order."""
+        return self._loader("val", shuffle=False, drop_last=False)
+
+    def test_dataloader(self) -> TensorLoader:
+        """All test data in their own order."""
+        return self._loader("test", shuffle=False, drop_last=False)
+
+    def _loader(self, split: str, shuffle: bool, drop_last: bool) -> TensorLoader:
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return TensorLoader(
+            self.images(split),
+            self.batch_size,
+            shuffle,
+            drop_last,
+            self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _check(self, split: str, k: Tensor, labels: Tensor) -> None:
+        if len(k) == 0:
+            raise FlowdiffError(f"dataset={self.name}: the {split} split is empty")
+        if tuple(k.shape[1:]) != self.shape or len(labels) != len(k):
+            raise FlowdiffError(
+                f"dataset={self.name}: the {split} split has samples of shape {tuple(k.shape[1:])} and {len(labels)} "
+                f"labels for {len(k)} samples, but shape {self.shape} was announced"
+            )
+        if self.levels is None:
+            bad = ~torch.isfinite(k.flatten(1)).all(1)
+            if bad.any():
+                row = int(bad.nonzero()[0])
+                raise FlowdiffError(
+                    f"dataset={self.name}: sample {row} of the {split} split is not finite (NaN or inf)"
+                )
+        elif int(k.max()) >= self.levels:
+            raise FlowdiffError(
+                f"dataset={self.name}: a pixel is {int(k.max())}, levels={self.levels} allow 0..{self.levels - 1}"
+            )
+        if self.num_classes and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
+            raise FlowdiffError(f"dataset={self.name}: labels must lie in 0..{self.num_classes - 1}")
+
+
+def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split 0..n−1 into (kept, held out) row numbers, each in ascending order; the same for every run."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[n_val:].sort().values, order[:n_val].sort().values
+
+
+def missing(name: str, root: str | Path, what: str) -> FlowdiffError:
+    """The error for data that are not where they should be."""
+    return FlowdiffError(
+        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); set dataset.root or "
+        "FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
+    )

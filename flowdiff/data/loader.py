@@ -1,0 +1,100 @@
+"""Batches of tensors that lie in memory, in an order that is a function of (seed, epoch) and nothing else.
+
+The order of epoch e is the permutation drawn from a generator seeded with (seed, e). Batch i of it is rows
+[i·B, (i+1)·B) of that permutation; on rank r of R processes every R-th row of it, beginning with the r-th.
+The state is two integers, (epoch, step), so a run that resumes in the middle of an epoch sees the batches it
+would have seen.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class TensorLoader:
+    """A resumable loader over in-memory tensors.
+
+    Lightning saves and restores ``state_dict`` with the training loop, and calls ``set_epoch`` on
+    ``loader.sampler``
+    at the start of each epoch: this loader is its own sampler.
+
+    Args:
+        tensors: tensors with the same first dimension N; a batch is the tuple of their rows.
+        batch_size: rows per batch and process; at most N/world_size is used.
+        shuffle: a new order in each epoch. Without it the order is 0..N−1.
+        drop_last: leave out the last, smaller batch (every step then sees the same batch size).
+        seed: fixes the order.
+        rank, world_size: this process and the number of processes, for distributed training.
+    """
+
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tensors = tensors
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.rows = len(tensors[0]) // world_size if drop_last else -(-len(tensors[0]) // world_size)
+        self.batch_size = max(1, min(batch_size, self.rows))
+        self.epoch = 0
+        self.step = 0
+        self._begun = False  # the current iterator has handed out a batch
+        self.sampler = self
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of the current epoch from the current step on. Leaving an epoch early and beginning a
+        new iterator goes to the next epoch; a freshly restored loader goes on where it was saved.
+        """
+        if self._begun and self.step > 0:
+            self.epoch, self.step = self.epoch + 1, 0
+        self._begun = False
+        return self._batches()
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
+        order = self.order(self.epoch)
+        for step in range(self.step, len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            # the position moves on before the batch is used: a state saved after its step names the next
+            # batch
+            last = step + 1 == len(self)
+            self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, step + 1)
+            self._begun = True
+            yield tuple(tensor[rows] for tensor in self.tensors)
+
+    def order(self, epoch: int) -> Tensor:
+        """Row numbers of this process in the given epoch, (rows,) int64."""
+        n = len(self.tensors[0])
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            order = torch.randperm(n, generator=generator)
+        else:
+            order = torch.arange(n)
+        return order[self.rank :: self.world_size][: self.rows]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``, unless the loader is already in it or past it."""
+        if epoch > self.epoch:
+            self.epoch, self.step = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The position of the next batch."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a saved position."""
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self._begun = False
