@@ -4,13 +4,13 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
 
     format       int, see `FORMAT`
     config       the run's resolved configuration, plain dicts, lists, numbers and strings
-    source       the same before interpolation, and ``overrides``, the words of the command line (for resuming)
+    source       the same before interpolation, and ``overrides``, the words of the command line
     shape, num_classes, levels, class_names, data     what the model was trained on
     versions, git                                     what it was trained with
     micro_step                                        batches seen so far
 
-``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code, since Hydra calls
-whatever ``_target_`` names; therefore `instantiate_safely` builds only classes defined in this package and a short list
+``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code: Hydra calls
+whatever ``_target_`` names. So `instantiate_safely` builds only classes defined in this package and a short list
 from torch, and tensors are read with ``weights_only=True``.
 """
 
@@ -71,7 +71,7 @@ def describe(
     source: dict[str, Any] | None = None,
     overrides: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The entry ``"flowdiff"`` of a checkpoint: plain values only, so that ``weights_only=True`` reads them."""
+    """The entry ``"flowdiff"`` of a checkpoint: plain values, which ``weights_only=True`` reads."""
     return {
         "format": FORMAT,
         "config": config,
@@ -88,7 +88,7 @@ def describe(
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
-    """The raw contents of a checkpoint file. Missing, cut off, foreign or hostile files raise `FlowdiffError`."""
+    """The contents of a checkpoint file. One that is missing, cut off or foreign raises `FlowdiffError`."""
     file = Path(path).expanduser()
     if file.is_dir():
         raise FlowdiffError(
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     except Exception as error:
         reason = str(error)
         if "Unsupported global" in reason or "WeightsUnpickler" in reason:
-            why = "it holds Python objects, which this program does not run; only tensors and plain values are read"
+            why = "it holds Python objects, which are not run; only tensors and plain values are read"
         else:
             why = f"not a readable checkpoint; is it cut off? ({file.stat().st_size:,} bytes)"
         raise FlowdiffError(f"ckpt_path={path}: {why}") from error
@@ -170,8 +170,8 @@ def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classe
 def instantiate_safely(config: Mapping[str, Any], **kwargs: Any) -> Any:
     """`hydra.utils.instantiate` for a configuration that may come from a stranger.
 
-    Every ``_target_`` must be a class that is defined in ``flowdiff`` or listed in `TORCH_CLASSES`, and no string may
-    hold an interpolation. Anything else is a `FlowdiffError`, raised before anything is built.
+    Every ``_target_`` must be a class that is defined in ``flowdiff`` or listed in `TORCH_CLASSES`, and no
+    string may hold an interpolation. Anything else is a `FlowdiffError`, raised before anything is built.
     """
     for node in _walk(config):
         if isinstance(node, str) and "${" in node:
@@ -182,7 +182,7 @@ def instantiate_safely(config: Mapping[str, Any], **kwargs: Any) -> Any:
 
 
 def _check_target(target: Any) -> None:
-    """Raise unless ``target`` names an allowed class. Nothing outside this package is imported to find out."""
+    """Raise unless ``target`` names an allowed class. Only this package is imported to find out."""
     if isinstance(target, str) and target in TORCH_CLASSES:
         return
     allowed = isinstance(target, str) and target.startswith("flowdiff.") and "__" not in target
@@ -214,7 +214,7 @@ def _walk(node: Any) -> Iterator[Any]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final name, flushes it to the disk and then renames it.
 
-    A run that is killed in the middle of a write leaves the previous file whole, and a full disk raises `OSError`.
+    A run that is killed in the middle of a write leaves the previous file whole; a full disk is an `OSError`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -223,7 +223,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
-    """Call ``write(binary file)`` on a temporary file in the same folder, then put it in the place of ``path``."""
+    """Call ``write(binary file)`` on a temporary file in the folder of ``path``, then rename it to that."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -257,7 +257,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with ``+`` when files were changed; None outside one."""
+    """The commit of the checkout this package is in, with ``+`` for changed files; None outside one."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

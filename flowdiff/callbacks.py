@@ -1,0 +1,338 @@
+"""What happens beside the optimisation: the average of the weights, checkpoints, scalars, pictures, progress.
+
+Order matters. `EMA` puts the average into the model at the start of a validation and takes it out in its own
+``on_validation_epoch_end``; whatever looks at the model in that hook must stand before it in the list
+(conf/callbacks). The average is
+
+    w̄ ← w̄ + (1 − d)(w − w̄),   d = min(decay, (1 + n)/(10 + n))   after n updates
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from flowdiff import generate, plots
+from flowdiff.errors import ConfigError
+from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.module import Diffusion
+
+
+class EMA(EMAWeightAveraging):
+    """The exponential moving average of the weights, updated after every step, with a warm-up of its decay.
+
+    Validation and the callbacks before this one see the average, checkpoints hold both. When training ends the model
+    keeps its raw weights (Lightning's own class would overwrite them with the average before the last checkpoint).
+
+    Args:
+        decay: in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError("callbacks.ema.decay", decay, "must be at least 0 and below 1")
+        super().__init__(decay=decay, use_buffers=False)  # buffers are copied, not averaged
+        self._kwargs = {"multi_avg_fn": self._average}
+        self.decay = decay
+
+    @torch.no_grad()
+    def _average(self, averages: Any, weights: Any, updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + n) / (10 + n)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the raw weights in the model."""
+
+
+class Checkpoints(Checkpoint):
+    """``last.ckpt`` every N steps, at the end and at a signal; ``best.ckpt`` when a validation is the best so far.
+
+    Args:
+        folder: where they go.
+        every_n_steps: N.
+        monitor: the logged value that decides, lower is better.
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ConfigError("callbacks.checkpoints.every_n_steps", every_n_steps, "must be an integer >= 1")
+        self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
+        self.best = math.inf
+        self.saved_step = -1
+        self.interrupts: Interrupts | None = None
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.best_path.exists():  # resumed into a new folder: the best so far is not in it
+            self.best = math.inf
+        if self.interrupts is not None:
+            self.interrupts.install()  # Lightning's own handler has come in between
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step != self.saved_step and step > 0 and step % self.every_n_steps == 0:
+            self.save_last(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            value = trainer.callback_metrics.get(self.monitor)
+            if value is not None and float(value) < self.best:
+                self.best = float(value)
+                trainer.save_checkpoint(self.best_path)
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self.saved_step:
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``."""
+        self.saved_step = trainer.global_step
+        trainer.save_checkpoint(self.last_path)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        received = None if self.interrupts is None else self.interrupts.received
+        if trainer.world_size > 1:  # all processes stop at the same step
+            if not trainer.strategy.reduce_boolean_decision(received is not None, all=False):
+                return
+            received = received or 15
+        if received is not None:
+            if trainer.global_step != self.saved_step:
+                self.save_last(trainer)
+            raise Interrupted(received)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = float(state_dict["best"])
+
+
+class Scalars(Callback):
+    """Every ``trainer.log_every_n_steps`` steps, means since the last time: loss and its terms, the loss by bucket of σ,
+    norm of the gradient before clipping, learning rate, images per second.
+
+    Args:
+        buckets: edges between the buckets of σ.
+    """
+
+    def __init__(self, buckets: Sequence[float] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
+        if list(buckets) != sorted(set(buckets)):
+            raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
+        self.edges = torch.tensor(list(buckets), dtype=torch.float32)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.buckets: tuple[Tensor, Tensor] | None = None
+        self.steps, self.images, self.since, self.paused = 0, 0, time.perf_counter(), 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.paused += time.perf_counter() - self._pause
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        terms, sigma = outputs["terms"], outputs["sigma"]
+        assert isinstance(pl_module, Diffusion)
+        values = {name: term.mean() for name, term in terms.items()} | {"grad_norm": pl_module.last_grad_norm}
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self._fill_buckets(sigma, terms["loss"])
+        self.steps += 1
+        self.images += len(sigma) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0 and trainer.fit_loop._should_accumulate() is False:
+            metrics = self.metrics(trainer)
+            trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
+            self._forget()
+
+    def _fill_buckets(self, sigma: Tensor, loss: Tensor) -> None:
+        edges = self.edges.to(sigma.device)
+        index = torch.bucketize(sigma, edges)
+        totals = torch.zeros(2, len(edges) + 1, device=sigma.device)
+        totals[0].index_add_(0, index, loss.float())
+        totals[1].index_add_(0, index, torch.ones_like(loss, dtype=torch.float32))
+        old = self.buckets
+        self.buckets = (totals[0], totals[1]) if old is None else (old[0] + totals[0], old[1] + totals[1])
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """The means since the last call of ``_forget``."""
+        seconds = time.perf_counter() - self.since - self.paused
+        found = {f"train/{name}": float(total) / self.steps for name, total in self.sums.items()}
+        found["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        found["train/images_per_second"] = self.images / max(seconds, 1e-9)
+        if self.buckets is not None:
+            ends = ["0", *(f"{edge:g}" for edge in self.edges.tolist()), "inf"]
+            for i, (total, count) in enumerate(zip(*(t.tolist() for t in self.buckets), strict=True)):
+                if count:
+                    found[f"train/loss_by_sigma/{ends[i]}-{ends[i + 1]}"] = total / count
+        return found
+
+
+class Picture(Callback):
+    """A picture at each validation, of the averaged weights: to ``<run>/<folder>/step_….png`` and TensorBoard."""
+
+    folder = "pictures"
+
+    def picture(self, module: Diffusion) -> Tensor | None:
+        """(C, H, W) uint8, or None where there is nothing to show."""
+        raise NotImplementedError
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Diffusion)
+        picture = self.picture(pl_module)
+        if picture is None:
+            return
+        file = Path(str(pl_module.config["run_dir"]), self.folder, f"step_{trainer.global_step:07d}.png")
+        plots.save_png(picture, file)
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image(self.folder, picture, trainer.global_step)
+
+
+class SampleGrid(Picture):
+    """Samples from the same noise and for the same classes each time: a row a class, or a row after the other. Points
+    in the plane are drawn over the density.
+
+    Args:
+        rows, columns: of the grid; points: 2,000, whatever these say.
+    """
+
+    folder = "samples"
+
+    def __init__(self, rows: int = 10, columns: int = 10) -> None:
+        self.rows, self.columns = rows, columns
+
+    def picture(self, module: Diffusion) -> Tensor | None:
+        data, denoiser = module.data, module.denoiser
+        images = data.levels is not None
+        n = self.rows * self.columns if images else 2000
+        sampler = generate.from_config(denoiser, module.config, images=images)
+        classes = denoiser.num_classes
+        labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
+        x = sampler(labels, generate.seeds_from(0, n), what="sample grid")
+        if images:
+            return plots.image_grid(data.to_uint8(x), columns=self.columns)
+        log_prob = None
+        if denoiser.normalized:
+            sigma = float(module.config["sigma_min"])
+            device = next(denoiser.parameters()).device
+            log_prob = lambda p: denoiser.log_prob(p.to(device), sigma)  # type: ignore[operator]  # noqa: E731
+        return plots.density_scatter(x, log_prob, title=f"step {module.global_step}", labels=labels)
+
+
+class DenoisingGrid(Picture):
+    """One fixed batch of validation images, at several σ: x0, then x0 + σε and D beside it. Images only.
+
+    Args:
+        columns: how many images.
+        sigmas: noise levels.
+    """
+
+    folder = "denoising"
+
+    def __init__(self, columns: int = 10, sigmas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> None:
+        if not sigmas or min(sigmas) <= 0:
+            raise ConfigError("callbacks.denoising_grid.sigmas", list(sigmas), "must be numbers > 0")
+        self.columns, self.sigmas = columns, list(sigmas)
+
+    @torch.no_grad()
+    def picture(self, module: Diffusion) -> Tensor | None:
+        data, denoiser = module.data, module.denoiser
+        if data.levels is None:
+            return None
+        k, labels = data.images("val")
+        device = next(denoiser.parameters()).device
+        x0 = data.to_centres(k[: self.columns]).to(device)
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        own = labels[: self.columns].to(device) if denoiser.num_classes else None
+        return plots.denoising_strip(denoiser.denoise, x0, own, self.sigmas, noise, data.to_uint8)
+
+
+class TrainingProgress(Callback):
+    """A bar over steps when the output is a terminal, a line every few seconds otherwise.
+
+    Args:
+        interval: seconds between two lines.
+    """
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self.interval = interval
+        self._bar: Progress | None = None
+        self._console = Console()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first, self._start, self._shown = trainer.global_step, time.monotonic(), 0.0
+        if self._console.is_terminal and trainer.is_global_zero:
+            columns = ("training", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[values]}"), console=self._console)
+            self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, values="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        first = self._shown == 0.0
+        if not trainer.is_global_zero or (now - self._shown < (0.2 if self._bar else self.interval) and not first):
+            return
+        self._shown = now
+        step, total = trainer.global_step, trainer.max_steps
+        values = f"loss {float(outputs['loss']):.4g}" + described(trainer.callback_metrics)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, values=values)
+            return
+        left = (now - self._start) / max(step - self._first, 1) * (total - step)
+        print(f"step {step}/{total}  {values}  {left:.0f} s left", flush=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is None and trainer.is_global_zero and not trainer.sanity_checking:
+            found = described(trainer.callback_metrics, ("val/loss", "val/bits_per_dim", "val/nll"))
+            print(f"step {trainer.global_step}/{trainer.max_steps}  validation:{found}", flush=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+
+SHOWN = ("train/images_per_second", "val/bits_per_dim")
+
+
+def described(metrics: Mapping[str, Any], names: Sequence[str] = SHOWN) -> str:
+    """The chosen metrics as words for a line."""
+    return "".join(f"  {name.replace('train/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics)
