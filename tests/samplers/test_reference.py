@@ -1,0 +1,125 @@
+"""The same numbers as k-diffusion's functions and EDM's sampler, on the same denoiser and the same noise."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from analytic import MixtureDenoiser
+from k_diffusion_sampling import sampling
+from torch import Tensor
+
+from flowdiff.samplers import Ancestral, Euler, Heun, ancestral_step
+from flowdiff.schedules import Geometric, Karras
+
+STEPS = 12
+
+
+@pytest.fixture
+def denoiser() -> MixtureDenoiser:
+    means = torch.tensor([[-0.6, 0.3], [0.5, 0.1], [0.0, -0.7]], dtype=torch.float64)
+    covariances = torch.tensor([[0.04, 0.01], [0.01, 0.02]], dtype=torch.float64).expand(3, 2, 2)
+    return MixtureDenoiser(means, covariances, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
+
+
+@pytest.fixture
+def draws() -> Tensor:
+    """The standard normals of one run, in the order they are drawn: (STEPS + 1, n, 2)."""
+    return torch.randn(STEPS + 1, 64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def feed(draws: Tensor) -> Iterator[Tensor]:
+    return iter(draws.unbind())
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 50])
+def test_karras_schedule(num_steps: int) -> None:
+    theirs = sampling.get_sigmas_karras(num_steps, 0.002, 80.0, rho=7.0)
+    torch.testing.assert_close(Karras(0.002, 80.0)(num_steps).float(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_geometric_schedule() -> None:
+    theirs = sampling.get_sigmas_exponential(20, 0.002, 80.0)
+    torch.testing.assert_close(Geometric(0.002, 80.0)(20).float(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(Euler(STEPS), sampling.sample_euler), (Heun(STEPS), sampling.sample_heun)]
+)
+def test_ode(denoiser: MixtureDenoiser, draws: Tensor, ours: Euler, theirs, labelled: bool) -> None:
+    sigmas = Karras(0.002, 80.0)(STEPS)
+    labels = torch.arange(64) % 3 if labelled else None
+    expected = theirs(denoiser, sigmas[0] * draws[0], sigmas, extra_args={"labels": labels}, disable=True)
+    actual = ours(denoiser, feed(draws).__next__, sigmas, labels)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("churn", [{"s_churn": 3.0}, {"s_churn": 100.0, "s_noise": 1.007}])
+def test_heun_with_churn(
+    denoiser: MixtureDenoiser, draws: Tensor, churn: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sigmas = Karras(0.002, 80.0)(STEPS)
+    noise = feed(draws)
+    x = sigmas[0] * next(noise)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda like: next(noise))
+        expected = sampling.sample_heun(denoiser, x, sigmas, disable=True, **churn)
+    actual = Heun(STEPS, **churn)(denoiser, feed(draws).__next__, sigmas)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    without = Heun(STEPS)(denoiser, feed(draws).__next__, sigmas)
+    assert (actual - without).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 1.5])
+def test_ancestral(denoiser: MixtureDenoiser, draws: Tensor, eta: float) -> None:
+    sigmas = Karras(0.002, 80.0)(STEPS)
+    noise = feed(draws)
+    expected = sampling.sample_euler_ancestral(
+        denoiser,
+        sigmas[0] * next(noise),
+        sigmas,
+        eta=eta,
+        noise_sampler=lambda s, t: next(noise),
+        disable=True,
+    )
+    actual = Ancestral(STEPS, eta)(denoiser, feed(draws).__next__, sigmas)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 2.0])
+def test_ancestral_step(eta: float) -> None:
+    down, up = ancestral_step(3.0, 1.2, eta)
+    theirs = sampling.get_ancestral_step(3.0, 1.2, eta)
+    assert (down, up) == pytest.approx(theirs)
+    assert down**2 + up**2 == pytest.approx(1.2**2)
+    if eta == 1:
+        assert up**2 == pytest.approx(1.2**2 * (3.0**2 - 1.2**2) / 3.0**2)
+
+
+def edm_sampler(net, x: Tensor, noise, sigmas: Tensor, labels, s_churn, s_min, s_max, s_noise) -> Tensor:
+    """Algorithm 2 of Karras et al. 2022 as in NVlabs/edm's generate.py: scalar sigma, labels by position."""
+    num_steps = len(sigmas) - 1
+    x_next = x * sigmas[0]
+    for i, (t_cur, t_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        x_cur = x_next
+        gamma = min(s_churn / num_steps, math.sqrt(2) - 1) if s_min <= t_cur <= s_max else 0
+        t_hat = t_cur + gamma * t_cur
+        x_hat = x_cur + (t_hat**2 - t_cur**2).sqrt() * s_noise * (next(noise) if gamma > 0 else 0)
+        d_cur = (x_hat - net(x_hat, t_hat, labels)) / t_hat
+        x_next = x_hat + (t_next - t_hat) * d_cur
+        if i < num_steps - 1:
+            d_prime = (x_next - net(x_next, t_next, labels)) / t_next
+            x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
+    return x_next
+
+
+@pytest.mark.parametrize("window", [(0.0, math.inf), (0.05, 50.0)])
+def test_edm_churn_in_a_window(denoiser: MixtureDenoiser, draws: Tensor, window: tuple[float, float]) -> None:
+    sigmas = Karras(0.002, 80.0)(STEPS)
+    labels = torch.arange(64) % 3
+    noise = feed(draws)
+    expected = edm_sampler(denoiser, next(noise), noise, sigmas, labels, 4.0, *window, 1.003)
+    sampler = Heun(STEPS, s_churn=4.0, s_tmin=window[0], s_tmax=window[1], s_noise=1.003)
+    actual = sampler(denoiser, feed(draws).__next__, sigmas, labels)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,216 @@
+"""The samplers' contract: noise by index, evaluations, guidance, clipping, callbacks, and user's mistakes."""
+
+import pytest
+import torch
+from analytic import GaussianDenoiser, MixtureDenoiser
+from configs import build, choices
+from torch import Tensor
+
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.samplers import (
+    Ancestral,
+    Clipped,
+    Counted,
+    Euler,
+    Guided,
+    Heun,
+    IndexedNoise,
+    Inversion,
+    InversionDenoise,
+    Sampler,
+    Step,
+)
+from flowdiff.schedules import Karras
+
+SCHEDULE = Karras(0.002, 80.0)
+VALUES = {"num_steps": 6, "sigma_start": 0.3}
+SHAPE = (1, 2, 2)
+
+
+@pytest.fixture
+def denoiser() -> MixtureDenoiser:
+    means = torch.tensor([[-0.5, 0.5, 0.2, 0.0], [0.5, 0.1, -0.3, 0.4]])
+    return MixtureDenoiser(means, 0.1 * torch.eye(4).expand(2, 4, 4), torch.tensor([0.4, 0.6]), SHAPE)
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_a_sample_does_not_depend_on_its_batch(name: str, denoiser: MixtureDenoiser) -> None:
+    sampler = build("sampler", name, **VALUES)
+    sigmas = sampler.sigmas(SCHEDULE)
+    seeds = list(range(100, 112))
+    labels = torch.arange(12) % 2
+
+    def draw(size: int) -> Tensor:
+        parts = [
+            sampler(denoiser, IndexedNoise(seeds[i : i + size], SHAPE), sigmas, labels[i : i + size])
+            for i in range(0, 12, size)
+        ]
+        return torch.cat(parts)
+
+    whole = draw(12)
+    torch.testing.assert_close(draw(5), whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(draw(1), whole, rtol=1e-5, atol=1e-6)
+    assert torch.pdist(whole.flatten(1)).min() > 1e-2
+
+
+def test_indexed_noise() -> None:
+    noise = IndexedNoise([7, 8, 9], (1, 5, 5))
+    first, second = noise(), noise()
+    assert first.shape == (3, 1, 5, 5) and first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    alone = IndexedNoise([8], (1, 5, 5))
+    assert torch.equal(alone(), first[1:2])
+    assert torch.equal(alone(), second[1:2])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    noise()
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is not touched"
+    many = IndexedNoise(range(4000), (3,), dtype=torch.float64)()
+    torch.testing.assert_close(many.mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.06)
+    torch.testing.assert_close(many.T.cov(), torch.eye(3, dtype=torch.float64), rtol=0, atol=0.08)
+    with pytest.raises(ValueError, match="seeds"):
+        IndexedNoise([2**32], (2,))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "nfe", "inversions"),
+    [
+        (Euler(6), 6, 0),
+        (Heun(6), 11, 0),
+        (Heun(6, s_churn=2.0), 11, 0),
+        (Ancestral(6), 6, 0),
+        (Inversion(0.3), 1, 1),
+        (InversionDenoise(0.3, 6), 11, 1),
+    ],
+)
+def test_number_of_evaluations(
+    sampler: Sampler, nfe: int, inversions: int, denoiser: MixtureDenoiser
+) -> None:
+    counted = Counted(denoiser)
+    labels = torch.tensor([0, 1])
+    sampler(counted, IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
+    assert (counted.nfe, counted.inversions) == (nfe, inversions)
+    counted.reset()
+    sampler(Guided(counted, 2.0), IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
+    assert (counted.nfe, counted.inversions) == (2 * nfe, inversions)
+
+
+def test_guidance(denoiser: MixtureDenoiser) -> None:
+    x = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    sigma, labels = torch.full((5,), 0.6), torch.tensor([0, 1, 1, 0, 0])
+    conditional, null = denoiser(x, sigma, labels), denoiser(x, sigma, None)
+    for scale in (0.0, 0.5, 1.0, 3.0):
+        torch.testing.assert_close(
+            Guided(denoiser, scale)(x, sigma, labels), null + scale * (conditional - null)
+        )
+    assert torch.equal(Guided(denoiser, 3.0)(x, sigma, None), null)
+    guided = Guided(denoiser, 3.0)
+    assert (guided.shape, guided.num_classes, guided.has_inverse) == (SHAPE, 2, True)
+
+
+def test_guidance_makes_more_of_the_class(denoiser: MixtureDenoiser) -> None:
+    labels = torch.ones(200, dtype=torch.long)
+    evidence = []
+    for scale in (0.0, 1.0, 2.0):
+        x = Heun(12)(Guided(denoiser, scale), IndexedNoise(range(200), SHAPE), SCHEDULE(12), labels)
+        evidence.append((denoiser.log_prob(x, 0.0, labels) - denoiser.log_prob(x, 0.0)).mean().item())
+    assert evidence[0] < evidence[1] < evidence[2]
+
+
+def test_clipping_keeps_a_wild_denoiser_in_range() -> None:
+    def wild(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return x.exp() * x.sign() * 10
+
+    for sampler in (Euler(20), Heun(20), Heun(20, s_churn=5.0), Ancestral(20)):
+        x = sampler(Clipped(wild, -1.0, 1.0), IndexedNoise(range(50), (2,)), SCHEDULE(20))
+        assert x.abs().max() <= 1
+    x = Euler(20)(wild, IndexedNoise(range(50), (2,)), SCHEDULE(20))
+    assert not x.isfinite().all(), "without clipping this denoiser runs away, or the test above says nothing"
+    with pytest.raises(ValueError, match="low must be smaller"):
+        Clipped(wild, 1.0, -1.0)
+
+
+def test_wrappers_nest(denoiser: MixtureDenoiser) -> None:
+    wrapped = Clipped(Guided(Counted(denoiser), 2.0), -1, 1)
+    assert (wrapped.shape, wrapped.num_classes, wrapped.has_inverse) == (SHAPE, 2, True)
+    z = torch.randn(3, *SHAPE)
+    sigma = torch.full((3,), 0.5)
+    torch.testing.assert_close(wrapped.inverse(z, sigma), denoiser.inverse(z, sigma))
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_callback_hears_every_step_and_no_graph_is_kept(name: str, denoiser: MixtureDenoiser) -> None:
+    sampler = build("sampler", name, **VALUES)
+    sigmas = sampler.sigmas(SCHEDULE)
+    denoiser.means.requires_grad_()
+    steps: list[Step] = []
+    x = sampler(denoiser, IndexedNoise(range(3), SHAPE), sigmas, None, steps.append)
+    assert [step.number for step in steps] == list(range(1, sampler.num_steps + 1))
+    assert all(step.total == sampler.num_steps for step in steps)
+    assert [step.sigma for step in steps] + [steps[-1].sigma_next] == sigmas.tolist()
+    assert torch.equal(steps[-1].x, x)
+    assert not x.requires_grad
+
+
+def test_the_last_step_returns_the_denoised_image(denoiser: MixtureDenoiser) -> None:
+    seen: list[Tensor] = []
+
+    def listen(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        seen.append(denoiser(x, sigma, labels))
+        return seen[-1]
+
+    for sampler in (Euler(4), Heun(4), Heun(4, s_churn=1.0), Ancestral(4)):
+        assert torch.equal(sampler(listen, IndexedNoise([1, 2], SHAPE), SCHEDULE(4)), seen[-1])
+
+
+def test_ancestral_without_fresh_noise_is_euler(denoiser: MixtureDenoiser) -> None:
+    a = Ancestral(8, eta=0.0)(denoiser, IndexedNoise([1, 2], SHAPE), SCHEDULE(8))
+    torch.testing.assert_close(a, Euler(8)(denoiser, IndexedNoise([1, 2], SHAPE), SCHEDULE(8)))
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_a_denoiser_without_inverse(name: str) -> None:
+    class NoInverse(GaussianDenoiser):
+        has_inverse = False
+
+    sampler = build("sampler", name, **VALUES)
+    denoiser = NoInverse(torch.zeros(2), torch.eye(2))
+    if not sampler.needs_inverse:
+        assert sampler(denoiser, IndexedNoise([0], (2,)), sampler.sigmas(SCHEDULE)).isfinite().all()
+        return
+    for wrapped in (denoiser, Guided(denoiser, 2.0), lambda x, sigma, labels: x):
+        with pytest.raises(FlowdiffError, match=f"sampler={name}: needs a denoiser that can be inverted"):
+            sampler(wrapped, IndexedNoise([0], (2,)), sampler.sigmas(SCHEDULE))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Euler(0), r"^sampler\.num_steps=0: must be an integer >= 1$"),
+        (lambda: Heun(-3), r"^sampler\.num_steps=-3: "),
+        (lambda: Ancestral(2.5), r"^sampler\.num_steps=2\.5: "),
+        (lambda: Ancestral(True), r"^sampler\.num_steps=True: "),
+        (lambda: InversionDenoise(0.1, 0), r"^sampler\.num_steps=0: "),
+        (lambda: Heun(5, s_churn=-1.0), r"^sampler\.s_churn=-1\.0: "),
+        (lambda: Heun(5, s_noise=float("nan")), r"^sampler\.s_noise=nan: "),
+        (lambda: Heun(5, s_tmin=2.0, s_tmax=1.0), r"^sampler\.s_tmin=2\.0: .*s_tmax=1\.0"),
+        (lambda: Ancestral(5, eta=-0.1), r"^sampler\.eta=-0\.1: "),
+        (lambda: Ancestral(5, eta="all"), r"^sampler\.eta=all: "),
+        (lambda: Inversion(0.0), r"^sigma_start=0\.0: "),
+        (lambda: InversionDenoise(None, 5), r"^sigma_start=None: "),
+        (lambda: Guided(None, -1.0), r"^guidance_scale=-1\.0: "),
+    ],
+)
+def test_mistakes_are_named(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_sigmas_of_another_length_or_order_are_refused(denoiser: MixtureDenoiser) -> None:
+    noise = IndexedNoise([0], SHAPE)
+    for sigmas in (SCHEDULE(4), SCHEDULE(5)[:-1], SCHEDULE(5).flip(0)):
+        with pytest.raises(ValueError, match="sigmas must"):
+            Euler(5)(denoiser, noise, sigmas)
+    increasing = torch.tensor([1.0, 2.0, 3.0, 0.5, 0.1, 0.0])
+    with pytest.raises(ValueError, match="decrease"):
+        Euler(5)(denoiser, noise, increasing)
