@@ -137,8 +137,8 @@ class ImageData(lightning.LightningDataModule):
             raise FlowdiffError(f"dataset={self.name}: the {split} split is empty")
         if tuple(k.shape[1:]) != self.shape or len(labels) != len(k):
             raise FlowdiffError(
-                f"dataset={self.name}: the {split} split has samples of shape {tuple(k.shape[1:])} and {len(labels)} "
-                f"labels for {len(k)} samples, but shape {self.shape} was announced"
+                f"dataset={self.name}: the {split} split has samples of shape {tuple(k.shape[1:])} and "
+                f"{len(labels)} labels for {len(k)} samples, but shape {self.shape} was announced"
             )
         if self.levels is None:
             bad = ~torch.isfinite(k.flatten(1)).all(1)
@@ -149,7 +149,8 @@ class ImageData(lightning.LightningDataModule):
                 )
         elif int(k.max()) >= self.levels:
             raise FlowdiffError(
-                f"dataset={self.name}: a pixel is {int(k.max())}, levels={self.levels} allow 0..{self.levels - 1}"
+                f"dataset={self.name}: a pixel is {int(k.max())}, but levels={self.levels} "
+                f"allows 0..{self.levels - 1}"
             )
         if self.num_classes and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
             raise FlowdiffError(f"dataset={self.name}: labels must lie in 0..{self.num_classes - 1}")
@@ -164,6 +165,6 @@ def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def missing(name: str, root: str | Path, what: str) -> FlowdiffError:
     """The error for data that are not where they should be."""
     return FlowdiffError(
-        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); set dataset.root or "
-        "FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
+        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); set dataset.root "
+        "or FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
     )

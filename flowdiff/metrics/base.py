@@ -1,0 +1,165 @@
+"""What a metric is: a callable on an evaluand, returning named results with the conditions they were measured
+under.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.data import ImageData
+from flowdiff.statistics import DataStatistics
+
+
+@dataclass
+class Result:
+    """A number and what it was measured on.
+
+    Attributes:
+        value: the number.
+        n: samples (images, points) behind it.
+        conditions: plain values: split, extractor, sampler, nfe, seed, weights, …
+    """
+
+    value: float
+    n: int
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in metrics.json; a value that is not finite becomes null, which JSON has a word for."""
+        return {"value": self.value if math.isfinite(self.value) else None, "n": self.n, **self.conditions}
+
+
+@dataclass
+class Evaluand:
+    """A model under evaluation, with the data and the way of sampling that it is evaluated with.
+
+    Attributes:
+        denoiser: see ``flowdiff.denoisers``; in eval mode, on ``device``.
+        data: the dataset.
+        statistics: moments of the training split, for the Wiener filter.
+        sample: ``sample(n, labels, seed)`` draws n samples, (n, *shape) in model space; labels (n,) or None.
+            Its attribute ``conditions`` (sampler, schedule, num_steps, nfe, …) is copied into the results.
+        sigma_min: the noise level at which likelihoods are taken.
+        weights: "ema" or "raw", for the record.
+        seed: of the samples and of all noise in the metrics.
+        device: where the denoiser lives.
+        split: the split evaluated on.
+        batch_size: rows per pass through the denoiser.
+        progress: called as ``progress(what, done, total)``; None is silent.
+    """
+
+    denoiser: Any
+    data: ImageData
+    statistics: DataStatistics | None = None
+    sample: Callable[[int, Tensor | None, int], Tensor] | None = None
+    sigma_min: float = 0.002
+    weights: str = "ema"
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    split: str = "test"
+    batch_size: int = 500
+    progress: Callable[[str, int, int], None] | None = None
+    planned: int = 0
+    _samples: Tensor | None = field(default=None, repr=False)
+
+    def conditions(self, **more: Any) -> dict[str, Any]:
+        """What every result says about how it came about."""
+        return {
+            "dataset": self.data.name,
+            "split": self.split,
+            "seed": self.seed,
+            "weights": self.weights,
+            **more,
+        }
+
+    @property
+    def sample_conditions(self) -> dict[str, Any]:
+        """How the samples were made."""
+        return dict(getattr(self.sample, "conditions", {}) or {})
+
+    def real(self, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """``n`` rows of the split in an order that does not depend on n (all, in the data's order, if
+        None).
+        """
+        k, labels = self.data.images(self.split)
+        if n is None:
+            return k, labels
+        rows = self.rows(min(n, len(k)))
+        return k[rows], labels[rows]
+
+    def rows(self, n: int) -> Tensor:
+        """The first ``n`` rows of a fixed permutation of the split, which is repeated where n is larger."""
+        total = len(self.data.images(self.split)[1])
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+        return order.repeat(-(-n // total))[:n]
+
+    def labels(self, labels: Tensor) -> Tensor | None:
+        """Labels as the denoiser takes them: None if it has no classes."""
+        return labels.to(self.device) if self.denoiser.num_classes else None
+
+    def samples(self, n: int) -> tuple[Tensor, Tensor]:
+        """``n`` samples (n, *shape) on the CPU and the labels (n,) they were asked for.
+
+        The labels are those of ``real(n)``: sampled and real images have the same distribution of classes.
+        Samples are drawn once, for the largest n planned, and shared by all metrics.
+        """
+        if self.sample is None:
+            raise ValueError("this evaluand has no sampler")
+        if self._samples is None or len(self._samples) < n:
+            total = max(n, self.planned)
+            labels = self.data.images(self.split)[1][self.rows(total)]
+            self._samples = self.sample(total, self.labels(labels), self.seed).detach().cpu()
+        return self._samples[:n], self.data.images(self.split)[1][self.rows(n)]
+
+    def sample_images(self, n: int) -> tuple[Tensor, Tensor, int]:
+        """``n`` samples as uint8 images, their labels, and how many held a value that is not finite (shown as
+        gray).
+        """
+        x, labels = self.samples(n)
+        broken = int((~x.flatten(1).isfinite().all(1)).sum())
+        return self.data.to_uint8(torch.nan_to_num(x)), labels, broken
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+class Metric:
+    """Base of all metrics. A new one is a subclass and one YAML in conf/metrics.
+
+    Subclasses say why they can't be measured (``unfit``), how many samples they will ask for
+    (``num_needed``), and measure (``__call__``).
+    """
+
+    def unfit(self, model: Evaluand) -> str | None:
+        """Why this metric does not apply to the model, in words; None if it does."""
+        return None
+
+    def num_needed(self, model: Evaluand) -> int:
+        """Samples that the metric will ask for."""
+        return 0
+
+    def __call__(self, model: Evaluand) -> dict[str, Result]:
+        """Measure: results by their key in metrics.json."""
+        raise NotImplementedError
+
+
+def measure(metrics: Mapping[str, Metric], model: Evaluand) -> tuple[dict[str, Result], dict[str, str]]:
+    """Run metrics on one evaluand, with samples drawn once for the largest number asked for.
+
+    Returns:
+        the results, and for each metric that was skipped the reason.
+    """
+    reasons = {name: metric.unfit(model) for name, metric in metrics.items()}
+    fit = {name: metric for name, metric in metrics.items() if reasons[name] is None}
+    model.planned = max([0, *(metric.num_needed(model) for metric in fit.values())])
+    results: dict[str, Result] = {}
+    with torch.no_grad():
+        for metric in fit.values():
+            results.update(metric(model))
+    return results, {name: reason for name, reason in reasons.items() if reason is not None}

@@ -1,0 +1,58 @@
+"""How well a model denoises, as a multiple of the best linear denoiser.
+
+    denoising_ratio/σ = RMSE(D(x0 + σε; σ, c), x0) / RMSE(W(x0 + σε; σ, c), x0)
+
+with x0 the dequantised test images, ε standard normal, and W the class-conditional Gaussian Wiener filter of
+the training split (``flowdiff.statistics``). Below 1 the model knows more of the data than their means and
+covariances.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from flowdiff.metrics.base import Evaluand, Metric, Result
+
+SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Denoising(Metric):
+    """The ratio at several noise levels; every level and every model sees the same x0 and ε.
+
+    Args:
+        sigmas: noise levels.
+        num_images: rows of the split used; null is all of them.
+    """
+
+    def __init__(self, sigmas: Sequence[float] = SIGMAS, num_images: int | None = 2000) -> None:
+        self.sigmas = list(sigmas)
+        self.num_images = num_images
+
+    def unfit(self, model: Evaluand) -> str | None:
+        """Needs the statistics of the training split."""
+        return "no statistics of the training split" if model.statistics is None else None
+
+    def __call__(self, model: Evaluand) -> dict[str, Result]:
+        """Keys ``denoising_ratio/<sigma>``, with both RMSEs among the conditions."""
+        assert model.statistics is not None
+        k, labels = model.real(self.num_images)
+        generator = torch.Generator().manual_seed(model.seed)
+        x0 = model.data.to_model(k, generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        results = {}
+        for step, sigma in enumerate(self.sigmas):
+            ours, linear = 0.0, 0.0
+            for start in range(0, len(x0), model.batch_size):
+                rows = slice(start, start + model.batch_size)
+                clean = x0[rows].to(model.device)
+                x = clean + sigma * noise[rows].to(model.device)
+                levels = torch.full((len(x),), float(sigma), device=x.device)
+                classes = model.labels(labels[rows])
+                ours += (model.denoiser(x, levels, classes) - clean).double().square().sum().item()
+                linear += (model.statistics.wiener(x, levels, classes) - clean).double().square().sum().item()
+                done = step * len(x0) + min(start + model.batch_size, len(x0))
+                model.tell("denoising", done, len(self.sigmas) * len(x0))
+            rmse, wiener = (ours / x0.numel()) ** 0.5, (linear / x0.numel()) ** 0.5
+            conditions = model.conditions(sigma=float(sigma), rmse=rmse, rmse_wiener=wiener)
+            results[f"denoising_ratio/{sigma:g}"] = Result(rmse / wiener, len(x0), conditions)
+        return results

@@ -1,0 +1,124 @@
+"""Fréchet distance and recognition on the small extractors that ship with the package.
+
+    FD² = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½)          (Dowson & Landau 1982; Heusel et al. 2017,
+    arXiv:1706.08500)
+
+with means and covariances of features. tr (Σ1Σ2)^½ is the sum of the square roots of the eigenvalues of the
+symmetric Σ1^½ Σ2 Σ1^½, so nothing complex appears. The distance depends on n and on the extractor: both stand
+beside the number, and so does the distance of as many real images. Inception's is called FID and lives in
+``fidelity.py``.
+"""
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import ConfigError
+from flowdiff.extractors import Extractor
+from flowdiff.metrics.base import Evaluand, Metric, Result
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and unbiased covariance (F, F) of features (N, F), in float64."""
+    return features.double().mean(0), torch.cov(features.double().T)
+
+
+def square_root(matrix: Tensor) -> Tensor:
+    """The square root of a symmetric positive semidefinite matrix (F, F)."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def frechet_distance(features1: Tensor, features2: Tensor) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to features (N, F) and (M, F), as FID is defined."""
+    (mean1, cov1), (mean2, cov2) = moments(features1), moments(features2)
+    root = square_root(cov1)
+    cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
+    return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross)
+
+
+class SmallExtractorMetric(Metric):
+    """Base of the metrics on samples and a small extractor.
+
+    Args:
+        num_samples: samples drawn; at most the split's size, so that real images can be measured at the same
+        n.
+        extractor: name of the extractor; null is the dataset's own.
+    """
+
+    def __init__(self, num_samples: int = 1000, extractor: str | None = None) -> None:
+        if num_samples < 2:
+            raise ConfigError("num_samples", num_samples, "must be an integer >= 2 for a metric on samples")
+        self.num_samples = num_samples
+        self.extractor = extractor
+
+    def unfit(self, model: Evaluand) -> str | None:
+        """Needs a sampler and an extractor for the dataset."""
+        if model.sample is None:
+            return "no sampler"
+        if self.extractor is None and model.data.extractor is None:
+            return f"no small extractor for dataset={model.data.name} (fid takes Inception's weights)"
+        return None
+
+    def num_needed(self, model: Evaluand) -> int:
+        """``num_samples``, at most the size of the split."""
+        return min(self.num_samples, len(model.data.images(model.split)[1]))
+
+    def make_extractor(self, model: Evaluand) -> Extractor:
+        """The extractor, loaded and checked."""
+        return Extractor(self.extractor or str(model.data.extractor))
+
+
+class FrechetDistance(SmallExtractorMetric):
+    """Fréchet distance of samples to the training split, and of as many real images of the split beside
+    it.
+    """
+
+    def __call__(self, model: Evaluand) -> dict[str, Result]:
+        """Keys ``fd_<extractor>`` and ``fd_<extractor>/real``."""
+        extractor, n = self.make_extractor(model), self.num_needed(model)
+        images, _, broken = model.sample_images(n)
+        train = model.data.images("train")[0]
+        reference = extractor.features(model.data.levels_to_uint8(train))
+        real = extractor.features(model.data.levels_to_uint8(model.real(n)[0]))
+        common = model.conditions(
+            extractor=extractor.name,
+            extractor_sha256=extractor.sha256,
+            reference="train",
+            n_reference=len(train),
+        )
+        key = f"fd_{extractor.name}"
+        return {
+            key: Result(
+                frechet_distance(extractor.features(images), reference),
+                n,
+                common | model.sample_conditions | {"nonfinite": broken},
+            ),
+            f"{key}/real": Result(frechet_distance(real, reference), n, common),
+        }
+
+
+class Recognised(SmallExtractorMetric):
+    """Share of conditional samples that the extractor's classifier takes for their class, and of real
+    images.
+    """
+
+    def unfit(self, model: Evaluand) -> str | None:
+        """Needs a class-conditional model as well."""
+        if not model.denoiser.num_classes:
+            return "the model is unconditional"
+        return super().unfit(model)
+
+    def __call__(self, model: Evaluand) -> dict[str, Result]:
+        """Keys ``recognised`` and ``recognised/real``."""
+        extractor, n = self.make_extractor(model), self.num_needed(model)
+        images, labels, broken = model.sample_images(n)
+        k, y = model.real(n)
+        common = model.conditions(extractor=extractor.name, extractor_sha256=extractor.sha256)
+        hits = extractor.logits(images).argmax(1) == labels
+        real = extractor.logits(model.data.levels_to_uint8(k)).argmax(1) == y
+        return {
+            "recognised": Result(
+                hits.double().mean().item(), n, common | model.sample_conditions | {"nonfinite": broken}
+            ),
+            "recognised/real": Result(real.double().mean().item(), n, common),
+        }
