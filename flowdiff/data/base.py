@@ -165,6 +165,6 @@ def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def missing(name: str, root: str | Path, what: str) -> FlowdiffError:
     """The error for data that are not where they should be."""
     return FlowdiffError(
-        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); set dataset.root "
-        "or FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
+        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); "
+        "set dataset.root or FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
     )
