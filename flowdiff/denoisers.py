@@ -12,14 +12,13 @@ also works inside no_grad, inference_mode and torch.compile.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import Flow
 from flowdiff.precondition import Precondition
 from flowdiff.statistics import DataStatistics
@@ -39,6 +38,7 @@ class Denoiser(nn.Module):
     has_density = False
     has_inverse = False
     normalized = False
+    sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -49,9 +49,7 @@ class Denoiser(nn.Module):
         """Take the moments of the training split, once, before training."""
         raise NotImplementedError
 
-    def denoise(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The estimate of x0 from x = x0 + σε.
 
         Args:
@@ -65,9 +63,7 @@ class Denoiser(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         return self.denoise(x, sigma, labels, drop)
 
     def _classes(self, x: Tensor, labels: Tensor | None, drop: Tensor | None) -> Tensor:
@@ -127,6 +123,11 @@ class ScoreFlow(Denoiser):
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
 
+    @property
+    def sigma_data(self) -> Tensor:  # type: ignore[override]
+        """EDM's σ_data, as measured on the training split."""
+        return self.precondition.sigma_data
+
     def fit(self, statistics: DataStatistics) -> None:
         self.precondition.fit(statistics)
         if not self.embed.joint:
@@ -143,18 +144,13 @@ class ScoreFlow(Denoiser):
         context, joined = self._context(sigma, classes)
         with torch.autocast(x.device.type, enabled=False):
             u, logdet = self.precondition(x.flatten(1), sigma, classes)
-        if self.embed.joint:
-            h = torch.cat([u, joined], 1)
-        else:
-            h = u.reshape(x.shape)
+        h = torch.cat([u, joined], 1) if self.embed.joint else u.reshape(x.shape)
         z, change = self.flow(h, context)
         z = z.flatten(1)
         log_normal = -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
         return log_normal + logdet + change
 
-    def log_prob(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """log p(x; σ, c) in nats, (B,). Arguments as in :meth:`denoise`.
 
         With conditioning=concat it is the joint log-density of x and the embedding: its gradient by x is the score,
@@ -174,15 +170,11 @@ class ScoreFlow(Denoiser):
 
         return torch.func.grad(summed, has_aux=True)(x)
 
-    def score(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def score(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """s(x; σ, c) = ∇x log p(x; σ, c), shape of x."""
         return self.score_and_log_prob(x, sigma, labels, drop)[0]
 
-    def denoise(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         score = self.score(x, sigma, labels, drop)
         variance = batch_sigma(sigma, x).square().reshape(-1, *([1] * len(self.shape)))
         return x + variance * score
@@ -202,19 +194,3 @@ class ScoreFlow(Denoiser):
         context, _ = self._context(levels, classes)
         u = self.flow.inverse(z, context)
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
-
-
-def build(config: dict[str, Any], shape: tuple[int, ...], num_classes: int) -> Denoiser:
-    """The denoiser of a resolved configuration (its ``denoiser`` group), for samples of this shape.
-
-    Raises:
-        ConfigError: a value that is not allowed.
-    """
-    from flowdiff.checkpoint import instantiate_safely
-
-    denoiser = instantiate_safely(config["denoiser"], shape=tuple(shape), num_classes=num_classes)
-    if not isinstance(denoiser, Denoiser):
-        raise ConfigError(
-            "denoiser._target_", config["denoiser"].get("_target_"), "must be a flowdiff Denoiser"
-        )
-    return denoiser

@@ -1,4 +1,4 @@
-"""A user's mistake is one clear line: the key, its value and what is allowed. The command lines print it without a traceback."""
+"""A user's mistake is one line: the key, its value and what is allowed, printed without a traceback."""
 
 
 class FlowdiffError(Exception):

@@ -68,7 +68,7 @@ class Likelihood(Loss):
         self.power = power
 
     def weight(self, denoiser: ScoreFlow, sigma: Tensor) -> Tensor:
-        return (sigma / denoiser.precondition.sigma_data) ** self.power
+        return (sigma / denoiser.sigma_data) ** self.power
 
     def __call__(
         self,
@@ -99,7 +99,7 @@ class Denoising(Loss):
         x = noised(x0, sigma, eps)
         if isinstance(denoiser, ScoreFlow):
             score, log_prob = denoiser.score_and_log_prob(x, sigma, labels, drop)
-            error = score_matching_error(score, eps, sigma, denoiser.precondition.sigma_data)
+            error = score_matching_error(score, eps, sigma, denoiser.sigma_data)
             nll = -log_prob.detach() / math.prod(denoiser.shape)
             return {"loss": error, "denoising": error.detach(), "nll": nll}
         error = denoising_error(denoiser(x, sigma, labels, drop) - x0, sigma, denoiser.sigma_data)
@@ -130,7 +130,7 @@ class Mixture(Likelihood):
         assert isinstance(denoiser, ScoreFlow)
         score, log_prob = denoiser.score_and_log_prob(noised(x0, sigma, eps), sigma, labels, drop)
         nll = -log_prob / math.prod(denoiser.shape)
-        error = score_matching_error(score, eps, sigma, denoiser.precondition.sigma_data)
+        error = score_matching_error(score, eps, sigma, denoiser.sigma_data)
         loss = self.weight(denoiser, sigma) * nll + self.denoising_weight * error
         return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
 

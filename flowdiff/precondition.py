@@ -6,7 +6,7 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
     D = x + σ²·s = x − σ² Q diag(1/d) Qᵀ (x − m),      linear, and good before the first step.
 
     scalar     m = 0                d_i = σ² + σ_data²                                 EDM's c_in
-    gaussian   m = μ_c              d_i = σ² + λ_i                                     the class-conditional Wiener filter
+    gaussian   m = μ_c              d_i = σ² + λ_i                     the Wiener filter
     annealed   m = w·μ_c            d_i = σ² + w·λ_i + (1 − w)·σ_data²,  w = σ²/(σ² + σ_data²)
 
 Every learned deviation of the flow is multiplied by κ(σ) = σ_data/√(σ² + σ_data²), because an error of size e

@@ -38,10 +38,9 @@ class Flow(nn.Module):
 
     def fit(self, statistics: DataStatistics) -> None:
         """Take what it needs from the training data's moments, once, before training. Nothing by default."""
-        for child in self.children():
-            for flow in child if isinstance(child, nn.ModuleList) else [child]:
-                if isinstance(flow, Flow):
-                    flow.fit(statistics)
+        for flow in self.modules():
+            if isinstance(flow, Flow) and flow is not self and type(flow).fit is not Flow.fit:
+                flow.fit(statistics)
 
 
 class Composite(Flow):
@@ -67,7 +66,7 @@ class Composite(Flow):
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         h = z.reshape(len(z), *self.inner_shape)
         for step in reversed(self.steps):
-            h = step.inverse(h, context)
+            h = step.inverse(h, context)  # type: ignore[operator]
         return h.reshape(z.shape)
 
 

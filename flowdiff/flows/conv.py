@@ -134,9 +134,7 @@ class ConvFlow(Composite):
         at_least("flow.width", width, 1)
         for f in factors:
             if f < 1 or height % f or breadth % f or channels * f * f < 2:
-                raise ConfigError(
-                    "flow.factors", list(factors), f"each must divide the image size {height}×{breadth}"
-                )
+                raise ConfigError("flow.factors", list(factors), f"each must divide the image size {height}×{breadth}")
         steps = []
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             f = factors[i % len(factors)]

@@ -40,27 +40,33 @@ class PLULinear(Flow):
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
         self.max_log_scale = max_log_scale
 
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """PᵀL̃P, PᵀŨP and s in the order of the coordinates."""
+        back = self.permutation.argsort()
+        lower = (self.lower * self.strict_lower)[back][:, back]
+        upper = (self.upper * self.strict_lower.T)[back][:, back]
+        return lower, upper, soft_bound(self.log_diagonal, self.max_log_scale)[back]
+
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        lower, upper, log_diagonal = self._parts()
         kappa = per_sample(context.kappa, x)
-        log_diagonal = kappa * soft_bound(self.log_diagonal, self.max_log_scale)
-        h = x[..., self.permutation]
-        h = log_diagonal.exp() * h + kappa * (h @ (self.upper * self.strict_lower.T).T)
-        h = h + kappa * (h @ (self.lower * self.strict_lower).T)
+        log_scale = kappa * log_diagonal
+        h = log_scale.exp() * x + kappa * (x @ upper.T)
         places = x[0, ..., 0].numel()
-        return h[..., self.permutation.argsort()], places * log_diagonal.flatten(1).sum(1)
+        return h + kappa * (h @ lower.T), places * log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         x = torch.empty_like(z)
-        log_diagonal = soft_bound(self.log_diagonal, self.max_log_scale)
+        order = self.permutation
+        lower, upper, log_diagonal = self._parts()
+        lower, upper, log_diagonal = lower[order][:, order], upper[order][:, order], log_diagonal[order]
         levels, member = context.kappa.unique(return_inverse=True)
         for i, kappa in enumerate(levels):  # one pair of triangular solves for each noise level in the batch
             rows = member == i
-            upper = torch.diag((kappa * log_diagonal).exp()) + kappa * self.upper * self.strict_lower.T
-            lower = kappa * self.lower * self.strict_lower
-            h = z[rows][..., self.permutation].reshape(-1, z.shape[-1]).T
-            h = torch.linalg.solve_triangular(lower, h, upper=False, unitriangular=True)
-            h = torch.linalg.solve_triangular(upper, h, upper=True)
-            x[rows] = h.T[:, self.permutation.argsort()].reshape(-1, *z.shape[1:])
+            h = z[rows][..., order].reshape(-1, z.shape[-1]).T
+            h = torch.linalg.solve_triangular(kappa * lower, h, upper=False, unitriangular=True)
+            h = torch.linalg.solve_triangular(torch.diag((kappa * log_diagonal).exp()) + kappa * upper, h, upper=True)
+            x[rows] = h.T[:, order.argsort()].reshape(-1, *z.shape[1:])
         return x
 
 
@@ -114,9 +120,7 @@ class LinearFlow(Composite):
     ) -> None:
         dim = math.prod(shape)
         if data_dim is not None and data_dim != dim:
-            raise ConfigError(
-                "flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}"
-            )
+            raise ConfigError("flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}")
         steps: list[nn.Module] = []
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             steps += [
