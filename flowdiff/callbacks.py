@@ -1,4 +1,4 @@
-"""What happens beside the optimisation: the average of the weights, checkpoints, scalars, pictures, progress.
+"""What happens beside the optimisation: the average of the weights, checkpoints, scalars, progress.
 
 Order matters. `EMA` puts the average into the model at the start of a validation and takes it out in its own
 ``on_validation_epoch_end``; whatever looks at the model in that hook must stand before it in the list
@@ -9,7 +9,7 @@ Order matters. `EMA` puts the average into the model at the start of a validatio
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
-from flowdiff import generate, plots
 from flowdiff.errors import ConfigError
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.module import Diffusion
@@ -29,8 +35,8 @@ from flowdiff.module import Diffusion
 class EMA(EMAWeightAveraging):
     """The exponential moving average of the weights, updated after every step, with a warm-up of its decay.
 
-    Validation and the callbacks before this one see the average, checkpoints hold both. When training ends the model
-    keeps its raw weights (Lightning's own class would overwrite them with the average before the last checkpoint).
+    Validation and the callbacks before this one see the average, checkpoints hold both. When training ends
+    the model keeps its raw weights (Lightning's class overwrites them: the last checkpoint would lose them).
 
     Args:
         decay: in [0, 1).
@@ -53,7 +59,7 @@ class EMA(EMAWeightAveraging):
 
 
 class Checkpoints(Checkpoint):
-    """``last.ckpt`` every N steps, at the end and at a signal; ``best.ckpt`` when a validation is the best so far.
+    """``last.ckpt`` every N steps, at the end and at a signal; ``best.ckpt`` at the best validation so far.
 
     Args:
         folder: where they go.
@@ -96,7 +102,7 @@ class Checkpoints(Checkpoint):
             value = trainer.callback_metrics.get(self.monitor)
             if value is not None and float(value) < self.best:
                 self.best = float(value)
-                trainer.save_checkpoint(self.best_path)
+                trainer.save_checkpoint(self.best_path, weights_only=False)
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,7 +112,7 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(self.last_path)
+        trainer.save_checkpoint(self.last_path, weights_only=False)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         received = None if self.interrupts is None else self.interrupts.received
@@ -127,8 +133,8 @@ class Checkpoints(Checkpoint):
 
 
 class Scalars(Callback):
-    """Every ``trainer.log_every_n_steps`` steps, means since the last time: loss and its terms, the loss by bucket of σ,
-    norm of the gradient before clipping, learning rate, images per second.
+    """Every ``trainer.log_every_n_steps`` steps, means since the last time: loss and its terms, the loss by
+    bucket of σ, norm of the gradient before clipping, learning rate, images per second.
 
     Args:
         buckets: edges between the buckets of σ.
@@ -138,6 +144,7 @@ class Scalars(Callback):
         if list(buckets) != sorted(set(buckets)):
             raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
+        self.logged_step = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -165,11 +172,12 @@ class Scalars(Callback):
         self._fill_buckets(sigma, terms["loss"])
         self.steps += 1
         self.images += len(sigma) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0 and trainer.fit_loop._should_accumulate() is False:
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 and step != self.logged_step:  # type: ignore[attr-defined]
+            self.logged_step = step
             metrics = self.metrics(trainer)
-            trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
+                logger.log_metrics(metrics, step=step)
             self._forget()
 
     def _fill_buckets(self, sigma: Tensor, loss: Tensor) -> None:
@@ -195,88 +203,6 @@ class Scalars(Callback):
         return found
 
 
-class Picture(Callback):
-    """A picture at each validation, of the averaged weights: to ``<run>/<folder>/step_….png`` and TensorBoard."""
-
-    folder = "pictures"
-
-    def picture(self, module: Diffusion) -> Tensor | None:
-        """(C, H, W) uint8, or None where there is nothing to show."""
-        raise NotImplementedError
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        assert isinstance(pl_module, Diffusion)
-        picture = self.picture(pl_module)
-        if picture is None:
-            return
-        file = Path(str(pl_module.config["run_dir"]), self.folder, f"step_{trainer.global_step:07d}.png")
-        plots.save_png(picture, file)
-        for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image(self.folder, picture, trainer.global_step)
-
-
-class SampleGrid(Picture):
-    """Samples from the same noise and for the same classes each time: a row a class, or a row after the other. Points
-    in the plane are drawn over the density.
-
-    Args:
-        rows, columns: of the grid; points: 2,000, whatever these say.
-    """
-
-    folder = "samples"
-
-    def __init__(self, rows: int = 10, columns: int = 10) -> None:
-        self.rows, self.columns = rows, columns
-
-    def picture(self, module: Diffusion) -> Tensor | None:
-        data, denoiser = module.data, module.denoiser
-        images = data.levels is not None
-        n = self.rows * self.columns if images else 2000
-        sampler = generate.from_config(denoiser, module.config, images=images)
-        classes = denoiser.num_classes
-        labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
-        x = sampler(labels, generate.seeds_from(0, n), what="sample grid")
-        if images:
-            return plots.image_grid(data.to_uint8(x), columns=self.columns)
-        log_prob = None
-        if denoiser.normalized:
-            sigma = float(module.config["sigma_min"])
-            device = next(denoiser.parameters()).device
-            log_prob = lambda p: denoiser.log_prob(p.to(device), sigma)  # type: ignore[operator]  # noqa: E731
-        return plots.density_scatter(x, log_prob, title=f"step {module.global_step}", labels=labels)
-
-
-class DenoisingGrid(Picture):
-    """One fixed batch of validation images, at several σ: x0, then x0 + σε and D beside it. Images only.
-
-    Args:
-        columns: how many images.
-        sigmas: noise levels.
-    """
-
-    folder = "denoising"
-
-    def __init__(self, columns: int = 10, sigmas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> None:
-        if not sigmas or min(sigmas) <= 0:
-            raise ConfigError("callbacks.denoising_grid.sigmas", list(sigmas), "must be numbers > 0")
-        self.columns, self.sigmas = columns, list(sigmas)
-
-    @torch.no_grad()
-    def picture(self, module: Diffusion) -> Tensor | None:
-        data, denoiser = module.data, module.denoiser
-        if data.levels is None:
-            return None
-        k, labels = data.images("val")
-        device = next(denoiser.parameters()).device
-        x0 = data.to_centres(k[: self.columns]).to(device)
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        own = labels[: self.columns].to(device) if denoiser.num_classes else None
-        return plots.denoising_strip(denoiser.denoise, x0, own, self.sigmas, noise, data.to_uint8)
-
-
 class TrainingProgress(Callback):
     """A bar over steps when the output is a terminal, a line every few seconds otherwise.
 
@@ -290,10 +216,11 @@ class TrainingProgress(Callback):
         self._console = Console()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first, self._start, self._shown = trainer.global_step, time.monotonic(), 0.0
+        self._first, self._start, self._shown = trainer.global_step, time.monotonic(), -math.inf
         if self._console.is_terminal and trainer.is_global_zero:
-            columns = ("training", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[values]}"), console=self._console)
+            times = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            values = TextColumn("{task.fields[values]}")
+            self._bar = Progress("training", BarColumn(), *times, values, console=self._console)
             self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, values="")
             self._bar.start()
 
@@ -301,21 +228,22 @@ class TrainingProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        first = self._shown == 0.0
-        if not trainer.is_global_zero or (now - self._shown < (0.2 if self._bar else self.interval) and not first):
+        wait = 0.2 if self._bar else self.interval
+        if not trainer.is_global_zero or now - self._shown < wait:
             return
         self._shown = now
         step, total = trainer.global_step, trainer.max_steps
-        values = f"loss {float(outputs['loss']):.4g}" + described(trainer.callback_metrics)
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        values = f"loss {float(outputs['loss']):.4g}{described(trainer, 'val/bits_per_dim')}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, values=values)
             return
-        left = (now - self._start) / max(step - self._first, 1) * (total - step)
-        print(f"step {step}/{total}  {values}  {left:.0f} s left", flush=True)
+        left = (total - step) / max(rate, 1e-9)
+        print(f"step {step}/{total}  {values}  {rate:.1f} steps/s  {left:.0f} s left", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is None and trainer.is_global_zero and not trainer.sanity_checking:
-            found = described(trainer.callback_metrics, ("val/loss", "val/bits_per_dim", "val/nll"))
+            found = described(trainer, "val/loss", "val/bits_per_dim", "val/nll", "val/denoising")
             print(f"step {trainer.global_step}/{trainer.max_steps}  validation:{found}", flush=True)
 
     def _close(self) -> None:
@@ -330,9 +258,9 @@ class TrainingProgress(Callback):
         self._close()
 
 
-SHOWN = ("train/images_per_second", "val/bits_per_dim")
-
-
-def described(metrics: Mapping[str, Any], names: Sequence[str] = SHOWN) -> str:
-    """The chosen metrics as words for a line."""
-    return "".join(f"  {name.replace('train/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics)
+def described(trainer: Trainer, *names: str) -> str:
+    """Those of the named values that were logged, as words for a line."""
+    metrics = trainer.callback_metrics
+    return "".join(
+        f"  {name.replace('val/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics
+    )

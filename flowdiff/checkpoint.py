@@ -9,9 +9,9 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
     versions, git                                     what it was trained with
     micro_step                                        batches seen so far
 
-``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code: Hydra calls
-whatever ``_target_`` names. So `instantiate_safely` builds only classes defined in this package and a short list
-from torch, and tensors are read with ``weights_only=True``.
+``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code: Hydra
+calls whatever ``_target_`` names. So `instantiate_safely` builds only classes defined in this package and a
+short list from torch, and tensors are read with ``weights_only=True``.
 """
 
 import importlib
@@ -19,7 +19,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -32,12 +31,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.files import write_atomically
 
 FORMAT = 1
 #: Classes outside this package that a stored configuration may name: they compute and do nothing else.
 TORCH_CLASSES = tuple(
-    f"torch.nn.{name}"
-    for name in ("Identity", "ReLU", "SiLU", "GELU", "Tanh", "ELU", "LeakyReLU", "Softplus", "Mish")
+    f"torch.nn.{name}" for name in ("Identity", "ReLU", "SiLU", "GELU", "Tanh", "ELU", "LeakyReLU", "Softplus", "Mish")
 )
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
 
@@ -91,9 +90,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
     """The contents of a checkpoint file. One that is missing, cut off or foreign raises `FlowdiffError`."""
     file = Path(path).expanduser()
     if file.is_dir():
-        raise FlowdiffError(
-            f"ckpt_path={path}: a folder; give the file in it, as in {file}/checkpoints/last.ckpt"
-        )
+        raise FlowdiffError(f"ckpt_path={path}: a folder; give the file in it, as in {file}/checkpoints/last.ckpt")
     if not file.is_file():
         raise FlowdiffError(f"ckpt_path={path}: no such file")
     try:
@@ -142,9 +139,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
         raise FlowdiffError(f"ckpt_path={path}: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise FlowdiffError(
-            f"ckpt_path={path}: the model can't be rebuilt from it: {reason[:300]}"
-        ) from error
+        raise FlowdiffError(f"ckpt_path={path}: the model can't be rebuilt from it: {reason[:300]}") from error
     device = map_location if isinstance(map_location, str | torch.device) else "cpu"
     return Checkpoint(
         denoiser=denoiser.to(device).eval().requires_grad_(False),
@@ -191,9 +186,7 @@ def _check_target(target: Any) -> None:
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise FlowdiffError(
-                f"its configuration names {target}, which this version of flowdiff lacks"
-            ) from error
+            raise FlowdiffError(f"its configuration names {target}, which this version of flowdiff lacks") from error
         allowed = isinstance(found, type) and found.__module__.split(".")[0] == "flowdiff"
     if not allowed:
         raise FlowdiffError(f"its configuration names _target_={target}: only classes of flowdiff are built")
@@ -220,29 +213,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, all of it or nothing."""
         write_atomically(path, lambda file: torch.save(checkpoint, file))
-
-
-def write_atomically(path: str | os.PathLike[str], write: Any) -> None:
-    """Call ``write(binary file)`` on a temporary file in the folder of ``path``, then rename it to that."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def package_versions() -> dict[str, str]:

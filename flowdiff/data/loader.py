@@ -50,6 +50,7 @@ class TensorLoader:
         self.step = 0
         self._begun = False  # the current iterator has handed out a batch
         self.sampler = self
+        self.batch_sampler = None  # Lightning looks whether there is one
 
     def __len__(self) -> int:
         """Batches in an epoch."""

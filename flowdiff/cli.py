@@ -1,0 +1,170 @@
+"""Running a command: Hydra around a task, mistakes in one line, ``status.json`` beside the results.
+
+``run(task, "config")`` composes conf/config.yaml with the command line and calls ``task(cfg)`` once, or once
+for each job of a sweep. A job that fails doesn't stop the sweep: its own log has the traceback, its
+``status.json`` the error, and the exit code of the command is 1.
+"""
+
+import functools
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from flowdiff import mistakes
+from flowdiff.files import write_atomically
+from flowdiff.interrupts import Interrupted
+
+Task = Callable[[DictConfig], Any]
+log = logging.getLogger(__name__)
+
+
+failures: list[str] = []  # of the jobs that ran in this process
+
+
+class JobFailed(Exception):
+    """A job failed in another process and has said so itself. The message is the line that was printed."""
+
+
+def config_dir() -> Path:
+    """The folder of configurations: ``flowdiff/conf`` when installed, ``conf`` beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    return Path(str(files("flowdiff.conf")))
+
+
+def run(task: Task, config_name: str = "config") -> None:
+    """Run ``task`` as a Hydra application and leave the process with its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    job = functools.partial(_job, task)
+    functools.update_wrapper(job, _job)
+    failures.clear()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+        code = 1 if failures else 0
+    except JobFailed:
+        code = 1
+    except Interrupted as stop:
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        line = mistakes.explain(error, words, config_dir(), config_name)
+        if line is None:
+            traceback.print_exc()
+        _say(line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}")
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _job(task: Task, cfg: DictConfig) -> Any:
+    """One job: the task, with its status written before and after."""
+    _quiet()
+    hydra_cfg = HydraConfig.get()
+    folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
+    overrides = list(hydra_cfg.overrides.task)
+    status = Status(folder, overrides)
+    try:
+        status.write("running")
+        mistakes.check_types(overrides, config_dir(), name)
+        result = task(cfg)
+        status.write("done")
+        return result
+    except Interrupted as stop:
+        status.write("interrupted", str(stop))
+        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status.write("interrupted", type(stop).__name__)
+        raise
+    except Exception as error:
+        line = mistakes.explain(error, overrides, config_dir(), name)
+        shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
+        status.write("failed", shown)
+        trace = traceback.format_exc()
+        if not _to_log_file(trace) or line is None:
+            print(trace if line is None else "", end="", file=sys.stderr)
+        _say(f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown)
+        failures.append(shown)
+        if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
+            raise JobFailed(shown) from None
+        return None  # Hydra would print the failure once more, after the last job
+
+
+def _plain_sweep(hydra_cfg: Any) -> bool:
+    """Whether all jobs run one after the other in this process, and nobody waits for their results."""
+    return all("Basic" in str(hydra_cfg[part].get("_target_")) for part in ("sweeper", "launcher"))
+
+
+class Status:
+    """``status.json`` of a run: what state it is in, why, since when, for how long, with which words."""
+
+    def __init__(self, folder: Path, overrides: list[str]) -> None:
+        self.file, self.overrides = folder / "status.json", overrides
+        self.start = time.time()
+
+    def write(self, state: str, error: str | None = None) -> None:
+        """Write it; a disk that can't take it is no reason to lose the error that is being reported."""
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        content = {
+            "status": state,
+            "error": error,
+            "seconds": round(time.time() - self.start, 1),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.start)),
+            "overrides": self.overrides,
+            "pid": os.getpid(),
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        try:
+            write_atomically(self.file, lambda file: file.write(text.encode()))
+        except OSError as problem:
+            if state != "failed":
+                raise
+            _say(f"{self.file} could not be written: {problem.strerror}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _to_log_file(text: str) -> bool:
+    """Write to the job's log file, not to the terminal. False if there is none."""
+    written = False
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, None, None))
+            handler.flush()
+            written = True
+    return written
+
+
+def _quiet() -> None:
+    """Less of what libraries say at each start; their warnings of problems stay."""
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators",
+        "lightning.fabric",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for words in (".*does not have many workers.*", ".*GPU available but not used.*", ".*treespec.*"):
+        warnings.filterwarnings("ignore", message=words)

@@ -1,0 +1,99 @@
+"""Pictures during training: samples from fixed noise, and the denoising of one fixed batch.
+
+They come at each validation, in ``on_validation_epoch_end``, when the model holds the averaged weights; so
+they stand before `flowdiff.callbacks.EMA` in the list of callbacks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from flowdiff import generate, plots
+from flowdiff.errors import ConfigError
+from flowdiff.module import Diffusion
+
+
+class Picture(Callback):
+    """A picture at each validation, of the averaged weights: in ``<run>/<folder>/`` and TensorBoard."""
+
+    folder = "pictures"
+
+    def picture(self, module: Diffusion) -> Tensor | None:
+        """(C, H, W) uint8, or None where there is nothing to show."""
+        raise NotImplementedError
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Diffusion)
+        picture = self.picture(pl_module)
+        if picture is None:
+            return
+        file = Path(str(pl_module.config["run_dir"]), self.folder, f"step_{trainer.global_step:07d}.png")
+        plots.save_png(picture, file)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(self.folder, picture, trainer.global_step)
+
+
+class SampleGrid(Picture):
+    """Samples from the same noise and for the same classes each time, a row a class. Points in the plane are
+    drawn over the density.
+
+    Args:
+        rows, columns: of the grid; points: 2,000, whatever these say.
+    """
+
+    folder = "samples"
+
+    def __init__(self, rows: int = 10, columns: int = 10) -> None:
+        self.rows, self.columns = rows, columns
+
+    def picture(self, module: Diffusion) -> Tensor | None:
+        data, denoiser = module.data, module.denoiser
+        images = data.levels is not None
+        n = self.rows * self.columns if images else 2000
+        sampler = generate.from_config(denoiser, module.config, images=images)
+        classes = denoiser.num_classes
+        labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
+        x = sampler(labels, generate.seeds_from(0, n), what="sample grid")
+        if images:
+            return plots.image_grid(data.to_uint8(x), columns=self.columns)
+        log_prob = None
+        if denoiser.normalized:
+            sigma = float(module.config["sigma_min"])
+            device = next(denoiser.parameters()).device
+            log_prob = lambda p: denoiser.log_prob(p.to(device), sigma)  # type: ignore[operator]  # noqa: E731
+        return plots.density_scatter(x, log_prob, title=f"step {module.global_step}", labels=labels)
+
+
+class DenoisingGrid(Picture):
+    """One fixed batch of validation images, at several σ: x0, then x0 + σε and D beside it. Images only.
+
+    Args:
+        columns: how many images.
+        sigmas: noise levels.
+    """
+
+    folder = "denoising"
+
+    def __init__(self, columns: int = 10, sigmas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> None:
+        if not sigmas or min(sigmas) <= 0:
+            raise ConfigError("callbacks.denoising_grid.sigmas", list(sigmas), "must be numbers > 0")
+        self.columns, self.sigmas = columns, list(sigmas)
+
+    @torch.no_grad()
+    def picture(self, module: Diffusion) -> Tensor | None:
+        data, denoiser = module.data, module.denoiser
+        if data.levels is None:
+            return None
+        k, labels = data.images("val")
+        device = next(denoiser.parameters()).device
+        x0 = data.to_centres(k[: self.columns]).to(device)
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        own = labels[: self.columns].to(device) if denoiser.num_classes else None
+        return plots.denoising_strip(denoiser.denoise, x0, own, self.sigmas, noise, data.to_uint8)

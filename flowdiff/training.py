@@ -1,0 +1,198 @@
+"""One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from flowdiff import checkpoint, generate, mistakes
+from flowdiff.callbacks import Checkpoints
+from flowdiff.data.base import ImageData
+from flowdiff.denoisers import Denoiser
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.module import Diffusion, NonFiniteError, check
+from flowdiff.statistics import DataStatistics
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train one model and evaluate it.
+
+    Args:
+        cfg: composed from conf/config.yaml. ``run_dir`` must be set where Hydra doesn't run the job.
+
+    Returns:
+        ``checkpoint`` (the one evaluated), ``last`` and ``run_dir`` (paths), ``step``, ``metrics`` (name to
+        entry of metrics.json; empty without metrics) and ``validation`` (the last logged values).
+    """
+    source = plain(cfg, resolve=False)
+    config = plain(cfg)
+    check(config)
+    check_devices(config["trainer"])
+    run_dir = Path(config["run_dir"])
+
+    data = build_data(config)
+    denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
+    assert isinstance(denoiser, Denoiser)
+    fall_back(config, denoiser)
+    generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
+    k, labels = data.images("train")
+    denoiser.fit(DataStatistics.from_data(data.to_centres(k), labels, data.num_classes))
+
+    entry = checkpoint.describe(
+        config,
+        shape=data.shape,
+        num_classes=data.num_classes,
+        levels=data.levels,
+        class_names=data.class_names,
+        data=str(data.name),
+        source=source,
+        overrides=given_overrides(),
+    )
+    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
+    callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
+    loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
+    trainer = build_trainer(config["trainer"], callbacks, loggers)
+    size = sum(p.numel() for p in denoiser.parameters())
+    if trainer.is_global_zero:
+        print(
+            f"{config['name']}: {size:,} parameters, {len(k):,} training samples; run folder {run_dir}",
+            flush=True,
+        )
+        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+    fit(trainer, module, data, config)
+    return finish(trainer, config, loggers)
+
+
+def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: Mapping[str, Any]) -> None:
+    """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
+    saver = saver_of(trainer)
+    path = config.get("ckpt_path")
+    if path:
+        checkpoint.read(path)  # says what is wrong with it, if anything is
+    try:
+        with Interrupts() as interrupts:
+            if saver is not None:
+                saver.interrupts, interrupts.patient = interrupts, True
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    except NonFiniteError as error:
+        last = saver.last_path if saver is not None and saver.last_path.exists() else None
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+        advice = "a smaller lr, a longer warmup_steps or loss=likelihood may help"
+        raise NonFiniteError(f"{error}: {kept}; {advice}") from error
+    except Interrupted:
+        if saver is not None and saver.last_path.exists() and trainer.is_global_zero:
+            print(f"stopped at step {trainer.global_step}; to go on:")
+            print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
+        raise
+    except RuntimeError as error:
+        if path and "state_dict" in str(error):
+            reason = mistakes.one_line(error)[:300]
+            raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
+        raise
+
+
+def finish(trainer: Trainer, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
+    """Evaluate the checkpoint chosen by ``evaluate``, write metrics.json and TensorBoard's HParams row."""
+    saver = saver_of(trainer)
+    result: dict[str, Any] = {
+        "run_dir": str(config["run_dir"]),
+        "step": trainer.global_step,
+        "metrics": {},
+        "validation": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+    if saver is not None:
+        best = saver.best_path if config["evaluate"] == "best" and saver.best_path.exists() else saver.last_path
+        result |= {"checkpoint": str(best), "last": str(saver.last_path)}
+    if not trainer.is_global_zero:
+        return result
+    if saver is not None and config["evaluate"] and config.get("metrics"):
+        from flowdiff.evaluate import evaluate_run
+
+        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]))
+    final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
+    row = {f"final/{name}": value for name, value in final.items()} or result["validation"]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(config), metrics=row)
+            logger.finalize("success")
+    return result
+
+
+# -- building -------------------------------------------------------------------------------------------
+
+
+def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """The resolved configuration: dicts, lists, numbers and strings."""
+    config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def saver_of(trainer: Trainer) -> Checkpoints | None:
+    """The callback that writes the checkpoints, if there is one."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, Checkpoints)), None)
+
+
+def make(config: Mapping[str, Any]) -> Any:
+    """Build what a plain configuration describes."""
+    return instantiate(dict(config), _convert_="all")
+
+
+def build_data(config: Mapping[str, Any]) -> ImageData:
+    """The dataset, loaded."""
+    data = make(config["dataset"])
+    if not isinstance(data, ImageData):
+        raise ConfigError("dataset._target_", config["dataset"].get("_target_"), "must be an ImageData")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    """Lightning's Trainer. A budget shorter than the distance between validations ends with one all the
+    same.
+    """
+    settings = dict(config)
+    every = settings.get("val_check_interval")
+    if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
+        batches = settings["max_steps"] * int(settings.get("accumulate_grad_batches") or 1)
+        settings["val_check_interval"] = min(every, batches)
+    return instantiate(
+        settings, callbacks=callbacks, logger=loggers or False, plugins=[checkpoint.AtomicCheckpointIO()],
+        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks), _convert_="all",
+    )  # fmt: skip
+
+
+def check_devices(config: Mapping[str, Any]) -> None:
+    """A GPU that isn't there is said so before anything else happens."""
+    kind, devices = config.get("accelerator"), config.get("devices")
+    if kind in ("gpu", "cuda") and not torch.cuda.is_available():
+        if kind == "gpu" and torch.backends.mps.is_available():
+            return
+        raise ConfigError("trainer.accelerator", kind, "no GPU was found here; use trainer=cpu")
+    if kind in ("gpu", "cuda") and isinstance(devices, int) and devices > torch.cuda.device_count():
+        raise ConfigError("trainer.devices", devices, f"{torch.cuda.device_count()} GPU(s) were found here")
+
+
+def fall_back(config: dict[str, Any], denoiser: Denoiser) -> None:
+    """The default loss needs a likelihood of x. Where a model has none and no loss was asked for, take the
+    other.
+    """
+    asked = any(word.split("=")[0] == "loss" for word in given_overrides())
+    if denoiser.normalized or asked or not str(config["loss"].get("_target_")).endswith(".Mixture"):
+        return
+    config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
+    print("this model has no likelihood of x: training with loss=denoising", flush=True)
+
+
+def given_overrides() -> list[str]:
+    """What was typed on the command line, as far as Hydra runs this job."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

@@ -1,0 +1,76 @@
+"""What the tests share: small configurations composed from conf/, and runs of the real command lines."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from flowdiff import cli
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+#: A model and a budget for tests of the machinery, not of what is learnt.
+TINY = (
+    "flow.n_flows=2",
+    "flow.width=16",
+    "flow.depth=1",
+    "dataset.batch_size=64",
+    "conditioning.sigma_embed_dim=8",
+    "conditioning.cond_embed_dim=8",
+    "num_steps=3",
+    "warmup_steps=2",
+    "trainer.log_every_n_steps=2",
+    "callbacks.checkpoints.every_n_steps=1000",
+    "callbacks.progress.interval=0",
+)
+#: No pictures and no metrics.
+BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Compose:
+    """``config("flow=linear", tiny=False, run_dir=…)``: the composed default configuration with these words."""
+
+    def composed(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+            return compose("config", overrides=[f"run_dir={run_dir}", *(TINY if tiny else ()), *words])
+
+    return composed
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``command("train", "flow.n_flows=2", cwd=…)``: a command line in a process of its own."""
+
+    def run(module: str, *words: str, cwd: Path = tmp_path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"flowdiff.{module}", *words],
+            cwd=cwd,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """For a subprocess: this checkout's package, one thread, no colours."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def run_folders(root: Path) -> Sequence[Path]:
+    """The run folders below a folder, in the order of their names."""
+    return sorted(status.parent for status in root.rglob("status.json"))
