@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
 
-SWISH_LOWEST_SLOPE = -0.0998
+SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
 
 class Context(NamedTuple):
@@ -131,7 +131,7 @@ class LeakyReLU(Activation):
         return F.leaky_relu(x, self.negative_slope)
 
     def raw_slope(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, 1.0, self.negative_slope).to(x.dtype)
+        return torch.where(x > 0, torch.ones_like(x), self.negative_slope)
 
 
 class ELU(Activation):
@@ -208,14 +208,15 @@ class GatedActivation(nn.Module):
         return self.activation.is_bijection
 
     def _strength(self, context: Context, x: Tensor) -> Tensor:
+        """g·κ(σ)·(1 − leak), so that y = x + strength·(r(x) − x)."""
         gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
-        return gate * per_sample(context.kappa, x)
+        return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
         strength = self._strength(context, x)
-        y = x + strength * (self.activation(x) - x)
-        slope = 1 + strength * (self.activation.slope(x) - 1)
+        y = torch.lerp(x, self.activation.raw(x), strength)
+        slope = 1 + strength * (self.activation.raw_slope(x) - 1)
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
         return y, slope.log().flatten(1).sum(1)
@@ -226,13 +227,13 @@ class GatedActivation(nn.Module):
         The slope is at least m = 1 + g·κ·(inf a' − 1), so that |x − y| ≤ |f(y) − y| / m brackets the root.
         """
         strength = self._strength(context, y).expand_as(y)
-        lowest = 1 + strength * (min(self.activation.lowest_slope, 1.0) - 1)
+        lowest = 1 + strength * (min(self.activation.lowest_raw_slope, 1.0) - 1)
         x = y
-        residual = strength * (self.activation(x) - x)
+        residual = strength * (self.activation.raw(x) - x)
         reach = 1.01 * residual.abs() / lowest + torch.finfo(y.dtype).eps * (1 + y.abs())
         low, high = y - reach, y + reach
         for _ in range(100):
-            slope = 1 + strength * (self.activation.slope(x) - 1)
+            slope = 1 + strength * (self.activation.raw_slope(x) - 1)
             low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
             newton = x - residual / slope
             inside = (newton > low) & (newton < high)
@@ -240,7 +241,7 @@ class GatedActivation(nn.Module):
             step = torch.where(residual == 0, x, step)
             moved = (step - x).abs()
             x = step
-            residual = x + strength * (self.activation(x) - x) - y
+            residual = x + strength * (self.activation.raw(x) - x) - y
             if bool((moved <= 4 * torch.finfo(y.dtype).eps * (1 + x.abs())).all()):
                 break
         return x

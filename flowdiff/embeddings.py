@@ -56,9 +56,7 @@ class Conditioning(nn.Module):
         self.dim = sigma_embed_dim
         if num_classes:
             if not isinstance(cond_embed_dim, int) or cond_embed_dim < 1:
-                raise ConfigError(
-                    "conditioning.cond_embed_dim", cond_embed_dim, "must be an integer of at least 1"
-                )
+                raise ConfigError("conditioning.cond_embed_dim", cond_embed_dim, "must be an integer of at least 1")
             self.table = nn.Embedding(num_classes + 1, cond_embed_dim)
             self.dim += cond_embed_dim
 

@@ -56,7 +56,7 @@ class AffineCoupling(Flow):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         s, t = self._terms(x, context)
-        return x.index_copy(1, self.moved, s.exp() * x[:, self.moved] + t), s.sum(1)
+        return x.index_copy(1, self.moved, torch.addcmul(t, s.exp(), x[:, self.moved])), s.sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         s, t = self._terms(z, context)

@@ -26,7 +26,7 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, width)
-        self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(depth))
+        self.film = nn.Linear(context_dim, 2 * width * depth)
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = zero_linear(width, outputs)
@@ -34,10 +34,11 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(soft_limit(x))
-        for film, inner, outer in zip(self.films, self.inner, self.outer, strict=True):
-            scale, shift = film(embedding).chunk(2, 1)
-            r = F.silu(inner(F.silu(h)) * (1 + scale) + shift)
-            h = h + outer(F.dropout(r, self.dropout, self.training))
+        terms = self.film(embedding).chunk(2 * len(self.inner), 1)
+        for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
+            scale, shift = terms[2 * i : 2 * i + 2]
+            r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
+            h = h + outer(F.dropout(r, self.dropout, self.training) if self.dropout else r)
         return self.last(F.silu(h)).to(x.dtype)
 
 
