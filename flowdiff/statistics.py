@@ -47,9 +47,7 @@ class DataStatistics:
         bad = ~flat.isfinite().all(1)
         if bad.any():
             first = int(bad.nonzero()[0, 0])
-            raise FlowdiffError(
-                f"training sample {first} holds a value that is not finite: remove or repair it"
-            )
+            raise FlowdiffError(f"training sample {first} holds a value that is not finite: remove or repair it")
         mean = flat.mean(0)
         means = mean.repeat(num_classes + 1, 1)
         centred = flat - mean

@@ -107,9 +107,7 @@ class UNetDenoiser(Denoiser):
             h = block(torch.cat([h, skip], 1), context)
         return self.last(F.silu(self.norm(h)))
 
-    def denoise(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         levels = batch_sigma(sigma, x)
         embedding = self.embed(levels, self._classes(x, labels, drop))
         levels = levels[:, None, None, None]
