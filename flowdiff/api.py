@@ -95,7 +95,7 @@ class Model(nn.Module):
         seed: int = 0,
         seeds: Iterable[int] | None = None,
         batch_size: int = 256,
-        tile: int = 32,
+        tile: int | None = None,
         quiet: bool = False,
     ) -> Tensor:
         """``n`` samples, each a function of its own seed and label.

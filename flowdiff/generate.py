@@ -13,6 +13,7 @@ of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlab
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from flowdiff.samplers.guidance import Wrapper
 from flowdiff.schedules import Schedule
 
 Labels = int | Sequence[int] | Tensor | str | None
-"""``"balanced"`` (0..K-1 in turn), one class, one class a sample, or None (the null class)."""
+"""``"balanced"`` (0..K-1 in turn), a class, a list of classes, or None or ``"none"`` (the null class)."""
 
 
 def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
@@ -40,10 +41,12 @@ def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_l
     Returns:
         (n,) int64 in [0, K), or None: no class.
     """
-    if isinstance(labels, str) and labels != "balanced":
+    if labels is None or (isinstance(labels, str) and labels == "none"):
+        return None
+    if isinstance(labels, str) and labels == "balanced":
+        return torch.arange(n) % num_classes if num_classes else None
+    if isinstance(labels, str):
         raise ConfigError(key, labels, _allowed_labels(num_classes))
-    if labels is None or (labels == "balanced" if isinstance(labels, str) else False):
-        return torch.arange(n) % num_classes if labels == "balanced" and num_classes else None
     given = torch.as_tensor([labels] if isinstance(labels, int) else labels).flatten()
     if num_classes == 0:
         raise ConfigError(key, _shown(labels), "this model is unconditional: leave it out")
@@ -60,14 +63,19 @@ def _shown(labels: object) -> object:
 def _allowed_labels(num_classes: int) -> str:
     if num_classes == 0:
         return "this model is unconditional: leave it out"
-    return f"must be a class from 0 to {num_classes - 1}, a list, balanced (each in turn) or null (no class)"
+    return f"must be a class from 0 to {num_classes - 1}, a list, balanced (each in turn) or none (no class)"
 
 
 def seeds_from(seed: int, n: int) -> Tensor:
     """Seeds ``seed``, ``seed + 1``, …: (n,) int64. Image 5 of seed 0 is image 0 of seed 5."""
-    if seed < 0 or seed + n > 2**32:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 or seed + n > 2**32:
         raise ConfigError("seed", seed, "must be an integer from 0 to 2^32 - 1 - num_samples")
     return torch.arange(seed, seed + n, dtype=torch.int64)
+
+
+def default_tile(shape: Sequence[int]) -> int:
+    """512 points, 64 images of 8×8, 32 of 28×28 or larger: small samples are cheap, a call is not."""
+    return max(32, min(512, 4096 // prod(shape)))
 
 
 class Tiled(Wrapper):
@@ -107,7 +115,7 @@ class BatchedSampler:
         guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
         clip: bounds of the data that D is held to, (-1, 1) for images; None: not held.
         batch_size: samples that are made together, rounded up to whole tiles.
-        tile: rows that the network sees at once; a smaller one needs less memory.
+        tile: rows that the network sees at once; a smaller one needs less memory. None: `default_tile`.
     """
 
     denoiser: Any
@@ -116,13 +124,14 @@ class BatchedSampler:
     guidance_scale: float = 1.0
     clip: tuple[float, float] | None = None
     batch_size: int = 256
-    tile: int = 32
+    tile: int | None = None
     nfe: float = field(default=0.0, init=False)
     """Network evaluations that each sample of the last call took."""
     nonfinite: int = field(default=0, init=False)
     """Samples of the last call that hold a NaN or an infinity."""
 
     def __post_init__(self) -> None:
+        self.tile = default_tile(self.denoiser.shape) if self.tile is None else self.tile
         for key, value in (("batch_size", self.batch_size), ("tile", self.tile)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(key, value, "must be an integer >= 1")
@@ -159,11 +168,12 @@ class BatchedSampler:
             (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
         """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
-        n, rows = len(seeds), self._rows(len(seeds))
+        tile = self.tile or 1
+        n, rows = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
         if labels is not None and len(labels) != n:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
         device = _device_of(self.denoiser)
-        tiled = Tiled(self.denoiser, self.tile)
+        tiled = Tiled(self.denoiser, tile)
         sigmas = self.sigmas()
         steps = max(len(sigmas) - 1, 1)
         training = self.denoiser.training
@@ -173,15 +183,15 @@ class BatchedSampler:
             with Progress(what, steps * -(-n // rows), quiet=quiet) as progress:
                 for i in range(0, n, rows):
                     own = seeds[i : i + rows]
-                    whole = _filled(own, self.tile)
-                    classes = None if labels is None else _filled(labels[i : i + rows], self.tile).to(device)
+                    whole = _filled(own, tile)
+                    classes = None if labels is None else _filled(labels[i : i + rows], tile).to(device)
                     x = self._batch(tiled, whole, classes, sigmas, device, progress)
                     out.append(x[: len(own)].float().cpu())
                     progress.advance(steps * (1 + i // rows) - progress.done)
         finally:
             self.denoiser.train(training)
         x = torch.cat(out)
-        self.nfe = tiled.evaluations / sum(-(-len(o) // self.tile) * self.tile for o in out)
+        self.nfe = tiled.evaluations / sum(-(-len(o) // tile) * tile for o in out)
         self.nonfinite = int((~x.flatten(1).isfinite().all(1)).sum())
         return x
 
@@ -201,9 +211,6 @@ class BatchedSampler:
             denoiser = Clipped(denoiser, *self.clip)
         noise = IndexedNoise(seeds.tolist(), tuple(self.denoiser.shape), device)
         return self.sampler(denoiser, noise, sigmas, labels, callback=lambda _step: progress.advance())
-
-    def _rows(self, n: int) -> int:
-        return self.tile * -(-min(self.batch_size, n) // self.tile)
 
     def sigmas(self) -> Tensor:
         """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""
@@ -246,7 +253,7 @@ def from_config(
     config: Mapping[str, Any],
     images: bool,
     batch_size: int = 256,
-    tile: int = 32,
+    tile: int | None = None,
     **settings: Any,
 ) -> BatchedSampler:
     """The sampler that a plain resolved configuration describes.

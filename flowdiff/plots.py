@@ -5,6 +5,7 @@ Everything is returned as a uint8 tensor (C, H, W), so that the same picture goe
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -153,5 +154,6 @@ def write_whole(path: Path, write: Callable[..., object]) -> None:
             write(file)
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise FlowdiffError(f"can't write {path}: {error.strerror or error}") from error

@@ -1,0 +1,293 @@
+"""The metrics of a model: measured, printed as a table, written to metrics.json with their conditions.
+
+Used at the end of a training (`evaluate_run`) and by the command line (`evaluate`, around it
+`flowdiff.evaluate`).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from flowdiff.api import Model
+from flowdiff.checkpoint import instantiate_safely
+from flowdiff.checkpoint import load as load_checkpoint
+from flowdiff.data import ImageData
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.generate import BatchedSampler, check_positive, default_tile, from_config, user_error
+from flowdiff.metrics.base import Evaluand, Metric, measure
+from flowdiff.plots import density_scatter, image_grid, save_png, write_whole
+from flowdiff.progress import Progress
+from flowdiff.sampling import (
+    configured_sampler,
+    density_of,
+    instantiate_choice,
+    output_folder,
+    pick_device,
+    plain,
+)
+from flowdiff.statistics import DataStatistics
+
+
+def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Measure the model that a training ends with, print the table and where everything is.
+
+    Args:
+        ckpt_path: the checkpoint, whose EMA weights are measured.
+        config: the run's resolved configuration.
+        run_dir: takes metrics.json and samples.png.
+
+    Returns:
+        What is in metrics.json.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Model(load_checkpoint(ckpt_path)).to(device)
+    batched = from_config(model.denoiser, config, model.levels is not None, tile=evaluation_tile(model.shape))
+    metrics = build_metrics(config["metrics"], trusted=True)
+    data = build_data(config["dataset"])
+    evaluand = build_evaluand(model, data, batched, seed=int(config["seed"]))
+    return report(run_dir, metrics, evaluand, model, batched, Path(ckpt_path))
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Measure a checkpoint.
+
+    Args:
+        cfg: as in conf/evaluate.yaml.
+
+    Returns:
+        ``metrics`` (what is in metrics.json) and ``output_dir``.
+    """
+    for key in ("num_steps", "batch_size", "tile"):
+        check_positive(key, cfg.get(key))
+    if not cfg.ckpt_path:
+        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
+    device = pick_device(cfg.device)
+    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
+    batched = configured_sampler(model, cfg)
+    if cfg.tile is None:
+        batched.tile = evaluation_tile(model.shape)
+    own = plain(cfg.get("metrics"))
+    wanted = model.config.get("metrics") if own is None else own
+    metrics = build_metrics(wanted or {}, trusted=own is not None)
+    if not metrics:
+        raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
+    dataset = dict(model.config["dataset"])
+    if cfg.data_root is not None and "root" in dataset and _holds_default_root(dataset):
+        dataset["root"] = cfg.data_root
+    data = build_data(dataset)
+    evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
+    if cfg.sigma_min is not None:
+        evaluand.sigma_min = float(cfg.sigma_min)
+    folder = output_folder(cfg.output_dir)
+    return {
+        "metrics": report(folder, metrics, evaluand, model, batched, Path(cfg.ckpt_path)),
+        "output_dir": str(folder),
+    }
+
+
+def _holds_default_root(dataset: Mapping[str, Any]) -> bool:
+    """A folder of one's own images is no part of FLOWDIFF_DATA."""
+    return not str(dataset.get("_target_")).endswith(".ImageFolder")
+
+
+def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]:
+    """The metrics of a configuration; only this package's where it comes from a checkpoint (not ``trusted``)."""
+    from hydra.errors import InstantiationException
+
+    found = {}
+    for name, entry in config.items():
+        if not entry:
+            continue
+        try:
+            metric = instantiate_choice(f"metrics.{name}", entry) if trusted else instantiate_safely(entry)
+        except InstantiationException as error:
+            raise user_error(f"metrics.{name}", error) from error
+        if not isinstance(metric, Metric):
+            raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
+        found[str(name)] = metric
+    return found
+
+
+def build_data(config: Mapping[str, Any]) -> ImageData:
+    """The dataset of a checkpoint's configuration, loaded."""
+    from hydra.errors import InstantiationException
+
+    try:
+        data = instantiate_safely(config)
+    except InstantiationException as error:
+        raise user_error("dataset", error) from error
+    if not isinstance(data, ImageData):
+        raise ConfigError("dataset._target_", config.get("_target_"), "must be an ImageData")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def evaluation_tile(shape: tuple[int, ...]) -> int:
+    """Many samples are drawn: four times the rows of a call from `flowdiff.sample`."""
+    return min(512, 4 * default_tile(shape))
+
+
+@dataclass
+class SeededSampler:
+    """``sample(n, labels, seed)`` of an evaluand.
+
+    Evaluations with different seeds share no sample: sample i has the seed ``seed · 1,000,003 + i``.
+    """
+
+    batched: BatchedSampler
+    nonfinite: int = 0
+
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+        seeds = (seed * 1_000_003 + torch.arange(n)) % 2**32
+        x = self.batched(None if labels is None else labels.cpu(), seeds, what="sampling for metrics")
+        self.nonfinite = self.batched.nonfinite
+        return x
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """How the samples were made, for metrics.json."""
+        return self.batched.conditions | {"nonfinite": self.nonfinite}
+
+
+@dataclass
+class Shown:
+    """An evaluand's ``progress(what, done, total)`` as bars or lines, one after the other."""
+
+    current: Progress | None = None
+    names: list[str] = field(default_factory=list)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.current is None or self.current.what != what or done < self.current.done:
+            self.close()
+            self.current = Progress(what, total).__enter__()
+        self.current.advance(done - self.current.done)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """End the bar that is shown, if there is one."""
+        if self.current is not None:
+            self.current.__exit__(None, None, None)
+            self.current = None
+
+
+def build_evaluand(
+    model: Model,
+    data: ImageData,
+    batched: BatchedSampler,
+    seed: int = 0,
+    split: str = "test",
+    batch_size: int = 500,
+) -> Evaluand:
+    """A model with its data, its way of sampling and the moments of the training split."""
+    if tuple(data.shape) != model.shape:
+        raise FlowdiffError(
+            f"dataset={data.name}: its samples have the shape {tuple(data.shape)}, the model's {model.shape}"
+        )
+    k, labels = data.images("train")
+    data.images(split)
+    statistics = DataStatistics.from_data(data.to_centres(k), labels, data.num_classes)
+    return Evaluand(
+        denoiser=model.denoiser,
+        data=data,
+        statistics=statistics,
+        sample=SeededSampler(batched),
+        sigma_min=float(batched.schedule.sigma_min),
+        weights=model.weights,
+        seed=seed,
+        device=next(model.parameters()).device,
+        split=split,
+        batch_size=batch_size,
+        progress=Shown(),
+    )
+
+
+def report(
+    folder: Path,
+    metrics: Mapping[str, Metric],
+    evaluand: Evaluand,
+    model: Model,
+    batched: BatchedSampler,
+    ckpt_path: Path,
+) -> dict[str, dict[str, Any]]:
+    """Measure; write metrics.json and a picture of the samples into ``folder``; print what and where."""
+    try:
+        results, skipped = measure(metrics, evaluand)
+    finally:
+        if isinstance(evaluand.progress, Shown):
+            evaluand.progress.close()
+    entries = {name: result.to_json() for name, result in results.items()}
+    text = json.dumps(entries, indent=2, allow_nan=False, default=_refuse) + "\n"
+    write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))
+    print_table(entries, f"{evaluand.data.name}: {evaluand.weights} weights of {ckpt_path.name}")
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    picture = draw_samples(folder, evaluand, model, batched)
+    print(f"metrics:     {folder / 'metrics.json'}")
+    print(f"checkpoint:  {ckpt_path}")
+    print(f"samples:     {picture}")
+    events = sorted(folder.rglob("events.out.tfevents*"))
+    if events:
+        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {events[-1].parent})")
+    return entries
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"a metric's condition must be a plain value, not {type(value).__name__}")
+
+
+def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: BatchedSampler) -> Path:
+    """samples.png: a row of ten images for each class, or points over log p."""
+    path = folder / "samples.png"
+    images = model.levels is not None
+    x, labels = evaluand.samples(max(evaluand.planned, 100 if images else 1000))
+    classes = labels if model.num_classes else None
+    if not images:
+        density = density_of(model, evaluand.sigma_min, classes) if model.normalized else None
+        title = f"{model.data}: {batched.sampler.name}" + (
+            f", over log p at sigma {evaluand.sigma_min:g}" if density else ""
+        )
+        save_png(density_scatter(x[:1000], density, title, None if classes is None else classes[:1000]), path)
+        return path
+    if classes is None:
+        shown = x[:100]
+    else:
+        rows = [x[classes == c][:10] for c in range(min(model.num_classes, 10))]
+        shown = torch.cat([r for r in rows if len(r) == 10] or [x[:100]])
+    save_png(image_grid(model.to_uint8(shown.nan_to_num()), columns=10), path)
+    return path
+
+
+COLUMNS = ("split", "extractor", "sampler", "nfe", "seed", "weights")
+
+
+def print_table(entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """A rich table: each value with the conditions that it was measured under."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for column in ("value", "n"):
+        table.add_column(column, justify="right")
+    for column in COLUMNS:
+        table.add_column("NFE" if column == "nfe" else column, justify="right" if column == "nfe" else "left")
+    for name, entry in entries.items():
+        cells = [_cell(entry.get(column)) for column in COLUMNS]
+        value = entry.get("value")
+        table.add_row(name, "not finite" if value is None else f"{value:.4g}", f"{entry.get('n'):,}", *cells)
+    console = Console()
+    Console(width=console.width if console.is_terminal else max(console.width, 130)).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -1,0 +1,214 @@
+"""Samples from a checkpoint, written as PNG, grid and npz. The command line around it is `flowdiff.sample`.
+
+The model, its sampler and its schedule come from the checkpoint; what the command line gives wins over them.
+Neither the training data nor the run's folder is needed.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from flowdiff.api import Model
+from flowdiff.checkpoint import load as load_checkpoint
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.generate import (
+    SETTINGS,
+    BatchedSampler,
+    check_positive,
+    from_config,
+    resolve_labels,
+    seeds_from,
+    user_error,
+)
+from flowdiff.plots import density_scatter, image_grid, save_png, write_whole
+
+KEPT = (*SETTINGS, "guidance_scale")
+
+
+def sample(cfg: DictConfig) -> dict[str, Any]:
+    """Draw and write samples.
+
+    Args:
+        cfg: as in conf/sample.yaml.
+
+    Returns:
+        ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples.
+    """
+    for key in ("num_samples", "num_steps", "batch_size", "tile"):
+        check_positive(key, cfg.get(key))
+    if not cfg.ckpt_path:
+        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
+    device = pick_device(cfg.device)
+    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
+    batched = configured_sampler(model, cfg)
+    images = model.levels is not None
+    n = cfg.num_samples or (16 if images else 2000)
+    wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
+    labels = resolve_labels(wanted, n, model.num_classes)
+    seeds = seeds_from(cfg.seed, n)
+    folder = output_folder(cfg.output_dir)
+    earlier = len(list(folder.glob("[0-9]*.png")))
+
+    x = batched(labels, seeds)
+    conditions = batched.conditions | {
+        "ckpt_path": str(cfg.ckpt_path),
+        "weights": model.weights,
+        "data": model.data,
+        "seed": int(cfg.seed),
+        "n": n,
+        "nonfinite": batched.nonfinite,
+    }
+    if batched.nonfinite:
+        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    if not images:
+        written = _write_points(folder, model, x, labels, seeds, batched)
+    text = json.dumps(conditions, indent=2) + "\n"
+    write_whole(folder / "samples.json", lambda file: file.write(text.encode()))
+    if images and earlier > n:
+        print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
+    _report(folder, n, "images" if images else "points", labels, conditions, written)
+    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
+    """The checkpoint's sampler and schedule with the command line's changes.
+
+    ``sampler=heun`` takes the choice in conf/, filled with the checkpoint's num_steps and sigmas where the command
+    line is silent; ``+sampler.s_churn=10`` alone changes the checkpoint's own sampler.
+    """
+    filled = DictConfig(OmegaConf.to_container(cfg, resolve=False))
+    given = {key: filled.get(key) for key in KEPT}
+    for key in KEPT:
+        if filled.get(key) is None:
+            filled[key] = model.config.get(key)
+    config = dict(model.config)
+    for group in ("sampler", "schedule"):
+        choice = plain(filled.get(group)) or {}
+        if "_target_" in choice:
+            config[group] = instantiate_choice(group, choice)
+        else:
+            config[group] = {**config[group], **choice}
+    return from_config(model.denoiser, config, model.levels is not None, cfg.batch_size, cfg.tile, **given)
+
+
+def instantiate_choice(key: str, config: Mapping[str, Any]) -> Any:
+    """Build what the user's own command line names; here any class may be named."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(config), _convert_="all")
+    except InstantiationException as error:
+        raise user_error(key, error) from error
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of a name: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    name = ("cuda" if cuda else "cpu") if device == "auto" else str(device)
+    kind, _, index = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}.get(kind)
+    if count is None or (index and not index.isdigit()):
+        raise ConfigError("device", device, "must be one of auto, cpu, cuda, cuda:<number>, mps")
+    if int(index or 0) >= count:
+        raise ConfigError("device", device, "there is no such GPU here; device=cpu works")
+    return torch.device(name)
+
+
+def output_folder(output_dir: str) -> Path:
+    """Where results go: the folder of Hydra's job (``output_dir``; in a sweep a folder in it for each job).
+
+    Raises:
+        FlowdiffError: it can't be made; better known before the work than after it.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowdiffError(f"can't write to output_dir={output_dir}: {error.strerror}") from error
+    return folder
+
+
+def plain(value: Any) -> Any:
+    """Plain Python in place of OmegaConf's containers."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _write_images(folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
+    images = model.to_uint8(x.nan_to_num())
+    paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
+    _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1)}, labels, seeds)
+    for i, image in enumerate(images):
+        save_png(image, folder / f"{i:06d}.png")
+    save_png(image_grid(images), paths["grid"])
+    return paths
+
+
+def _write_points(
+    folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor, batched: BatchedSampler
+) -> dict[str, Path]:
+    paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
+    _save_npz(paths["npz"], {"points": x}, labels, seeds)
+    sigma = float(batched.conditions["sigma_min"])
+    density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
+    title = f"{model.data}: {len(x)} samples, {batched.sampler.name}" + (
+        f", over log p at sigma {sigma:g}" if density else ""
+    )
+    save_png(density_scatter(x, density, title, labels), paths["scatter"])
+    return paths
+
+
+def density_of(model: Model, sigma: float, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x (M, 2) to log p(x; sigma), (M,): of the mixture of the classes in ``labels``, each by its share."""
+    device = next(model.parameters()).device
+
+    def log_prob(x: Tensor) -> Tensor:
+        x = x.to(device)
+        if labels is None:
+            return model.log_prob(x, sigma).cpu()
+        classes, counts = labels.unique(return_counts=True)
+        each = [model.log_prob(x, sigma, int(c)).cpu() for c in classes]
+        return (torch.stack(each, 1) + (counts / counts.sum()).log()).logsumexp(1)
+
+    return torch.no_grad()(log_prob)
+
+
+def _save_npz(path: Path, arrays: Mapping[str, Tensor], labels: Tensor | None, seeds: Tensor) -> None:
+    """``labels`` is -1 where there is no class."""
+    labels = torch.full_like(seeds, -1) if labels is None else labels
+    found = {key: value.cpu().numpy() for key, value in {**arrays, "labels": labels, "seeds": seeds}.items()}
+    write_whole(path, lambda file: np.savez_compressed(file, **found))
+
+
+def _report(
+    folder: Path,
+    n: int,
+    what: str,
+    labels: Tensor | None,
+    conditions: Mapping[str, Any],
+    written: Mapping[str, Path],
+) -> None:
+    classes = "no class" if labels is None else f"classes {sorted(set(labels.tolist()))}"
+    print(
+        f"{n} {what} of {conditions['data']}, {classes}, seeds {conditions['seed']} to {conditions['seed'] + n - 1}: "
+        f"{conditions['sampler']}, {conditions['schedule']}, {conditions['num_steps']} steps, "
+        f"{conditions['nfe']:g} evaluations each, guidance {conditions['guidance_scale']:g}, "
+        f"{conditions['weights']} weights"
+    )
+    print(f"output_dir: {folder}")
+    for name, path in written.items():
+        print(f"{name}: {path}")
