@@ -1,0 +1,214 @@
+"""A sweep's jobs in one table.   python -m flowdiff.collect multirun/digits/2026-01-31/12-00-00.000000
+
+Every folder below the given one that holds ``status.json`` or ``.hydra/overrides.yaml`` is a job. A column
+for each key that the jobs set differently, a row a job: its final metrics, status, seconds and error. Jobs
+that still run, failed or were killed are rows like the others, so it can be called at any time.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from flowdiff.errors import FlowdiffError
+from flowdiff.files import write_atomically
+
+
+@dataclass
+class Job:
+    """One run of a sweep, as far as it has come."""
+
+    folder: Path
+    overrides: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    status: str = "not started"
+    error: str = ""
+    seconds: float | None = None
+
+
+def collect(root: Path) -> list[Job]:
+    """All jobs below ``root``, in the order of their numbers or names.
+
+    Raises:
+        FlowdiffError: there is no such folder, or no job in it.
+    """
+    if not root.is_dir():
+        raise FlowdiffError(f"{root}: no such folder; give a sweep's, as multirun/<experiment>/<date>/<time>")
+    marks = [*root.rglob("status.json"), *(p.parent for p in root.rglob(".hydra/overrides.yaml"))]
+    folders = sorted({mark.parent for mark in marks}, key=_by_number)
+    if not folders:
+        raise FlowdiffError(f"{root}: no job in it has begun (no status.json, no .hydra/overrides.yaml)")
+    return [read_job(folder) for folder in folders]
+
+
+def read_job(folder: Path) -> Job:
+    """What a job's folder tells; files that are missing or half written tell nothing."""
+    job = Job(folder)
+    status = _json(folder / "status.json")
+    words = status.get("overrides")
+    file = folder / ".hydra" / "overrides.yaml"
+    if not isinstance(words, list) and file.is_file():
+        try:
+            words = OmegaConf.to_container(OmegaConf.load(file))
+        except Exception:  # half written
+            words = []
+    job.overrides = dict(_key_and_value(str(word)) for word in words or [])
+    job.status = str(status.get("status", job.status))
+    job.error = " ".join(str(status.get("error") or "").split())
+    if isinstance(status.get("seconds"), int | float):
+        job.seconds = float(status["seconds"])
+    if job.status == "running":
+        job.seconds = _since(status.get("started"), job.seconds)
+    if job.status == "running" and _is_gone(status):
+        job.seconds = None
+        job.status, job.error = "killed", "its process is gone and it has not said why"
+    for name, entry in _json(folder / "metrics.json").items():
+        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float | None):
+            job.metrics[name] = entry.get("value")
+    return job
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The keys that are not the same in all jobs; those of the only job if there is one."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
+    if len(jobs) == 1:
+        return keys
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def rows(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns and a row of values for each job; None where there is no value."""
+    keys = swept_keys(jobs)
+    metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
+    header = ["job", *keys, *metrics, "status", "seconds", "error"]
+    table = []
+    for job in jobs:
+        name = os.path.relpath(job.folder, root)
+        cells: list[Any] = [root.name if name == "." else name]
+        cells += [job.overrides.get(key) for key in keys]
+        cells += [job.metrics.get(metric) for metric in metrics]
+        table.append([*cells, job.status, job.seconds, job.error or None])
+    return header, table
+
+
+def to_csv(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
+    """The table with full precision; an empty cell where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if cell is None else cell for cell in row] for row in table])
+    return text.getvalue()
+
+
+def to_markdown(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
+    """The table in Markdown, four digits a number."""
+    lines = [header, ["---"] * len(header), *([_short(cell) for cell in row] for row in table)]
+    return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flowdiff.collect",
+        description="Gather the jobs of a sweep, finished or not, into results.csv and results.md.",
+    )
+    parser.add_argument("folder", type=Path, help="a sweep's folder: multirun/<experiment>/<date>/<time>")
+    parser.add_argument("-o", "--output", type=Path, help="where the two files go (default: the folder itself)")
+    given = parser.parse_args(words)
+    try:
+        jobs = collect(given.folder)
+        header, table = rows(jobs, given.folder)
+        output = given.output or given.folder
+        for name, text in (("results.csv", to_csv(header, table)), ("results.md", to_markdown(header, table))):
+            _write(output / name, text)
+    except FlowdiffError as error:
+        print(error, file=sys.stderr)
+        return 1
+    _print(header, table)
+    states = [job.status for job in jobs]
+    print(f"{len(jobs)} jobs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    print(f"results: {output / 'results.csv'}, {output / 'results.md'}")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise FlowdiffError(f"can't write {path}: {error.strerror}; give another folder by --output") from error
+
+
+def _print(header: Sequence[str], table: Iterable[Sequence[Any]]) -> None:
+    shown = Table()
+    for name in header:
+        shown.add_column(name, overflow="fold")
+    for row in table:
+        shown.add_row(*(_short(cell) for cell in row))
+    console = Console()
+    width = console.width if console.is_terminal else max(console.width, 40 + 14 * len(header))
+    Console(width=width).print(shown, markup=False)
+
+
+def _short(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _key_and_value(word: str) -> tuple[str, str]:
+    """``flow.n_flows=3`` is ("flow.n_flows", "3"); a word that Hydra can't read stands for itself."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+    except Exception:
+        return word.partition("=")[0], word.partition("=")[2]
+    return parsed.key_or_group, "(deleted)" if parsed.is_delete() else word.partition("=")[2]
+
+
+def _is_gone(status: dict[str, Any]) -> bool:
+    """Whether the process of a running job on this machine has ended. False where that can't be known."""
+    host, pid = status.get("host"), status.get("pid")
+    if host != os.uname().nodename or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _since(started: Any, otherwise: float | None) -> float | None:
+    """Seconds from an ISO time until now."""
+    try:
+        return round((datetime.now().astimezone() - datetime.fromisoformat(str(started))).total_seconds(), 1)
+    except (ValueError, TypeError):
+        return otherwise
+
+
+def _by_number(folder: Path) -> tuple[Any, ...]:
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in folder.parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
