@@ -166,5 +166,6 @@ def missing(name: str, root: str | Path, what: str) -> FlowdiffError:
     """The error for data that are not where they should be."""
     return FlowdiffError(
         f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); "
-        "set dataset.root or FLOWDIFF_DATA to the folder that holds them, or download them with dataset.download=true"
+        "set dataset.root or FLOWDIFF_DATA to the folder that holds them, or download them with "
+        "dataset.download=true"
     )

@@ -20,7 +20,7 @@ NETWORKS: dict[str, type[Network]] = {"mlp_digits": MLP, "lenet_mnist": LeNet, "
 SHA256 = {
     "mlp_digits": "8a89b15f00357fec9e6f2eb50c26fef0c9a8b31cb81f4a2a85bdc0ce2b3e4b02",
     "lenet_mnist": "91dcb79e0e866dc547405c9c5c1522e0d245c6b53df557f6611a94e752389118",
-    "lenet_fashion_mnist": "",
+    "lenet_fashion_mnist": "3a18f6191ba293911cf0574b3a4e78dc780f0e935ebdc5e4c1a3f2d7dcf121d6",
 }
 
 

@@ -23,7 +23,7 @@ from flowdiff.data import MNIST, Digits, FashionMNIST, ImageData
 from flowdiff.errors import ConfigError
 from flowdiff.extractors.extractor import NETWORKS
 
-EPOCHS = {"digits": 300, "mnist": 6, "fashion_mnist": 6}
+EPOCHS = {"digits": 300, "mnist": 6, "fashion_mnist": 8}
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -201,7 +201,8 @@ class Fidelity(Metric):
         except URLError as error:
             raise FlowdiffError(
                 f"metrics.{self.key}.weights_path=null: Inception's weights could not be downloaded "
-                f"({error.reason}); give their file as weights_path, or take metrics=[fd] or the option extractor=small"
+                f"({error.reason}); give their file as weights_path, or take metrics=[fd] or "
+                f"metrics.{self.key}.extractor=small"
             ) from error
         except RuntimeError as error:
             if self.weights_path is not None and "state_dict" in str(error):
