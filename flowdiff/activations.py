@@ -58,7 +58,7 @@ class Activation(nn.Module):
 
     def __init__(self, leak: float = 0.1) -> None:
         super().__init__()
-        if not 0 <= leak <= 1:
+        if not (isinstance(leak, int | float) and 0 <= leak <= 1):
             raise ConfigError("activation.leak", leak, "must be a number in [0, 1]")
         self.leak = leak
         if self.lowest_raw_slope < 0 and self.lowest_slope <= 0:

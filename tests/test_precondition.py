@@ -1,0 +1,141 @@
+"""Every whitening of conf/precondition is an exact affine bijection with its log-determinant; the three formulas."""
+
+import pytest
+import torch
+from analytic import GaussianDenoiser
+from configs import build, choices
+from models import CLASSES, statistics
+from torch import Tensor
+
+from flowdiff.precondition import Annealed, Gaussian, Precondition, Scalar
+from flowdiff.statistics import DataStatistics
+
+D = 6
+every = pytest.mark.parametrize("name", choices("precondition"))
+SIGMA = torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0], dtype=torch.float64)
+CLASS = torch.tensor([0, 1, 2, CLASSES, 0])
+
+
+def moments() -> DataStatistics:
+    return statistics((D,))
+
+
+def fitted(name: str) -> Precondition:
+    module = build("precondition", name)(dim=D, num_classes=CLASSES).double()
+    module.fit(moments())
+    return module
+
+
+def points() -> Tensor:
+    noise = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return noise[0] + SIGMA[:, None] * noise[1]
+
+
+@every
+def test_log_det_and_inverse(name: str) -> None:
+    module, x = fitted(name), points()
+    u, log_det = module(x, SIGMA, CLASS)
+    torch.testing.assert_close(module.inverse(u, SIGMA, CLASS), x, rtol=1e-9, atol=1e-9)
+    jacobian = torch.autograd.functional.jacobian(lambda x: module(x, SIGMA, CLASS)[0].sum(0), x)
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian.transpose(0, 1)).logabsdet)
+    torch.testing.assert_close(jacobian.transpose(0, 1), jacobian.permute(1, 2, 0))  # T is symmetric
+
+
+@every
+def test_kappa(name: str) -> None:
+    torch.testing.assert_close(fitted(name).kappa(SIGMA), 0.6 / (SIGMA**2 + 0.6**2).sqrt())
+
+
+@every
+def test_saved_with_the_weights(name: str) -> None:
+    fresh = build("precondition", name)(dim=D, num_classes=CLASSES).double()
+    fresh.load_state_dict(fitted(name).state_dict())
+    torch.testing.assert_close(fresh(points(), SIGMA, CLASS), fitted(name)(points(), SIGMA, CLASS))
+    unfitted = build("precondition", name)(dim=D, num_classes=CLASSES).double()
+    assert unfitted(points(), SIGMA, CLASS)[0].isfinite().all()
+    assert not torch.equal(unfitted(points(), SIGMA, CLASS)[0], fresh(points(), SIGMA, CLASS)[0])
+
+
+@every
+def test_float32_is_close_to_float64(name: str) -> None:
+    single = fitted(name).float()
+    u, log_det = single(points().float(), SIGMA.float(), CLASS)
+    expected = fitted(name)(points(), SIGMA, CLASS)
+    torch.testing.assert_close(log_det.double(), expected[1], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(u.double(), expected[0], rtol=1e-2, atol=1e-2)
+
+
+def gaussian(module: Precondition, sigma: float, label: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the Gaussian that the whitening turns into N(0, I)."""
+    level, classes = torch.tensor([sigma], dtype=torch.float64), torch.tensor([label])
+    zero = torch.zeros(1, D, dtype=torch.float64)
+    mean = module.inverse(zero, level, classes)
+    rows = [module.inverse(e[None], level, classes) - mean for e in torch.eye(D, dtype=torch.float64)]
+    unwhiten = torch.cat(rows).T
+    return mean[0], unwhiten @ unwhiten.T
+
+
+@pytest.mark.parametrize("label", [0, CLASSES])
+@pytest.mark.parametrize("sigma", SIGMA.tolist())
+def test_formulas(sigma: float, label: int) -> None:
+    s = moments()
+    within = s.eigenvectors @ s.eigenvalues.diag() @ s.eigenvectors.T
+    eye = torch.eye(D, dtype=torch.float64)
+    w = sigma**2 / (sigma**2 + 0.6**2)
+    expected = {
+        Scalar: (0 * s.class_means[label], (sigma**2 + 0.6**2) * eye),
+        Gaussian: (s.class_means[label], sigma**2 * eye + within),
+        Annealed: (w * s.class_means[label], sigma**2 * eye + w * within + (1 - w) * 0.6**2 * eye),
+    }
+    for make, (mean, covariance) in expected.items():
+        module = make(dim=D, num_classes=CLASSES).double()
+        module.fit(s)
+        torch.testing.assert_close(gaussian(module, sigma, label), (mean, covariance), rtol=1e-7, atol=1e-9)
+
+
+def test_gaussian_starts_as_the_wiener_filter() -> None:
+    s, x = moments(), points()
+    module = fitted("gaussian")
+    u, _ = module(x, SIGMA, CLASS)
+    back = torch.autograd.functional.vjp(lambda x: module(x, SIGMA, CLASS)[0], x, u)[1]
+    torch.testing.assert_close(x - SIGMA[:, None] ** 2 * back, s.wiener(x, SIGMA, CLASS), rtol=1e-6, atol=1e-8)
+
+
+def test_wiener_is_the_exact_denoiser_of_gaussian_data() -> None:
+    s, x = moments(), points()
+    for label in range(CLASSES):
+        within = s.eigenvectors @ s.eigenvalues.diag() @ s.eigenvectors.T
+        exact = GaussianDenoiser(s.class_means[label], within)(x, SIGMA)
+        labels = torch.full((5,), label)
+        torch.testing.assert_close(s.wiener(x, SIGMA, labels), exact, rtol=1e-7, atol=1e-8)
+    null = GaussianDenoiser(s.class_means[-1], within)(x, SIGMA)
+    torch.testing.assert_close(s.wiener(x, SIGMA), null, rtol=1e-7, atol=1e-8)
+
+
+def test_annealed_goes_from_scalar_to_gaussian() -> None:
+    low = gaussian(fitted("annealed"), 1e-4, 0), gaussian(fitted("scalar"), 1e-4, 0)
+    torch.testing.assert_close(*low, rtol=1e-4, atol=1e-4)
+    high = gaussian(fitted("annealed"), 1e3, 0), gaussian(fitted("gaussian"), 1e3, 0)
+    torch.testing.assert_close(high[0][0], high[1][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(high[0][1] - 1e6 * torch.eye(D), high[1][1] - 1e6 * torch.eye(D), rtol=0, atol=1e-4)
+
+
+def test_statistics_of_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (4000,), generator=generator)
+    means = torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, -1.0, 0.5]])
+    spread = torch.tensor([1.0, 0.5, 0.2, 0.0])
+    x = (means[labels] + torch.randn(4000, 4, generator=generator) * spread).view(4000, 1, 2, 2)
+    s = DataStatistics.from_data(x, labels, 3)
+    flat = x.flatten(1)
+    assert (s.class_means.shape, s.eigenvalues.shape, s.eigenvectors.shape) == ((4, 4), (4,), (4, 4))
+    torch.testing.assert_close(s.class_means[:3], means, rtol=0, atol=0.1)
+    torch.testing.assert_close(s.class_means[3], flat.mean(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(s.eigenvalues, spread**2, rtol=0, atol=0.06)
+    assert (s.eigenvalues.diff() <= 0).all() and (s.eigenvalues >= 0).all()
+    torch.testing.assert_close(s.pixel_variance, flat.var(0, correction=0))
+    assert s.sigma_data == pytest.approx(flat.std(correction=0).item(), rel=1e-4)
+    unlabelled = DataStatistics.from_data(x, None, 0)
+    covariance = unlabelled.eigenvectors @ unlabelled.eigenvalues.diag() @ unlabelled.eigenvectors.T
+    torch.testing.assert_close(covariance, flat.T.cov(correction=0), rtol=0, atol=1e-4)
+    assert unlabelled.class_means.shape == (1, 4)
