@@ -34,7 +34,6 @@ from flowdiff.sampling import (
     pick_device,
     plain,
 )
-from flowdiff.statistics import DataStatistics
 
 
 def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -194,13 +193,11 @@ def build_evaluand(
         raise FlowdiffError(
             f"dataset={data.name}: its samples have the shape {tuple(data.shape)}, the model's {model.shape}"
         )
-    k, labels = data.images("train")
-    data.images(split)
-    statistics = DataStatistics.from_data(data.to_centres(k), labels, data.num_classes)
+    data.images(split)  # says now if there is no such split
     return Evaluand(
         denoiser=model.denoiser,
         data=data,
-        statistics=statistics,
+        statistics=data.statistics(data.num_classes),
         sample=SeededSampler(batched),
         sigma_min=float(batched.schedule.sigma_min),
         weights=model.weights,

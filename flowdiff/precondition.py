@@ -9,6 +9,11 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
     gaussian   m = μ_c              d_i = σ² + λ_i                     the Wiener filter
     annealed   m = w·μ_c            d_i = σ² + w·λ_i + (1 − w)·σ_data²,  w = σ²/(σ² + σ_data²)
 
+    standardized   annealed, and then every coordinate of u brought to mean 0 and variance 1 under the data's moments,
+                   u_i ← (u_i − E[u_i | c]) / Var(u_i)^½,   Var(u_i) = Σ_j Q_ij² (λ_j + σ²)/d_j:
+                   pixels that hardly vary (an image's border) are stretched to the size of the others, and at its
+                   start the model is a product of pixel-wise Gaussians at low noise, the Wiener filter at high noise
+
 Every learned deviation of the flow is multiplied by κ(σ) = σ_data/√(σ² + σ_data²), because an error of size e
 in u-space costs σ·e in D at high noise.
 """
@@ -103,3 +108,22 @@ class Annealed(Precondition):
     def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         w = sigma.square() / (sigma.square() + self.sigma_data.square())
         return w, w
+
+
+class Standardized(Annealed):
+    """Annealed, then each coordinate standardised by the moments that the data have at this σ."""
+
+    def _standard_deviation(self, sigma: Tensor, variances: Tensor) -> Tensor:
+        ratio = (self.eigenvalues + sigma.reshape(-1, 1).square()) / variances
+        return (ratio @ self.eigenvectors.square().T).sqrt()
+
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        _, variances = self._moments(sigma, classes)
+        scale = self._standard_deviation(sigma, variances)
+        u = ((x - self.class_means[classes]) @ self.eigenvectors * variances.rsqrt()) @ self.eigenvectors.T
+        return u / scale, -0.5 * variances.log().sum(1) - scale.log().sum(1)
+
+    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        _, variances = self._moments(sigma, classes)
+        u = u * self._standard_deviation(sigma, variances)
+        return self.class_means[classes] + (u @ self.eigenvectors * variances.sqrt()) @ self.eigenvectors.T

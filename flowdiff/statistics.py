@@ -24,19 +24,25 @@ class DataStatistics:
         class_means: (K + 1, d); the last row is the global mean, used for the null class.
         eigenvalues: (d,), λ of the within-class covariance, descending, ≥ 0.
         eigenvectors: (d, d), Q, one eigenvector a column.
-        pixel_variance: (d,), variance of each coordinate around its global mean.
         sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
     """
 
     class_means: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
-    pixel_variance: Tensor
     sigma_data: float
 
     @classmethod
-    def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int) -> "DataStatistics":
+    def from_data(
+        cls, x: Tensor, labels: Tensor | None, num_classes: int, noise_variance: float = 0.0
+    ) -> "DataStatistics":
         """Measure the moments of x (N, *shape), labels (N,) in [0, K).
+
+        Args:
+            x: centres of the pixels' bins, or points.
+            labels: None for data without classes.
+            num_classes: K.
+            noise_variance: of noise that is added to each coordinate afterwards: dequantisation's, (2/L)²/12.
 
         Raises:
             FlowdiffError: a value that is not finite, or fewer than two samples.
@@ -60,10 +66,9 @@ class DataStatistics:
         eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / len(flat))
         return cls(
             class_means=means.float(),
-            eigenvalues=eigenvalues.flip(0).clamp(min=0).float(),
+            eigenvalues=(eigenvalues.flip(0).clamp(min=0) + noise_variance).float(),
             eigenvectors=eigenvectors.flip(1).float().contiguous(),
-            pixel_variance=flat.var(0, correction=0).float(),
-            sigma_data=float(flat.std(correction=0)),
+            sigma_data=float((flat.var(correction=0) + noise_variance).sqrt()),
         )
 
     def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -67,10 +67,7 @@ def statistics(shape: tuple[int, ...] = IMAGE, num_classes: int = CLASSES) -> Da
     eigenvalues[2:][-1:] = 0.0
     means = 0.3 * normal(num_classes + 1, d)
     means[-1] = means[:-1].mean(0) if num_classes else means[-1]
-    variance = (basis.square() * eigenvalues).sum(1)
-    if num_classes:
-        variance = variance + means[:-1].var(0, correction=0)
-    return DataStatistics(means, eigenvalues, basis, variance, 0.6)
+    return DataStatistics(means, eigenvalues, basis, 0.6)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowdiff.data.loader import TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
 Split = tuple[Tensor, Tensor]
@@ -94,6 +95,12 @@ class ImageData(lightning.LightningDataModule):
         """Levels to model space without noise; points stay what they are."""
         return k.float() if self.levels is None else centres(k, self.levels)
 
+    def statistics(self, num_classes: int) -> DataStatistics:
+        """Moments of the dequantised training split; with ``num_classes`` 0 the labels are not looked at."""
+        k, labels = self.images("train")
+        bin_variance = 0.0 if self.levels is None else (2 / self.levels) ** 2 / 12
+        return DataStatistics.from_data(self.to_centres(k), labels if num_classes else None, num_classes, bin_variance)
+
     def to_uint8(self, x: Tensor) -> Tensor:
         """Model space (N, C, H, W) to uint8 images of the same shape, by way of the levels."""
         if self.levels is None:
@@ -149,8 +156,7 @@ class ImageData(lightning.LightningDataModule):
                 )
         elif int(k.max()) >= self.levels:
             raise FlowdiffError(
-                f"dataset={self.name}: a pixel is {int(k.max())}, but levels={self.levels} "
-                f"allows 0..{self.levels - 1}"
+                f"dataset={self.name}: a pixel is {int(k.max())}, but levels={self.levels} allows 0..{self.levels - 1}"
             )
         if self.num_classes and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
             raise FlowdiffError(f"dataset={self.name}: labels must lie in 0..{self.num_classes - 1}")

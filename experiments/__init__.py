@@ -1,0 +1,1 @@
+"""Studies and benchmarks: what the package is for, run and recorded."""
