@@ -45,9 +45,7 @@ class CIFAR10(ImageData):
         return {"train": (k[train], y[train]), "val": (k[val], y[val]), "test": test}
 
     def _open(self, train: bool) -> Any:
-        return open_torchvision(
-            datasets.CIFAR10, "CIFAR10", self.root, train, self.download, "cifar-10-batches-py"
-        )
+        return open_torchvision(datasets.CIFAR10, "CIFAR10", self.root, train, self.download, "cifar-10-batches-py")
 
     def _tensors(self, train: bool) -> tuple[Tensor, Tensor]:
         data = self._open(train)

@@ -34,8 +34,6 @@ class Digits(ImageData):
         images, labels = load_digits(return_X_y=True)
         k = torch.from_numpy(images).round().to(torch.uint8).reshape(-1, 1, 8, 8)
         y = torch.from_numpy(labels).long()
-        rest, test = train_test_split(
-            torch.arange(len(y)).numpy(), test_size=360, stratify=labels, random_state=0
-        )
+        rest, test = train_test_split(torch.arange(len(y)).numpy(), test_size=360, stratify=labels, random_state=0)
         train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
         return {name: (k[rows], y[rows]) for name, rows in (("train", train), ("val", val), ("test", test))}

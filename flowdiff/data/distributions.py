@@ -49,7 +49,7 @@ class Distribution:
         x = (y[order] - np.asarray(self.shift)) / self.scale
         return torch.from_numpy(x).float(), torch.from_numpy(component[order]).long()
 
-    def log_prob(self, x: Tensor, batch_size: int = 2000) -> Tensor:
+    def log_prob(self, x: Tensor, batch_size: int = 250) -> Tensor:
         """Log density of points in model space: (n, 2) to (n,) float64, −inf outside the support."""
         y = x.double().cpu() * self.scale + torch.tensor(self.shift, dtype=torch.float64)
         return torch.cat([self.raw_log_prob(part) for part in y.split(batch_size)]) + 2 * math.log(self.scale)
@@ -79,10 +79,10 @@ class Curve(Distribution):
         return points + self.noise * rng.randn(n, 2), component
 
     def raw_log_prob(self, y: Tensor) -> Tensor:
-        """The average of the noise's density over midpoints of each curve, on average noise/8 apart."""
+        """The average of the noise's density over midpoints of each curve, on average noise/4 apart."""
         fine = self.curve(0, np.linspace(0, 1, 1000))
         length = np.linalg.norm(np.diff(fine, axis=0), axis=1).sum()
-        m = int(np.clip(8 * length / self.noise, 200, 20000))
+        m = int(np.clip(4 * length / self.noise, 200, 20000))
         t = (np.arange(m) + 0.5) / m
         centres = np.concatenate([self.curve(c, t) for c in range(self.components)])
         return mixture_log_prob(y, torch.from_numpy(centres), self.noise)

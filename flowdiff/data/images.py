@@ -75,14 +75,10 @@ class ImageFolder(ImageData):
         self.fractions = {"val": val_fraction, "test": test_fraction}
         if not self.root.is_dir():
             raise FlowdiffError(f"dataset.root={root}: there is no folder {self.root.absolute()}")
-        classes = sorted(
-            folder.name for folder in self.root.iterdir() if folder.is_dir() and images_in(folder)
-        )
+        classes = sorted(folder.name for folder in self.root.iterdir() if folder.is_dir() and images_in(folder))
         loose = images_in(self.root)
         if classes and loose:
-            raise FlowdiffError(
-                f"{loose[0]}: lies beside the class folders {', '.join(classes)}; move it into one"
-            )
+            raise FlowdiffError(f"{loose[0]}: lies beside the class folders {', '.join(classes)}; move it into one")
         self.files = [(path, c) for c, name in enumerate(classes) for path in images_in(self.root / name)]
         self.files = self.files or [(path, 0) for path in loose]
         if len(self.files) < FEWEST:

@@ -49,7 +49,8 @@ class TensorLoader:
         self.epoch = 0
         self.step = 0
         self._begun = False  # the current iterator has handed out a batch
-        self.sampler = self
+        if shuffle:  # Lightning looks for a sampler to warn of shuffling, and to tell it the epoch
+            self.sampler = self
         self.batch_sampler = None  # Lightning looks whether there is one
 
     def __len__(self) -> int:

@@ -30,9 +30,7 @@ def open_torchvision(cls: Any, name: str, root: str, train: bool, download: bool
         return cls(root, train=train, download=download)
     except (URLError, OSError, ValueError, EOFError, RuntimeError) as error:
         if download:
-            raise FlowdiffError(
-                f"dataset.download=true: {name} could not be downloaded to {root}: {error}"
-            ) from error
+            raise FlowdiffError(f"dataset.download=true: {name} could not be downloaded to {root}: {error}") from error
         raise missing(name, root, f"{what}, complete and readable,") from error
 
 
