@@ -38,7 +38,6 @@ def test_log_det_and_inverse(name: str) -> None:
     torch.testing.assert_close(module.inverse(u, SIGMA, CLASS), x, rtol=1e-9, atol=1e-9)
     jacobian = torch.autograd.functional.jacobian(lambda x: module(x, SIGMA, CLASS)[0].sum(0), x)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian.transpose(0, 1)).logabsdet)
-    torch.testing.assert_close(jacobian.transpose(0, 1), jacobian.permute(1, 2, 0))  # T is symmetric
 
 
 @every
