@@ -1,0 +1,37 @@
+"""Tiny trained checkpoints, each trained once in a session of tests."""
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from conftest import BARE, TINY
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from flowdiff import cli
+from flowdiff.train import train
+
+WORDS = {
+    "digits": [],
+    "toy": ["experiment=toy", "dataset.num_train=512", "dataset.num_test=64"],
+    "unet": ["denoiser=unet", "denoiser.width=8", "denoiser.multipliers=[1]", "loss=denoising"],
+}
+
+
+def composed(name: str, *words: str) -> DictConfig:
+    """conf/<name>.yaml with these words of a command line."""
+    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        return compose(name, overrides=list(words))
+
+
+@functools.cache
+def checkpoint(name: str) -> Path:
+    """``RUN/checkpoints/last.ckpt`` of a model of `WORDS` after 20 steps."""
+    run = Path(tempfile.mkdtemp(prefix=f"flowdiff-{name}-"))
+    atexit.register(shutil.rmtree, run, ignore_errors=True)
+    tiny = [w for w in TINY if name != "unet" or not w.startswith("flow.")]
+    words = [*tiny, *WORDS[name], *BARE, "trainer.max_steps=20", f"run_dir={run}"]
+    train(composed("config", *words))
+    return run / "checkpoints" / "last.ckpt"
