@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.activations import Context, GatedActivation, per_sample, positive
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
@@ -37,7 +37,7 @@ class ChannelMixing(Flow):
 
 
 class ConvCoupling(Flow):
-    """y_b = exp(κ·s(x_a))·x_b + κ·t(x_a) for two halves a, b of the channels.
+    """y_b = exp(s)·x_b + t with (s, t) = κ·network(x_a), for two halves a, b of the channels.
 
     Args:
         size: (C, H, W), C even.
@@ -63,7 +63,7 @@ class ConvCoupling(Flow):
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
         self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), dropout)
-        self.max_log_scale = max_log_scale
+        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, 1)
@@ -73,9 +73,9 @@ class ConvCoupling(Flow):
         return torch.cat([moved, seen] if self.swap else [seen, moved], 1)
 
     def _terms(self, seen: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        s, t = self.network(seen, context.embedding).chunk(2, 1)
-        kappa = per_sample(context.kappa, s)
-        return kappa * soft_bound(s, self.max_log_scale), kappa * t
+        terms = per_sample(context.kappa, seen) * self.network(seen, context.embedding)
+        s, t = terms.chunk(2, 1)
+        return soft_bound(s, self.max_log_scale), t
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         seen, moved = self._split(x)

@@ -2,7 +2,7 @@ r"""Affine couplings (RealNVP: Dinh et al. 2017, arXiv:1605.08803) with residual
 
 Split the coordinates into a and b by a fixed pattern; a passes unchanged and decides what happens to b:
 
-    y_a = x_a,     y_b = exp(κ·s(x_a, e))·x_b + κ·t(x_a, e),     log|det| = κ Σ s.
+    y_a = x_a,     y_b = exp(s)·x_b + t,     (s, t) = κ·network(x_a, e),  s softly bounded,     log|det| = Σ s.
 
 Consecutive steps transform complementary halves.
 """
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation
+from flowdiff.activations import Context, GatedActivation, positive
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound
 from flowdiff.flows.networks import ResidualMLP
@@ -47,12 +47,12 @@ class AffineCoupling(Flow):
         self.register_buffer("moved", moved.nonzero()[:, 0], persistent=False)
         self.register_buffer("seen", seen.nonzero()[:, 0], persistent=False)
         self.network = ResidualMLP(len(self.seen), 2 * len(self.moved), context_dim, width, depth, dropout)
-        self.max_log_scale = max_log_scale
+        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        s, t = self.network(x[:, self.seen], context.embedding).chunk(2, 1)
-        kappa = context.kappa[:, None]
-        return kappa * soft_bound(s, self.max_log_scale), kappa * t
+        terms = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding)
+        s, t = terms.chunk(2, 1)
+        return soft_bound(s, self.max_log_scale), t
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         s, t = self._terms(x, context)

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.activations import Context, GatedActivation, per_sample, positive
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound, zero_linear
 
@@ -38,7 +38,7 @@ class PLULinear(Flow):
         self.lower = nn.Parameter(torch.zeros(dim, dim))
         self.upper = nn.Parameter(torch.zeros(dim, dim))
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
-        self.max_log_scale = max_log_scale
+        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """PᵀL̃P, PᵀŨP and s in the order of the coordinates."""
@@ -51,9 +51,10 @@ class PLULinear(Flow):
         lower, upper, log_diagonal = self._parts()
         kappa = per_sample(context.kappa, x)
         log_scale = kappa * log_diagonal
-        h = log_scale.exp() * x + kappa * (x @ upper.T)
         places = x[0, ..., 0].numel()
-        return h + kappa * (h @ lower.T), places * log_scale.flatten(1).sum(1)
+        with torch.autocast(x.device.type, enabled=False):
+            h = log_scale.exp() * x + kappa * (x @ upper.T)
+            return h + kappa * (h @ lower.T), places * log_scale.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         x = torch.empty_like(z)
@@ -83,7 +84,7 @@ class AffineFiLM(Flow):
         super().__init__()
         self.shape = tuple(shape)
         self.layer = zero_linear(context_dim, 2 * math.prod(shape))
-        self.max_log_scale = max_log_scale
+        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.layer(context.embedding).to(like.dtype).reshape(-1, 2, *self.shape).unbind(1)

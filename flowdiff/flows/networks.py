@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.flows.base import soft_limit, zero_linear
+from flowdiff.flows.base import at_least, share, soft_limit, zero_linear
 
 
 class ResidualMLP(nn.Module):
@@ -25,12 +25,13 @@ class ResidualMLP(nn.Module):
         self, inputs: int, outputs: int, context_dim: int, width: int, depth: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        at_least("flow.depth", depth, 1)
         self.first = nn.Linear(inputs, width)
         self.film = nn.Linear(context_dim, 2 * width * depth)
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = zero_linear(width, outputs)
-        self.dropout = dropout
+        self.dropout = share("flow.dropout", dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(soft_limit(x))
@@ -70,7 +71,7 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.last.bias if self.last.bias is not None else torch.zeros(0))
         self.position = nn.Parameter(torch.zeros(width, *size))
         self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(2))
-        self.dropout = dropout
+        self.dropout = share("flow.dropout", dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(soft_limit(x)) + self.position

@@ -33,8 +33,11 @@ class Rotated(Flow):
         self.basis.copy_(statistics.eigenvectors)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        z, logdet = self.inner(x @ self.basis, context)
-        return z @ self.basis.T, logdet
+        with torch.autocast(x.device.type, enabled=False):
+            y = x @ self.basis
+        z, logdet = self.inner(y, context)
+        with torch.autocast(x.device.type, enabled=False):
+            return z @ self.basis.T, logdet
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         return self.inner.inverse(z @ self.basis, context) @ self.basis.T
