@@ -179,9 +179,9 @@ class Fidelity(Metric):
             "cuda": torch.device(model.device).type == "cuda",
             "batch_size": self.batch_size,
             "feature_extractor": name,
-            f"feature_layer_{self.option}": FEATURE_EXTRACTORS_REGISTRY[
-                name
-            ].get_default_feature_layer_for_metric("fid" if self.option == "prc" else self.option),
+            f"feature_layer_{self.option}": FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric(
+                "fid" if self.option == "prc" else self.option
+            ),
             "save_cpu_ram": True,
             "verbose": False,
             **self.more(len(images), len(reference) if reference is not None else 0),
@@ -193,9 +193,7 @@ class Fidelity(Metric):
         if reference is not None:
             options["input2"] = Images(self.prepare(model, reference))
             preprocessing = "rgb" if self.extractor == "inception" else "as it is"
-            options["input2_cache_name"] = cache_name(
-                reference, "train", preprocessing, self.extractor_version(model)
-            )
+            options["input2_cache_name"] = cache_name(reference, "train", preprocessing, self.extractor_version(model))
         try:
             return torch_fidelity.calculate_metrics(**options)
         except URLError as error:

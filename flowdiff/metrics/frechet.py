@@ -1,7 +1,6 @@
 """Fréchet distance and recognition on the small extractors that ship with the package.
 
-    FD² = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½)          (Dowson & Landau 1982; Heusel et al. 2017,
-    arXiv:1706.08500)
+    FD² = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½)          (Heusel et al. 2017, arXiv:1706.08500)
 
 with means and covariances of features. tr (Σ1Σ2)^½ is the sum of the square roots of the eigenvalues of the
 symmetric Σ1^½ Σ2 Σ1^½, so nothing complex appears. The distance depends on n and on the extractor: both stand
@@ -16,8 +15,10 @@ from flowdiff.errors import ConfigError
 from flowdiff.extractors import Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
 
+Moments = tuple[Tensor, Tensor]
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+
+def moments(features: Tensor) -> Moments:
     """Mean (F,) and unbiased covariance (F, F) of features (N, F), in float64."""
     return features.double().mean(0), torch.cov(features.double().T)
 
@@ -28,9 +29,9 @@ def square_root(matrix: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def frechet_distance(features1: Tensor, features2: Tensor) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to features (N, F) and (M, F), as FID is defined."""
-    (mean1, cov1), (mean2, cov2) = moments(features1), moments(features2)
+def frechet_distance(moments1: Moments, moments2: Moments) -> float:
+    """Squared Fréchet distance of two Gaussians given by mean (F,) and covariance (F, F), as FID is defined."""
+    (mean1, cov1), (mean2, cov2) = moments1, moments2
     root = square_root(cov1)
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     return float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * cross)
@@ -69,16 +70,20 @@ class SmallExtractorMetric(Metric):
 
 
 class FrechetDistance(SmallExtractorMetric):
-    """Fréchet distance of samples to the training split, and of as many real images of the split beside
-    it.
-    """
+    """Fréchet distance of samples to the training split; beside it that of as many real images of the split."""
+
+    _kept: tuple[Tensor, str, Moments] | None = None
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """Keys ``fd_<extractor>`` and ``fd_<extractor>/real``."""
         extractor, n = self.make_extractor(model), self.num_needed(model)
         images, _, broken = model.sample_images(n)
         train = model.data.images("train")[0]
-        reference = extractor.features(model.data.levels_to_uint8(train))
+        # the training split is the same at each validation: its moments are kept with the images they are of
+        if self._kept is None or self._kept[0] is not train or self._kept[1] != extractor.name:
+            features = extractor.features(model.data.levels_to_uint8(train))
+            self._kept = (train, extractor.name, moments(features))
+        reference = self._kept[2]
         real = extractor.features(model.data.levels_to_uint8(model.real(n)[0]))
         common = model.conditions(
             extractor=extractor.name,
@@ -89,11 +94,11 @@ class FrechetDistance(SmallExtractorMetric):
         key = f"fd_{extractor.name}"
         return {
             key: Result(
-                frechet_distance(extractor.features(images), reference),
+                frechet_distance(moments(extractor.features(images)), reference),
                 n,
                 common | model.sample_conditions | {"nonfinite": broken},
             ),
-            f"{key}/real": Result(frechet_distance(real, reference), n, common),
+            f"{key}/real": Result(frechet_distance(moments(real), reference), n, common),
         }
 
 

@@ -28,9 +28,7 @@ def log_likelihood(model: Evaluand, x: Tensor, labels: Tensor, what: str) -> Ten
     for start in range(0, len(x), model.batch_size):
         rows = slice(start, start + model.batch_size)
         batch = x[rows].to(model.device)
-        parts.append(
-            model.denoiser.log_prob(batch, model.sigma_min, model.labels(labels[rows])).double().cpu()
-        )
+        parts.append(model.denoiser.log_prob(batch, model.sigma_min, model.labels(labels[rows])).double().cpu())
         model.tell(what, min(start + model.batch_size, len(x)), len(x))
     return torch.cat(parts)
 
@@ -97,9 +95,7 @@ class LogLikelihood(Metric):
         if model.denoiser.num_classes:  # p(x | c): the class is known, and the classes are equally frequent
             data_log_prob = data_log_prob + math.log(model.data.num_classes)
         gap = model_log_prob - data_log_prob
-        conditions = model.conditions(
-            sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats"
-        )
+        conditions = model.conditions(sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats")
         n = len(x)
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),

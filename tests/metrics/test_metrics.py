@@ -22,7 +22,7 @@ from flowdiff.metrics import (
     Result,
     measure,
 )
-from flowdiff.metrics.frechet import frechet_distance
+from flowdiff.metrics.frechet import frechet_distance, moments
 from flowdiff.metrics.likelihood import bits_per_dim
 from flowdiff.statistics import DataStatistics
 
@@ -73,7 +73,7 @@ class Copies:
         k, y = self.data.images("train")
         if labels is None:
             return self.data.to_centres(k[:n])
-        rows = [int((y == c).nonzero()[i % 100]) for i, c in enumerate(labels)]
+        rows = [int((y == c).nonzero()[i % 15]) for i, c in enumerate(labels)]
         return self.data.to_centres(k[rows])
 
 
@@ -160,8 +160,10 @@ def test_frechet_distance_against_scipy():
     c1, c2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(c1 @ c2).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c1 + c2 - 2 * root)
-    assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-8)
-    assert frechet_distance(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(0, abs=1e-8)
+    assert frechet_distance(moments(torch.from_numpy(a)), moments(torch.from_numpy(b))) == pytest.approx(
+        expected, rel=1e-8
+    )
+    assert frechet_distance(moments(torch.from_numpy(a)), moments(torch.from_numpy(a))) == pytest.approx(0, abs=1e-8)
 
 
 def test_frechet_distance_of_fewer_images_than_features():
@@ -170,7 +172,7 @@ def test_frechet_distance_of_fewer_images_than_features():
     a, b = (torch.randn(n, 30, generator=torch.Generator().manual_seed(n)).double() for n in (10, 25))
     theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
     # exactly singular covariances: torch-fidelity's eigenvalues are rounding noise to the power 1/2
-    assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
 
 
 def test_copies_of_training_images_score_as_real_images():
@@ -185,6 +187,24 @@ def test_copies_of_training_images_score_as_real_images():
     entry = json.loads(json.dumps(results["fd_mlp_digits"].to_json()))
     assert entry["n"] == 360 and entry["sampler"] == "copies" and entry["nfe"] == 0 and entry["seed"] == 4
     assert entry["extractor"] == "mlp_digits" and entry["reference"] == "train" and entry["weights"] == "ema"
+
+
+def test_the_reference_is_kept_for_the_same_data_only(monkeypatch):
+    data, metric, seen = Digits(), FrechetDistance(num_samples=50), []
+    features = Extractor.features
+    monkeypatch.setattr(Extractor, "features", lambda self, images: seen.append(len(images)) or features(self, images))
+
+    def run(data):
+        seen.clear()
+        return metric(Evaluand(UniformDenoiser(10), data, sample=Copies(data)))["fd_mlp_digits/real"].value
+
+    first = run(data)
+    assert sorted(seen) == [50, 50, 1257]
+    assert run(data) == first and seen == [50, 50]
+    swapped = Digits()
+    swapped.setup()
+    swapped._splits["train"] = data.images("val")
+    assert run(swapped) != first and sorted(seen) == [50, 50, 180]
 
 
 def test_noise_scores_badly():
