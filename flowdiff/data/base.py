@@ -78,9 +78,7 @@ class ImageData(lightning.LightningDataModule):
                 self._check(split, k, labels)
 
     def images(self, split: str) -> Split:
-        """The whole of one split: levels (N, C, H, W) uint8 (points (N, 2) float32 for toy data) and labels
-        (N,).
-        """
+        """The whole of one split: levels (N, C, H, W) uint8, or points (N, 2) float32, and labels (N,)."""
         if split not in SPLITS:
             raise ConfigError("split", split, f"must be one of {', '.join(SPLITS)}")
         self.setup()

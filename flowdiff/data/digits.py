@@ -12,8 +12,7 @@ from flowdiff.data.base import ImageData, Split
 
 
 class Digits(ImageData):
-    """8×8 digits, levels 0..16, ten classes: 1257 train, 180 validation and 360 test images, stratified by
-    class.
+    """8×8 digits, levels 0..16, ten classes: 1257 train, 180 validation, 360 test images, stratified.
 
     The split is the same for every ``seed``.
     """

@@ -63,9 +63,7 @@ def mixture_log_prob(y: Tensor, centres: Tensor, noise: float) -> Tensor:
 
 
 class Curve(Distribution):
-    """Gaussian noise around curves: each component is t ↦ ``curve(component, t)`` with t uniform on [0,
-    1].
-    """
+    """Gaussian noise around curves; each component is the image of uniform t in [0, 1]."""
 
     def curve(self, component: int, t: np.ndarray) -> np.ndarray:
         """Points of the noiseless curve: t (m,) in [0, 1] to (m, 2)."""

@@ -48,9 +48,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def fit(
-    network: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, batch_size: int = 100
-) -> None:
+def fit(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int, batch_size: int = 100) -> None:
     """Train in place on uint8 images (N, C, H, W) and labels (N,)."""
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * (len(images) // batch_size)
@@ -70,9 +68,7 @@ def fit(
             total += loss.item()
         if epoch % max(1, epochs // 6) == 0 or epoch == epochs - 1:
             seconds = time.perf_counter() - start
-            print(
-                f"epoch {epoch + 1}/{epochs}: loss {total * epochs / steps:.4f}, {seconds:.1f} s", flush=True
-            )
+            print(f"epoch {epoch + 1}/{epochs}: loss {total * epochs / steps:.4f}, {seconds:.1f} s", flush=True)
 
 
 def open_data(name: str) -> ImageData:
@@ -97,9 +93,7 @@ def main() -> None:
     assert data.extractor is not None
     torch.manual_seed(seed)
     network = NETWORKS[data.extractor](data.num_classes)
-    (train, y_train), (val, y_val), (test, y_test) = (
-        data.images(split) for split in ("train", "val", "test")
-    )
+    (train, y_train), (val, y_val), (test, y_test) = (data.images(split) for split in ("train", "val", "test"))
     fit(network, data.levels_to_uint8(train), y_train, epochs, seed)
     report = {
         "command": f"python -m flowdiff.extractors.train dataset={name} epochs={epochs} seed={seed}",
