@@ -163,12 +163,16 @@ class ScoreFlow(Denoiser):
     ) -> tuple[Tensor, Tensor]:
         """s(x; σ, c), shape of x, and log p(x; σ, c), (B,), from one pass."""
         levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
+        device = x.device.type
+        autocast, low = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def summed(points: Tensor) -> tuple[Tensor, Tensor]:
-            log_prob = self._log_prob(points, levels, classes)
+            with torch.autocast(device, low, enabled=autocast):
+                log_prob = self._log_prob(points, levels, classes)
             return log_prob.sum(), log_prob
 
-        return torch.func.grad(summed, has_aux=True)(x)
+        with torch.autocast(device, enabled=False):  # or the whitening's backward pass would be in low precision
+            return torch.func.grad(summed, has_aux=True)(x)
 
     def score(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """s(x; σ, c) = ∇x log p(x; σ, c), shape of x."""

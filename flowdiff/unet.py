@@ -86,6 +86,7 @@ class UNetDenoiser(Denoiser):
         self.norm = nn.GroupNorm(groups(previous), previous)
         self.last = nn.Conv2d(previous, shape[0], 3, padding=1)
         nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def fit(self, statistics: DataStatistics) -> None:
         self.sigma_data.fill_(statistics.sigma_data)

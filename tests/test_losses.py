@@ -1,0 +1,129 @@
+"""Training objectives: their formulas, what they refuse, and that the true density minimises them."""
+
+import math
+
+import pytest
+import torch
+from configs import build, choices
+from models import IMAGE, make, points, random_flow, randomise
+from torch import Tensor
+
+from flowdiff.denoisers import ScoreFlow
+from flowdiff.errors import FlowdiffError
+from flowdiff.losses import Denoising, Likelihood, Mixture
+
+every = pytest.mark.parametrize("name", choices("loss"))
+WITH_LIKELIHOOD = [name for name in choices("loss") if build("loss", name).needs_likelihood]
+
+
+def batch(n: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, sigma, labels = points(n)
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=x.dtype)
+    assert labels is not None
+    return 0.6 * x.tanh(), labels, sigma, eps, x
+
+
+def noised(x0: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
+    return x0 + sigma.view(-1, 1, 1, 1) * eps
+
+
+def test_formulas() -> None:
+    model = random_flow()
+    x0, labels, sigma, eps, _ = batch()
+    x = noised(x0, sigma, eps)
+    d = math.prod(IMAGE)
+    nll = -model.log_prob(x, sigma, labels) / d
+    edm_weight = (sigma**2 + 0.6**2) / (sigma * 0.6) ** 2
+    error = edm_weight * (model.denoise(x, sigma, labels) - x0).square().flatten(1).sum(1) / d
+    scale = (sigma / 0.6) ** 0.7
+    likelihood = Likelihood(power=0.7)(model, x0, labels, sigma, eps)
+    torch.testing.assert_close(likelihood["loss"], scale * nll)
+    torch.testing.assert_close(likelihood["nll"], nll)
+    denoising = Denoising()(model, x0, labels, sigma, eps)
+    torch.testing.assert_close(denoising["loss"], error, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(denoising["denoising"], denoising["loss"])
+    torch.testing.assert_close(denoising["nll"], nll)
+    mixture = Mixture(denoising_weight=0.4, power=0.7)(model, x0, labels, sigma, eps)
+    torch.testing.assert_close(mixture["loss"], scale * nll + 0.4 * error, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(mixture["nll"], nll)
+    torch.testing.assert_close(mixture["denoising"], error, rtol=1e-6, atol=1e-8)
+
+
+@every
+def test_per_sample_and_only_the_loss_has_a_gradient(name: str) -> None:
+    model, loss = random_flow(), build("loss", name)
+    x0, labels, sigma, eps, _ = batch()
+    terms = loss(model, x0, labels, sigma, eps)
+    assert all(term.shape == (6,) for term in terms.values())
+    assert terms["loss"].requires_grad
+    assert not any(term.requires_grad for key, term in terms.items() if key != "loss")
+    alone = loss(model, x0[2:3], labels[2:3], sigma[2:3], eps[2:3])
+    for key in terms:
+        torch.testing.assert_close(alone[key], terms[key][2:3])
+
+
+@every
+def test_dropped_rows_train_the_null_class(name: str) -> None:
+    model, loss = random_flow(), build("loss", name)
+    x0, labels, sigma, eps, _ = batch()
+    drop = torch.tensor([True, False, False, True, False, True])
+    actual = loss(model, x0, labels, sigma, eps, drop)["loss"]
+    null = loss(model, x0, None, sigma, eps)["loss"]
+    kept = loss(model, x0, labels, sigma, eps)["loss"]
+    torch.testing.assert_close(actual, torch.where(drop, null, kept))
+    assert not torch.allclose(null, kept)
+
+
+@pytest.mark.parametrize("name", WITH_LIKELIHOOD)
+@pytest.mark.parametrize("groups", [{"conditioning": "concat"}, {"denoiser": "unet"}, {"activation": "tanh"}], ids=str)
+def test_likelihood_is_refused_where_there_is_none(name: str, groups: dict[str, str]) -> None:
+    leak = {"activation.leak": 0.0} if "activation" in groups else {}
+    model = make((1, 8, 8), overrides=leak, **groups)
+    with pytest.raises(FlowdiffError, match=f"loss={name} needs a normalised density.*loss=denoising"):
+        build("loss", name).check(model)
+    build("loss", "denoising").check(model)
+    build("loss", name).check(make())
+
+
+@pytest.mark.parametrize("groups", [{"conditioning": "concat"}, {"denoiser": "unet"}], ids=str)
+def test_denoising_trains_what_has_no_likelihood(groups: dict[str, str]) -> None:
+    model = make((1, 8, 8), **groups).double()
+    randomise(model)
+    x, sigma, labels = points(shape=(1, 8, 8))
+    terms = Denoising()(model, x.tanh(), labels, sigma, torch.randn_like(x))
+    terms["loss"].mean().backward()
+    assert terms["loss"].isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_denoising_is_accurate_in_float32_at_low_noise() -> None:
+    """D - x0 cancels at sigma = 0.002; the loss is made from the score without it."""
+    double = random_flow()
+    single = make().eval()
+    single.load_state_dict(double.state_dict())
+    x0, labels, _, eps, _ = batch()
+    sigma = torch.full((6,), 0.002, dtype=torch.float64)
+    expected = Denoising()(double, x0, labels, sigma, eps)["loss"]
+    actual = Denoising()(single, x0.float(), labels, sigma.float(), eps.float())["loss"]
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", choices("loss"))
+def test_the_true_density_minimises_it(name: str) -> None:
+    """On Gaussian data the exact model (a whitening) beats every model moved away from it."""
+    model = make((2,), 0, precondition="gaussian", flow="linear", activation="identity").double()
+    assert isinstance(model, ScoreFlow)
+    generator = torch.Generator().manual_seed(0)
+    model.precondition.sigma_data.fill_(0.5)
+    model.precondition.eigenvalues.copy_(torch.tensor([0.4, 0.1]))
+    x0 = torch.randn(40000, 2, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.1]).sqrt()
+    sigma = torch.full((40000,), 0.5, dtype=torch.float64)
+    eps = torch.randn(40000, 2, generator=generator, dtype=torch.float64)
+    loss = build("loss", name)
+    with torch.no_grad():
+        best = loss(model, x0, None, sigma, eps)["loss"].mean()
+        for parameter in (model.flow.steps[0].log_diagonal, model.flow.steps[0].lower, model.flow.steps[1].layer.bias):
+            for change in (-0.3, 0.3):
+                parameter += change
+                assert loss(model, x0, None, sigma, eps)["loss"].mean() > best + 1e-4
+                parameter -= change

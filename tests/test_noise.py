@@ -1,0 +1,51 @@
+"""Distributions of the noise level in training."""
+
+import math
+
+import pytest
+import torch
+from configs import build, choices
+
+from flowdiff.errors import ConfigError
+from flowdiff.noise import LogNormal, LogUniform
+
+
+@pytest.mark.parametrize("name", choices("noise"))
+def test_positive_and_a_function_of_the_global_generator(name: str) -> None:
+    noise = build("noise", name, sigma_min=0.002, sigma_max=80.0)
+    torch.manual_seed(3)
+    first = noise(64)
+    torch.manual_seed(3)
+    assert torch.equal(noise(64), first)
+    assert not torch.equal(noise(64), first)
+    assert first.shape == (64,) and (first > 0).all() and first.isfinite().all()
+    assert noise(1).shape == (1,)
+
+
+def test_log_normal() -> None:
+    torch.manual_seed(0)
+    logs = LogNormal(p_mean=-0.4, p_std=0.7)(20000).log()
+    assert logs.mean().item() == pytest.approx(-0.4, abs=0.02)
+    assert logs.std().item() == pytest.approx(0.7, abs=0.02)
+
+
+def test_log_uniform_covers_the_range_evenly_in_every_batch() -> None:
+    torch.manual_seed(0)
+    logs = LogUniform(0.01, 10.0)(100).log()
+    places = (logs - math.log(0.01)) / (math.log(10.0) - math.log(0.01))
+    assert places.min() >= 0 and places.max() <= 1
+    assert torch.equal((places * 100).long().sort().values, torch.arange(100))
+    assert not torch.equal(places, places.sort().values), "neighbours in the data must not share a level"
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: LogNormal(p_std=0.0), r"noise\.p_std=0\.0"),
+        (lambda: LogUniform(0.0, 1.0), r"noise\.sigma_min=0\.0"),
+        (lambda: LogUniform(2.0, 1.0), r"noise\.sigma_min=2\.0"),
+    ],
+)
+def test_mistakes_are_named(make, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        make()
