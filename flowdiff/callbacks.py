@@ -1,8 +1,8 @@
 """What happens beside the optimisation: the average of the weights, checkpoints, scalars, progress.
 
 Order matters. `EMA` puts the average into the model at the start of a validation and takes it out in its own
-``on_validation_epoch_end``; whatever looks at the model in that hook must stand before it in the list
-(conf/callbacks). The average is
+``on_validation_epoch_end``; whatever looks at the model in that hook must stand before it in the list, and
+`flowdiff.training` sees to it. The average is
 
     w̄ ← w̄ + (1 − d)(w − w̄),   d = min(decay, (1 + n)/(10 + n))   after n updates
 """
@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from flowdiff.checkpoint import read
 from flowdiff.errors import ConfigError
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.module import Diffusion
@@ -84,7 +85,11 @@ class Checkpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.best_path.exists():  # resumed into a new folder: the best so far is not in it
+        self.saved_step = trainer.global_step
+        if self.best_path.exists():  # resumed in its own folder
+            stored = read(self.best_path)["callbacks"].get(self.state_key, {})
+            self.best = min(self.best, float(stored.get("best", math.inf)))
+        else:  # a new folder: the best so far is not in it
             self.best = math.inf
         if self.interrupts is not None:
             self.interrupts.install()  # Lightning's own handler has come in between
@@ -93,7 +98,9 @@ class Checkpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step != self.saved_step and step > 0 and step % self.every_n_steps == 0:
+        if step != self.saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+            # the last step too: in on_train_end Lightning has closed the epoch, wherever in it the run stopped,
+            # and a run that goes on from there would leave out the rest of the epoch's batches
             self.save_last(trainer)
         self._stop_if_asked(trainer)
 
@@ -106,7 +113,7 @@ class Checkpoints(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self.saved_step:
+        if trainer.global_step != self.saved_step or not self.last_path.exists():
             self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
@@ -261,6 +268,4 @@ class TrainingProgress(Callback):
 def described(trainer: Trainer, *names: str) -> str:
     """Those of the named values that were logged, as words for a line."""
     metrics = trainer.callback_metrics
-    return "".join(
-        f"  {name.replace('val/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics
-    )
+    return "".join(f"  {name.replace('val/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics)

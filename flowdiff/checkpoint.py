@@ -99,7 +99,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
         raise FlowdiffError(f"ckpt_path={path}: {error.strerror}") from error
     except Exception as error:
         reason = str(error)
-        if "Unsupported global" in reason or "WeightsUnpickler" in reason:
+        if "unsupported global" in reason.lower() or "unsupported class" in reason.lower():
             why = "it holds Python objects, which are not run; only tensors and plain values are read"
         else:
             why = f"not a readable checkpoint; is it cut off? ({file.stat().st_size:,} bytes)"

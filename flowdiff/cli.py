@@ -166,5 +166,6 @@ def _quiet() -> None:
         "lightning.fabric",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for words in (".*does not have many workers.*", ".*GPU available but not used.*", ".*treespec.*"):
-        warnings.filterwarnings("ignore", message=words)
+    silent = ("does not have many workers", "GPU available but not used", "treespec", "You requested to overfit")
+    for words in (*silent, "The number of training batches"):
+        warnings.filterwarnings("ignore", message=f".*{words}.*")

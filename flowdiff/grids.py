@@ -1,19 +1,21 @@
-"""Pictures during training: samples from fixed noise, and the denoising of one fixed batch.
+"""What is shown during training: samples from fixed noise, the denoising of one fixed batch, chosen metrics.
 
 They come at each validation, in ``on_validation_epoch_end``, when the model holds the averaged weights; so
 they stand before `flowdiff.callbacks.EMA` in the list of callbacks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from flowdiff import generate, plots
 from flowdiff.errors import ConfigError
+from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.module import Diffusion
 
 
@@ -97,3 +99,34 @@ class DenoisingGrid(Picture):
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         own = labels[: self.columns].to(device) if denoiser.num_classes else None
         return plots.denoising_strip(denoiser.denoise, x0, own, self.sigmas, noise, data.to_uint8)
+
+
+class ValidationMetrics(Callback):
+    """Metrics of the averaged weights at each validation, on the validation split, logged as ``val/<name>``.
+
+    Args:
+        metrics: from conf/metrics; how many samples each draws stands there.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self.metrics = dict(metrics)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        from flowdiff.evaluation import SeededSampler
+
+        assert isinstance(pl_module, Diffusion)
+        denoiser, data, config = pl_module.denoiser, pl_module.data, pl_module.config
+        batched = generate.from_config(denoiser, config, images=data.levels is not None)
+        device = next(denoiser.parameters()).device
+        sample, sigma = SeededSampler(batched), float(config["sigma_min"])
+        model = Evaluand(denoiser, data, sample=sample, sigma_min=sigma, device=device, split="val")
+        results, skipped = measure(self.metrics, model)
+        for name, reason in skipped.items():
+            rank_zero_warn(f"{name} is not measured: {reason}")
+        values = {f"val/{name}": result.value for name, result in results.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        for name, value in values.items():
+            print(f"step {trainer.global_step}: {name} {value:.4g}", flush=True)

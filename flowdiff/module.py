@@ -167,10 +167,10 @@ def check(config: dict[str, Any]) -> None:
         if not right:
             raise ConfigError(key, value, allowed)
 
-    for key, least in (("seed", 0), ("warmup_steps", 0), ("decay_steps", 1)):
-        need(key, config[key], _whole(config[key], least), f"must be an integer >= {least}")
     steps, lr, decay = config["trainer"].get("max_steps"), config["lr"], config["weight_decay"]
     need("trainer.max_steps", steps, _whole(steps, 1), "must be an integer >= 1")
+    for key, least in (("seed", 0), ("warmup_steps", 0), ("decay_steps", 1)):
+        need(key, config[key], _whole(config[key], least), f"must be an integer >= {least}")
     need("lr", lr, _number(lr) and lr > 0, "must be a number > 0")
     need("weight_decay", decay, _number(decay) and decay >= 0, "must be a number >= 0")
     dropout = config["label_dropout"]

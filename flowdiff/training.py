@@ -1,9 +1,12 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
+import math
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -12,13 +15,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import checkpoint, generate, mistakes
-from flowdiff.callbacks import Checkpoints
+from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.module import Diffusion, NonFiniteError, check
-from flowdiff.statistics import DataStatistics
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -37,13 +39,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     check_devices(config["trainer"])
     run_dir = Path(config["run_dir"])
 
+    seed(config["seed"])
     data = build_data(config)
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     fall_back(config, denoiser)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
-    k, labels = data.images("train")
-    denoiser.fit(DataStatistics.from_data(data.to_centres(k), labels, data.num_classes))
+    denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
 
     entry = checkpoint.describe(
         config,
@@ -57,12 +59,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     )
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
+    callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
-    trainer = build_trainer(config["trainer"], callbacks, loggers)
-    size = sum(p.numel() for p in denoiser.parameters())
+    trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
+    size, samples = sum(p.numel() for p in denoiser.parameters()), len(data.images("train")[0])
     if trainer.is_global_zero:
         print(
-            f"{config['name']}: {size:,} parameters, {len(k):,} training samples; run folder {run_dir}",
+            f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
             flush=True,
         )
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
@@ -141,6 +144,15 @@ def saver_of(trainer: Trainer) -> Checkpoints | None:
     return next((c for c in callbacks if isinstance(c, Checkpoints)), None)
 
 
+def seed(number: int) -> None:
+    """Seed what initial weights are drawn from. Lightning's `seed_everything` would also leave the seed in
+    the
+    environment, for the next job of a sweep."""
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
+
+
 def make(config: Mapping[str, Any]) -> Any:
     """Build what a plain configuration describes."""
     return instantiate(dict(config), _convert_="all")
@@ -156,19 +168,30 @@ def build_data(config: Mapping[str, Any]) -> ImageData:
     return data
 
 
-def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Lightning's Trainer. A budget shorter than the distance between validations ends with one all the
-    same.
+def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:
+    """Lightning's Trainer. A budget shorter than the distance between validations ends with one all the same.
+
+    Args:
+        config: the group trainer.
+        callbacks, loggers: in their order.
+        batches: in an epoch.
     """
     settings = dict(config)
     every = settings.get("val_check_interval")
     if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
-        batches = settings["max_steps"] * int(settings.get("accumulate_grad_batches") or 1)
-        settings["val_check_interval"] = min(every, batches)
+        limit = settings.get("overfit_batches") or settings.get("limit_train_batches") or 1.0
+        batches = max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+        accumulate = int(settings.get("accumulate_grad_batches") or 1)
+        epochs, steps = divmod(settings["max_steps"], math.ceil(batches / accumulate))
+        settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
     return instantiate(
-        settings, callbacks=callbacks, logger=loggers or False, plugins=[checkpoint.AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks), _convert_="all",
-    )  # fmt: skip
+        settings,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[checkpoint.AtomicCheckpointIO()],
+        enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        _convert_="all",
+    )
 
 
 def check_devices(config: Mapping[str, Any]) -> None:
