@@ -1,0 +1,125 @@
+"""Collecting a sweep, finished or not."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowdiff.collect import collect, main, rows, swept_keys
+
+
+def job(
+    root: Path,
+    name: str,
+    words: list[str],
+    status: dict[str, Any] | None = None,
+    metrics: dict[str, float | None] | None = None,
+) -> None:
+    """The folder of one job, as Hydra and the command line leave it."""
+    (root / name / ".hydra").mkdir(parents=True)
+    (root / name / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    if status is not None:
+        (root / name / "status.json").write_text(json.dumps({"overrides": words, "error": None} | status))
+    if metrics is not None:
+        content = {key: {"value": value, "n": 360} for key, value in metrics.items()}
+        (root / name / "metrics.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    root = tmp_path / "12-00-00"
+    words = "flow.n_flows={} activation={} seed=0 'dataset.x=[1,2]'".replace("'", "")
+    done = {"status": "done", "seconds": 12.5}
+    job(root, "0", words.format(1, "elu").split(), done, {"bits_per_dim": 2.3456789, "fd": None})
+    job(
+        root,
+        "1",
+        words.format(0, "elu").split(),
+        {"status": "failed", "error": "flow.n_flows=0: a | b\nand more", "seconds": 1},
+    )
+    job(
+        root,
+        "2",
+        words.format(1, "tanh").split(),
+        {"status": "running", "seconds": 0, "started": "2020-01-01T00:00:00+0000"},
+    )
+    job(root, "10", words.format(3, "tanh").split())
+    return root
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep)]) == 0
+    table = read(sweep / "results.csv")
+    columns = ["job", "flow.n_flows", "activation", "bits_per_dim", "fd", "status", "seconds", "error"]
+    assert list(table[0]) == columns
+    assert [row["job"] for row in table] == ["0", "1", "2", "10"]
+    assert [row["status"] for row in table] == ["done", "failed", "running", "not started"]
+    assert [row["flow.n_flows"] for row in table] == ["1", "0", "1", "3"]
+    assert table[0]["bits_per_dim"] == "2.3456789" and table[0]["fd"] == "" and table[0]["seconds"] == "12.5"
+    assert table[1]["error"] == "flow.n_flows=0: a | b and more" and table[1]["bits_per_dim"] == ""
+    assert float(table[2]["seconds"]) > 1e6
+    out = capsys.readouterr().out
+    assert "4 jobs: 1 done, 1 failed, 1 running, 1 not started" in out and "results.md" in out
+
+
+def test_markdown(sweep: Path) -> None:
+    assert main([str(sweep)]) == 0
+    lines = (sweep / "results.md").read_text().splitlines()
+    assert lines[0] == "| job | flow.n_flows | activation | bits_per_dim | fd | status | seconds | error |"
+    assert lines[2] == "| 0 | 1 | elu | 2.346 |  | done | 12.5 |  |"
+    assert r"a \| b and more" in lines[3] and len(lines) == 6
+
+
+def test_again_when_the_sweep_has_gone_on(sweep: Path) -> None:
+    assert main([str(sweep)]) == 0
+    (sweep / "10" / "status.json").write_text(json.dumps({"status": "done", "seconds": 3}))
+    assert main([str(sweep)]) == 0
+    assert [row["status"] for row in read(sweep / "results.csv")] == ["done", "failed", "running", "done"]
+
+
+def test_a_job_whose_process_is_gone(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = {"status": "running", "host": os.uname().nodename, "seconds": 0}
+    job(tmp_path, "0", ["seed=0"], here | {"pid": ended.pid})
+    job(tmp_path, "1", ["seed=1"], here | {"pid": os.getpid()})
+    job(tmp_path, "2", ["seed=2"], here | {"pid": ended.pid, "host": "another"})
+    assert [j.status for j in collect(tmp_path)] == ["killed", "running", "running"]
+
+
+def test_half_written_files_tell_nothing(tmp_path: Path) -> None:
+    job(tmp_path, "0", ["seed=0"], {"status": "done"}, {"fd": 1.0})
+    job(tmp_path, "1", ["seed=1"])
+    (tmp_path / "1" / "status.json").write_text('{"status": "ru')
+    (tmp_path / "1" / "metrics.json").write_text("")
+    jobs = collect(tmp_path)
+    assert jobs[1].status == "not started" and jobs[1].metrics == {} and jobs[1].overrides == {"seed": "1"}
+
+
+def test_swept_keys_of_one_and_of_deleted(tmp_path: Path) -> None:
+    job(tmp_path, "0", ["seed=0", "~debug"])
+    assert swept_keys(collect(tmp_path)) == ["seed", "debug"]
+    job(tmp_path, "1", ["seed=0", "+new.key={a:1,b:2}"])
+    header, table = rows(collect(tmp_path), tmp_path)
+    assert header[:3] == ["job", "debug", "new.key"] and table[1][2] == "{a:1,b:2}"
+
+
+def test_output_elsewhere(sweep: Path, tmp_path: Path) -> None:
+    assert main([str(sweep), "--output", str(tmp_path / "there")]) == 0
+    assert {p.name for p in (tmp_path / "there").iterdir()} == {"results.csv", "results.md"}
+    assert not (sweep / "results.csv").exists()
+
+
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "gone")]) == 1 and "gone: no such folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 1 and "no job in it has begun" in capsys.readouterr().err

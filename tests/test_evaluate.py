@@ -1,0 +1,172 @@
+"""Evaluation: what is measured and written, and under which conditions."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trained import checkpoint, composed
+
+from flowdiff import evaluation, generate
+from flowdiff.checkpoint import load
+from flowdiff.errors import FlowdiffError
+from flowdiff.evaluate import evaluate, evaluate_run, run_of
+
+
+def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:
+    """metrics.json of a call with these words."""
+    ckpt = [] if any(w.startswith("ckpt_path=") for w in words) else [f"ckpt_path={checkpoint(model)}"]
+    result = evaluate(composed("evaluate", *ckpt, f"output_dir={folder}", "num_steps=2", *words))
+    content = json.loads((folder / "metrics.json").read_text())
+    assert content == result["metrics"]
+    return content
+
+
+def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(tmp_path, "metrics=[bits_per_dim,fd,denoising,recognised]", "seed=3")
+    ratios = {f"denoising_ratio/{s:g}" for s in (0.05, 0.1, 0.2, 0.5, 1, 2, 5)}
+    assert ratios | {"bits_per_dim", "fd_mlp_digits", "fd_mlp_digits/real", "recognised"} <= set(found)
+    for entry in found.values():
+        assert entry["n"] == 360 and entry["split"] == "test" and entry["seed"] == 3 and entry["weights"] == "ema"
+    drawn = found["fd_mlp_digits"]
+    assert drawn["extractor"] == "mlp_digits" and drawn["sampler"] == "ancestral"
+    assert drawn["nfe"] == drawn["num_steps"] == 2 and drawn["guidance_scale"] == 1
+    assert 1 < found["bits_per_dim"]["value"] < 6
+    assert found["fd_mlp_digits"]["value"] > found["fd_mlp_digits/real"]["value"] > 0
+    assert (tmp_path / "samples.png").is_file()
+    out = capsys.readouterr().out
+    assert "fd_mlp_digits/real" in out and str(tmp_path / "metrics.json") in out
+    for heading in ("metric", "value", "n", "split", "extractor", "sampler", "NFE", "seed", "weights"):
+        assert heading in out
+
+
+def test_repeatable_and_seeded(tmp_path: Path) -> None:
+    words = ("metrics=[fd]", "split=val")
+    first = measured(tmp_path / "a", *words)["fd_mlp_digits"]
+    assert measured(tmp_path / "b", *words)["fd_mlp_digits"] == first
+    assert measured(tmp_path / "c", *words, "seed=1")["fd_mlp_digits"]["value"] != first["value"]
+    assert first["n"] == 180 and first["split"] == "val"
+
+
+def test_raw_weights(tmp_path: Path) -> None:
+    ema, raw = (
+        measured(tmp_path / w, "metrics=[bits_per_dim]", f"weights={w}")["bits_per_dim"] for w in ("ema", "raw")
+    )
+    assert raw["weights"] == "raw" and raw["value"] != ema["value"]
+
+
+def test_sampler_of_the_command_line(tmp_path: Path) -> None:
+    found = measured(tmp_path, "metrics=[fd]", "sampler=heun", "guidance_scale=2", "split=val")["fd_mlp_digits"]
+    assert found["sampler"] == "heun" and found["guidance_scale"] == 2 and found["nfe"] == 2 * (2 * 2 - 1)
+
+
+def test_points(tmp_path: Path) -> None:
+    found = measured(tmp_path, "metrics=[toy]", model="toy")
+    assert found and all(entry["value"] is not None for entry in found.values())
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_what_does_not_apply_is_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(tmp_path, "metrics=[bits_per_dim,recognised]", "split=val", model="unet")
+    assert "bits_per_dim" not in found and "recognised" in found
+    assert "skipped bits_per_dim: " in capsys.readouterr().out
+
+
+def test_end_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(checkpoint("digits")).config | {"metrics": {"b": {"_target_": "flowdiff.metrics.BitsPerDim"}}}
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.0").touch()
+    found = evaluate_run(str(checkpoint("digits")), config, tmp_path)
+    assert found == json.loads((tmp_path / "metrics.json").read_text()) and "bits_per_dim" in found
+    out = capsys.readouterr().out
+    for path in (checkpoint("digits"), tmp_path / "samples.png", tmp_path / "tensorboard"):
+        assert str(path) in out
+
+
+def test_results_stand_beside_the_run_by_default(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoint("digits"), run / "checkpoints" / "last.ckpt")
+    assert run_of(str(run / "checkpoints" / "last.ckpt")) == str(run)
+    assert run_of("/nowhere/last.ckpt") == run_of(None) == "outputs"
+    cfg = composed("evaluate", f"ckpt_path={run}/checkpoints/last.ckpt")
+    assert str(cfg.output_dir).startswith(f"{run}/evaluate/")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["metrics=[bits_per_dim]", "split=all"], "split=all: must be one of train, val, test"),
+        (["metrics=[fd]", "sigma_min=3", "sigma_max=1"], "sigma_min=3: must be smaller than sigma_max=1"),
+        (["metrics=[fd]", "metrics.fd.extractor=nothing"], "nothing"),
+        (["metrics=[fd]", "batch_size=0"], "batch_size=0"),
+        (["metrics=[fd]", "device=tpu"], "device=tpu"),
+        (["ckpt_path=null"], "ckpt_path=null: must be a checkpoint"),
+        ([], "metrics="),  # the checkpoint was trained without metrics, and none are given
+    ],
+)
+def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(FlowdiffError, match=message) as caught:
+        measured(tmp_path / "out", *words)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("metrics.json"))
+
+
+def test_data_that_are_not_here(tmp_path: Path) -> None:
+    content = torch.load(checkpoint("digits"), weights_only=True)
+    content["flowdiff"]["config"]["dataset"] = {
+        "_target_": "flowdiff.data.MNIST",
+        "root": str(tmp_path / "gone"),
+        "download": False,
+    }
+    torch.save(content, tmp_path / "mnist.ckpt")
+    words = (f"ckpt_path={tmp_path}/mnist.ckpt", "metrics=[bits_per_dim]")
+    with pytest.raises(FlowdiffError, match="gone.*dataset.download=true"):
+        measured(tmp_path / "out", *words, "data_root=null")
+    with pytest.raises(FlowdiffError, match="elsewhere"):
+        measured(tmp_path / "out", *words, f"data_root={tmp_path}/elsewhere")
+
+
+def test_a_checkpoint_does_not_choose_what_is_called(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for key in ("metrics", "dataset"):
+        content = torch.load(checkpoint("digits"), weights_only=True)
+        evil = {"_target_": "pathlib.Path.touch", "self": str(marker)}
+        content["flowdiff"]["config"][key] = {"evil": evil} if key == "metrics" else evil
+        torch.save(content, tmp_path / "evil.ckpt")
+        words = [] if key == "metrics" else ["metrics=[bits_per_dim]"]
+        with pytest.raises(FlowdiffError, match="pathlib.Path.touch"):
+            measured(tmp_path / "out", f"ckpt_path={tmp_path}/evil.ckpt", *words)
+        assert not marker.exists()
+
+
+def test_evaluations_with_other_seeds_share_no_sample() -> None:
+    seen: list[list[int]] = []
+
+    class Recorded(generate.BatchedSampler):
+        def __init__(self) -> None:
+            self.nonfinite = 0
+
+        def __call__(self, labels: Any, seeds: Any, quiet: bool = False, what: str = "") -> torch.Tensor:
+            seen.append(seeds.tolist())
+            return torch.zeros(len(seeds), 1)
+
+    for seed in (0, 1, 2):
+        evaluation.SeededSampler(Recorded())(1000, None, seed)
+    assert len({s for seeds in seen for s in seeds}) == 3000
+
+
+def test_command(tmp_path: Path, command: Callable[..., Any]) -> None:
+    done = command("evaluate", f"ckpt_path={checkpoint('digits')}", "metrics=[bits_per_dim]", "output_dir=here")
+    assert done.returncode == 0, done.stderr
+    assert "bits_per_dim" in json.loads((tmp_path / "here" / "metrics.json").read_text())
+    assert "here/metrics.json" in done.stdout
+    wrong = command("evaluate", f"ckpt_path={checkpoint('digits')}", "metrics=[bits]")
+    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and "bits_per_dim" in wrong.stderr
+
+
+def test_help(command: Callable[..., Any]) -> None:
+    done = command("evaluate", "--help")
+    assert done.returncode == 0 and done.stdout.count("python -m flowdiff.evaluate ") >= 6
