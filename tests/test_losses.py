@@ -116,9 +116,9 @@ def test_the_true_density_minimises_it(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     model.precondition.sigma_data.fill_(0.5)
     model.precondition.eigenvalues.copy_(torch.tensor([0.4, 0.1]))
-    x0 = torch.randn(40000, 2, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.1]).sqrt()
-    sigma = torch.full((40000,), 0.5, dtype=torch.float64)
-    eps = torch.randn(40000, 2, generator=generator, dtype=torch.float64)
+    x0 = torch.randn(8000, 2, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.1]).sqrt()
+    sigma = torch.full((8000,), 0.5, dtype=torch.float64)
+    eps = torch.randn(8000, 2, generator=generator, dtype=torch.float64)
     loss = build("loss", name)
     with torch.no_grad():
         best = loss(model, x0, None, sigma, eps)["loss"].mean()

@@ -66,7 +66,7 @@ def test_affine_couplings_have_zukos_log_prob(residual: bool, sigma: float) -> N
     kappa = model.precondition.kappa(level)[0].item()
     embedding = model.embed(level, labels)
     couplings = [step for step in model.flow.steps if not isinstance(step, GatedActivation)]
-    assert len(couplings) == 4 and all(isinstance(step, AffineCoupling) for step in couplings)
+    assert len(couplings) == 3 and all(isinstance(step, AffineCoupling) for step in couplings)
     networks = [partial(step.network, embedding=embedding) if residual else copied_mlp(step) for step in couplings]
     steps = [zuko_coupling(step, f, dim, kappa) for step, f in zip(couplings, networks, strict=True)]
     flow = zuko.distributions.NormalizingFlow(
