@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import platform
 import sys
 import time
 import traceback
@@ -133,6 +134,7 @@ class Status:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.start)),
             "overrides": self.overrides,
             "pid": os.getpid(),
+            "host": platform.node(),
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def _key_and_value(word: str) -> tuple[str, str]:
 def _is_gone(status: dict[str, Any]) -> bool:
     """Whether the process of a running job on this machine has ended. False where that can't be known."""
     host, pid = status.get("host"), status.get("pid")
-    if host != os.uname().nodename or not isinstance(pid, int):
+    if host != platform.node() or not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)

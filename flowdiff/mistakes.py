@@ -46,7 +46,7 @@ def explain(error: BaseException, overrides: Sequence[str], config_dir: Path, co
 
 def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     if isinstance(error, MissingConfigException):
-        return _unknown_choice(error, overrides)
+        return _unknown_choice(error, overrides, config_dir)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; write key=value, and quote what a shell reads"
     if isinstance(error, ConfigCompositionException):
@@ -81,14 +81,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _unknown_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
+def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], config_dir: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    if not group or not error.options:
+    options = error.options or [file.stem for file in (config_dir / group).glob("*.yaml")]  # none for a list
+    if not group or not options:
         return one_line(error)
     typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group), None)
     shown = f"{group}={choice}" if typed is None or "," in typed else typed
-    near = difflib.get_close_matches(choice, error.options, n=1)
-    return f"{shown}: must be one of {', '.join(sorted(error.options))}" + (
+    near = difflib.get_close_matches(choice, options, n=1)
+    return f"{shown}: must be one of {', '.join(sorted(options))}" + (
         f"; did you mean {group}={near[0]}?" if near else ""
     )
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_again_when_the_sweep_has_gone_on(sweep: Path) -> None:
 def test_a_job_whose_process_is_gone(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    here = {"status": "running", "host": os.uname().nodename, "seconds": 0}
+    here = {"status": "running", "host": platform.node(), "seconds": 0}
     job(tmp_path, "0", ["seed=0"], here | {"pid": ended.pid})
     job(tmp_path, "1", ["seed=1"], here | {"pid": os.getpid()})
     job(tmp_path, "2", ["seed=2"], here | {"pid": ended.pid, "host": "another"})
