@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
+from flowdiff.dropout import dropout
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
@@ -65,7 +66,8 @@ class Diffusion(LightningModule):
         drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
         sigma = self.noise(len(x0), x0.device)
         eps = torch.randn_like(x0)
-        terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop)
+        with dropout(self.denoiser, float(self.config["dropout"])):
+            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop)
         loss = terms["loss"].mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
@@ -173,8 +175,9 @@ def check(config: dict[str, Any]) -> None:
         need(key, config[key], _whole(config[key], least), f"must be an integer >= {least}")
     need("lr", lr, _number(lr) and lr > 0, "must be a number > 0")
     need("weight_decay", decay, _number(decay) and decay >= 0, "must be a number >= 0")
-    dropout = config["label_dropout"]
-    need("label_dropout", dropout, _number(dropout) and 0 <= dropout <= 1, "must be between 0 and 1")
+    labels, values = config["label_dropout"], config["dropout"]
+    need("label_dropout", labels, _number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
+    need("dropout", values, _number(values) and 0 <= values < 1, "must be at least 0 and below 1")
 
 
 def _number(value: object) -> bool:

@@ -16,7 +16,7 @@ from flowdiff.statistics import DataStatistics
 
 IMAGE = (1, 4, 4)
 CLASSES = 3
-SMALL = {"n_flows": 3, "width": 12, "leading": 10, "sigma_embed_dim": 8, "cond_embed_dim": 6, "dropout": 0.0}
+SMALL = {"n_flows": 3, "width": 12, "leading": 10, "sigma_embed_dim": 8, "cond_embed_dim": 6}
 
 PLANE = SMALL | {"n_flows": 2}  # few enough for a density that a grid can integrate
 

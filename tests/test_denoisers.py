@@ -235,8 +235,6 @@ def test_precision_under_autocast(flow: str) -> None:
         ({}, {"flow.width": 0}, r"flow\.width=0: "),
         ({}, {"flow.width": 2.5}, r"flow\.width=2\.5: "),
         ({}, {"flow.depth": 0}, r"flow\.depth=0: "),
-        ({}, {"flow.dropout": 1.5}, r"flow\.dropout=1\.5: "),
-        ({"flow": "conv"}, {"flow.dropout": -0.1}, r"flow\.dropout=-0\.1: "),
         ({}, {"flow.max_log_scale": 0.0}, r"flow\.max_log_scale=0\.0: "),
         ({"flow": "conv"}, {"flow.max_log_scale": -2.0}, r"flow\.max_log_scale=-2\.0: "),
         ({}, {"activation.leak": 2.0}, r"activation\.leak=2\.0: "),

@@ -129,7 +129,7 @@ def equal(a: object, b: object) -> bool:
     [
         (7, 14, ()),  # in the middle of the first epoch (19 batches)
         (19, 38, ()),  # at the end of it
-        (25, 50, ("flow.dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
+        (25, 50, ("dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
         (12, 24, ("trainer.val_check_interval=4",)),  # right after a validation
         (6, 12, ("trainer.accumulate_grad_batches=3",)),
     ],

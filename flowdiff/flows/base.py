@@ -87,13 +87,6 @@ def at_least(key: str, value: int, least: int) -> int:
     return value
 
 
-def share(key: str, value: float) -> float:
-    """``value`` if it is a number in [0, 1), else a :class:`ConfigError` that names ``key``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(key, value, "must be a number in [0, 1)")
-    return value
-
-
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer that gives 0 at initialisation."""
     layer = nn.Linear(inputs, outputs)

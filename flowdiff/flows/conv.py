@@ -42,7 +42,7 @@ class ConvCoupling(Flow):
     Args:
         size: (C, H, W), C even.
         context_dim: length of the embedding.
-        width, dropout: of the convolutional network.
+        width: of the convolutional network.
         swap: which half moves.
         max_log_scale: soft bound of |s|.
     """
@@ -53,7 +53,6 @@ class ConvCoupling(Flow):
         context_dim: int,
         width: int,
         swap: bool,
-        dropout: float = 0.0,
         max_log_scale: float = 2.0,
     ) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class ConvCoupling(Flow):
         self.sizes = [half, channels - half]
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
-        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), dropout)
+        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth))
         self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +111,7 @@ class ConvFlow(Composite):
         context_dim: length of the embedding of σ and class.
         activation: makes the activation of a step.
         n_flows: number of steps.
-        width, dropout: of the convolutional networks.
+        width: of the convolutional networks.
         factors: unshuffling factors, used in turn.
         max_log_scale: soft bound of a coupling's log-scales.
     """
@@ -124,7 +123,6 @@ class ConvFlow(Composite):
         activation: ActivationFactory,
         n_flows: int = 12,
         width: int = 48,
-        dropout: float = 0.0,
         factors: Sequence[int] = (2, 4),
         max_log_scale: float = 2.0,
     ) -> None:
@@ -143,7 +141,7 @@ class ConvFlow(Composite):
             step = [
                 ChannelMixing(size[0], seed=i),
                 AffineFiLM(size, context_dim),
-                ConvCoupling(size, context_dim, width, swap, dropout, max_log_scale),
+                ConvCoupling(size, context_dim, width, swap, max_log_scale),
                 GatedActivation(activation, size),
             ]
             steps.append(Unshuffled(f, step, size))

@@ -25,7 +25,7 @@ class AffineCoupling(Flow):
         moved: bool (d,), the coordinates that are transformed.
         seen: bool (d,), the coordinates that decide (by default all others). Coordinates in neither pass unchanged.
         context_dim: length of the embedding.
-        width, depth, dropout: of the residual MLP.
+        width, depth: of the residual MLP.
         max_log_scale: soft bound of |s|.
     """
 
@@ -38,7 +38,6 @@ class AffineCoupling(Flow):
         context_dim: int,
         width: int,
         depth: int,
-        dropout: float = 0.0,
         max_log_scale: float = 2.0,
         seen: Tensor | None = None,
     ) -> None:
@@ -46,7 +45,7 @@ class AffineCoupling(Flow):
         seen = ~moved if seen is None else seen
         self.register_buffer("moved", moved.nonzero()[:, 0], persistent=False)
         self.register_buffer("seen", seen.nonzero()[:, 0], persistent=False)
-        self.network = ResidualMLP(len(self.seen), 2 * len(self.moved), context_dim, width, depth, dropout)
+        self.network = ResidualMLP(len(self.seen), 2 * len(self.moved), context_dim, width, depth)
         self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -71,7 +70,7 @@ class CouplingFlow(Composite):
         context_dim: length of the embedding of σ and class.
         activation: makes the activation of a step.
         n_flows: number of couplings.
-        width, depth, dropout: of each residual MLP.
+        width, depth: of each residual MLP.
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
@@ -83,7 +82,6 @@ class CouplingFlow(Composite):
         n_flows: int = 12,
         width: int = 192,
         depth: int = 2,
-        dropout: float = 0.0,
         max_log_scale: float = 2.0,
     ) -> None:
         dim = math.prod(shape)
@@ -94,7 +92,7 @@ class CouplingFlow(Composite):
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             moved = split_mask(shape, i)
             steps += [
-                AffineCoupling(moved, context_dim, width, depth, dropout, max_log_scale),
+                AffineCoupling(moved, context_dim, width, depth, max_log_scale),
                 GatedActivation(activation, (dim,)),
             ]
         super().__init__(steps, (dim,))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.flows.base import at_least, share, soft_limit, zero_linear
+from flowdiff.dropout import Dropout
+from flowdiff.flows.base import at_least, soft_limit, zero_linear
 
 
 class ResidualMLP(nn.Module):
@@ -18,12 +19,9 @@ class ResidualMLP(nn.Module):
         context_dim: E.
         width: of the hidden layers.
         depth: number of residual blocks.
-        dropout: share of hidden values dropped while training.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, context_dim: int, width: int, depth: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, context_dim: int, width: int, depth: int) -> None:
         super().__init__()
         at_least("flow.depth", depth, 1)
         self.first = nn.Linear(inputs, width)
@@ -31,7 +29,7 @@ class ResidualMLP(nn.Module):
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = zero_linear(width, outputs)
-        self.dropout = share("flow.dropout", dropout)
+        self.dropout = Dropout()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(soft_limit(x))
@@ -39,7 +37,7 @@ class ResidualMLP(nn.Module):
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
             r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
-            h = h + outer(F.dropout(r, self.dropout, self.training) if self.dropout else r)
+            h = h + outer(self.dropout(r))
         return self.last(F.silu(h)).to(x.dtype)
 
 
@@ -61,23 +59,23 @@ class ConvNet(nn.Module):
         context_dim: int,
         width: int,
         size: tuple[int, int],
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.middle = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias if self.last.bias is not None else torch.zeros(0))
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
         self.position = nn.Parameter(torch.zeros(width, *size))
         self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(2))
-        self.dropout = share("flow.dropout", dropout)
+        self.dropout = Dropout()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(soft_limit(x)) + self.position
         h = F.silu(self._film(0, h, embedding))
         r = F.silu(self._film(1, self.middle(h), embedding))
-        h = h + F.dropout(r, self.dropout, self.training)
+        h = h + self.dropout(r)
         return self.last(h).to(x.dtype)
 
     def _film(self, i: int, h: Tensor, embedding: Tensor) -> Tensor:

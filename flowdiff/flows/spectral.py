@@ -53,7 +53,7 @@ class SpectralFlow(Composite):
         n_flows: number of steps; the last one transforms the trailing coordinates, if there are any.
         leading: number of leading coordinates (all of them if the data have fewer).
         nested: subspaces in turn, as shares of ``leading``.
-        width, depth, dropout: of each residual MLP.
+        width, depth: of each residual MLP.
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
@@ -67,7 +67,6 @@ class SpectralFlow(Composite):
         nested: Sequence[float] = (1.0, 1.0, 0.5, 0.5),
         width: int = 384,
         depth: int = 2,
-        dropout: float = 0.0,
         max_log_scale: float = 2.0,
     ) -> None:
         dim = math.prod(shape)
@@ -92,6 +91,6 @@ class SpectralFlow(Composite):
                 moved = torch.zeros(dim, dtype=torch.bool)
                 moved[half] = True
                 seen = inside & ~moved
-            coupling = AffineCoupling(moved, context_dim, width, depth, dropout, max_log_scale, seen)
+            coupling = AffineCoupling(moved, context_dim, width, depth, max_log_scale, seen)
             steps += [coupling, GatedActivation(activation, (dim,))]
         super().__init__([Rotated(steps, dim)], (dim,))
