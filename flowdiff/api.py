@@ -147,9 +147,7 @@ class Model(nn.Module):
 
     def _need_density(self) -> None:
         if not self.has_density:
-            raise FlowdiffError(
-                f"this checkpoint holds a {type(self.denoiser).__name__}, which has no density"
-            )
+            raise FlowdiffError(f"this checkpoint holds a {type(self.denoiser).__name__}, which has no density")
 
 
 def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Model:
@@ -168,9 +166,7 @@ def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str
     if isinstance(name, base):
         return name
     classes = {
-        _snake(n): c
-        for n, c in vars(module).items()
-        if isinstance(c, type) and issubclass(c, base) and c is not base
+        _snake(n): c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base
     }
     if name not in classes:
         raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")

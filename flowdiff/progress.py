@@ -33,9 +33,7 @@ class Progress:
                 progress.advance()
     """
 
-    def __init__(
-        self, what: str, total: int, quiet: bool = False, delay: float = 2.0, interval: float = 15.0
-    ) -> None:
+    def __init__(self, what: str, total: int, quiet: bool = False, delay: float = 2.0, interval: float = 15.0) -> None:
         self.what, self.total, self.done = what, total, 0
         self.quiet, self.delay, self.interval = quiet, delay, interval
         self._console = Console(stderr=True)
