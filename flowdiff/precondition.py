@@ -14,13 +14,15 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
                    pixels that hardly vary (an image's border) are stretched to the size of the others, and at its
                    start the model is a product of pixel-wise Gaussians at low noise, the Wiener filter at high noise
 
-Every learned deviation of the flow is multiplied by κ(σ) = σ_data/√(σ² + σ_data²), because an error of size e
-in u-space costs σ·e in D at high noise.
+Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power. With the power 1, an
+error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks also stay of
+order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
 """
 
 import torch
 from torch import Tensor, nn
 
+from flowdiff.activations import positive
 from flowdiff.statistics import DataStatistics
 
 
@@ -31,6 +33,7 @@ class Precondition(nn.Module):
         dim: d.
         num_classes: K; row K of the means is the null class's.
         sigma_data: EDM's σ_data until :meth:`fit` measures it.
+        kappa_power: exponent of κ.
     """
 
     sigma_data: Tensor
@@ -38,8 +41,9 @@ class Precondition(nn.Module):
     eigenvalues: Tensor
     eigenvectors: Tensor
 
-    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5) -> None:
+    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: float = 1.0) -> None:
         super().__init__()
+        self.kappa_power = positive("precondition.kappa_power", kappa_power)
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
         self.register_buffer("class_means", torch.zeros(num_classes + 1, dim))
         self.register_buffer("eigenvalues", torch.full((dim,), float(sigma_data) ** 2))
@@ -53,8 +57,8 @@ class Precondition(nn.Module):
         self.eigenvectors.copy_(statistics.eigenvectors)
 
     def kappa(self, sigma: Tensor) -> Tensor:
-        """κ(σ) = σ_data/√(σ² + σ_data²), shape of σ."""
-        return self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()
+        """κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power, shape of σ."""
+        return (self.sigma_data / (sigma.square() + self.sigma_data.square()).sqrt()) ** self.kappa_power
 
     def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1) weights of the data's mean and covariance (the rest is σ_data²·I) at σ (B, 1)."""
