@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -50,6 +51,7 @@ def config_dir() -> Path:
 
 def run(task: Task, config_name: str = "config") -> None:
     """Run ``task`` as a Hydra application and leave the process with its exit code."""
+    _complete(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
     job = functools.partial(_job, task)
@@ -76,6 +78,30 @@ def run(task: Task, config_name: str = "config") -> None:
         code = 1
     sys.stdout.flush()
     sys.exit(code)
+
+
+COMPLETION = """\
+flowdiff_completion() {
+    local words=($COMP_LINE)
+    if [ "${words[1]}" == "-m" ] && [[ "${words[2]}" == flowdiff.* ]]; then
+        local choices=$(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT ${words[0]} -m ${words[2]} -sc query=bash)
+        COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "${words[$COMP_CWORD]}"))
+    fi
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F flowdiff_completion python python3
+"""
+
+
+def _complete(words: list[str]) -> None:
+    """Hydra's tab completion knows scripts, but not ``python -m``: its rule for bash is given here, and the
+    line
+    to complete is put into the form that it reads."""
+    if {"-sc", "--shell_completion"} & set(words) and "install=bash" in words:
+        print(COMPLETION)
+        sys.exit(0)
+    line = os.environ.get("COMP_LINE", "")
+    os.environ["COMP_LINE"] = re.sub(r"^\S*python\S* -m flowdiff\.\w+", "flowdiff", line)
 
 
 def _job(task: Task, cfg: DictConfig) -> Any:

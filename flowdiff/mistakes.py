@@ -52,7 +52,8 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
     if isinstance(error, ConfigCompositionException):
         return _unknown_key(error, overrides, config_dir, config_name)
     if isinstance(error, InstantiationException):
-        return one_line(error) if isinstance(error.__cause__, TypeError | ValueError | ImportError) else None
+        root = list(_causes(error))[-1]
+        return f"{_target(error)}{one_line(root)}" if isinstance(root, TypeError | ValueError | ImportError) else None
     if isinstance(error, OmegaConfBaseException | HydraException):
         return one_line(error)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for this
@@ -64,6 +65,12 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
         hint = "lower dataset.batch_size and raise trainer.accumulate_grad_batches by as much"
         return f"out of memory: {hint} ({one_line(error)[:120]})"
     return None
+
+
+def _target(error: InstantiationException) -> str:
+    """``flow: `` of an error with "full_key: flow"."""
+    key = str(error).partition("full_key: ")[2].split("\n")[0].strip()
+    return f"{key}: " if key else ""
 
 
 def one_line(error: BaseException) -> str:
@@ -86,7 +93,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
     options = error.options or [file.stem for file in (config_dir / group).glob("*.yaml")]  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group), None)
+    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
     shown = f"{group}={choice}" if typed is None or "," in typed else typed
     near = difflib.get_close_matches(choice, options, n=1)
     return f"{shown}: must be one of {', '.join(sorted(options))}" + (

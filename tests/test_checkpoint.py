@@ -153,7 +153,7 @@ def test_what_is_no_checkpoint_says_so(trained: Path, tmp_path: Path) -> None:
         text: "not a readable checkpoint",
         foreign: "not a checkpoint of flowdiff",
         newer: "its format is 99",
-        lacking: "can't rebuild the model",
+        lacking: "the model can't be rebuilt from it",
     }
     for path, words in cases.items():
         with pytest.raises(FlowdiffError, match=words) as caught:

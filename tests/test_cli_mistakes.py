@@ -1,0 +1,169 @@
+"""A user's mistake is one line with the key, the value and what is allowed, and an exit code. No traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BARE, TINY
+
+from flowdiff import cli, mistakes, train
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The training command in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        with pytest.raises(SystemExit) as left:
+            train.main()
+        out, err = capfd.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("activation=foo", "activation=foo: must be one of elu, identity, leakyrelu, softplus, swish, tanh"),
+        ("activation=sofplus", "did you mean activation=softplus?"),
+        ("experiment=mnst", "did you mean experiment=mnist?"),
+        ("metrics=[fd,nope]", "metrics=nope: must be one of bits_per_dim, "),
+        ("flow.nflows=5", "flow.nflows=5: unknown key; flow has activation, "),
+        ("flow.nflows=5", "did you mean flow.n_flows?"),
+        ("flows.n_flows=5", "flows.n_flows=5: unknown key; the configuration has "),
+        ("learning_rate=1", "learning_rate=1: unknown key; "),
+        ("flow.n_flows=many", "flow.n_flows=many: must be a number, as "),
+        ("flow.n_flows=1.5", "flow.n_flows=1.5: must be a whole number"),
+        ("lr=fast", "lr=fast: must be a number"),
+        ("dataset.batch_size=0", "dataset.batch_size=0: must be an integer >= 1"),
+        ("flow.n_flows=0", "flow.n_flows=0: must be an integer"),
+        ("trainer.max_steps=abc", "trainer.max_steps=abc: must be an integer >= 1"),
+        ("trainer.precision=7", "precision"),
+        ("+flow.bogus=1", "unexpected keyword argument 'bogus'"),
+        ("lr=[", "lr=[: not understood"),
+        ("resume=last", "resume=last: "),
+        ("resume=yes", "resume=yes: must be last"),
+        ("resume=best", "resume=best: must be last"),
+        ("ckpt_path=none.ckpt", "none.ckpt: no such file"),
+        ("sigma_min=100", "sigma_min=100"),
+    ],
+)
+def test_one_line(word: str, line: str, run: Run) -> None:
+    code, _, err = run(*TINY, *BARE, word)
+    assert code == 1
+    assert err.count("\n") == 1, err
+    assert line in err
+
+
+def test_no_gpu(run: Run) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, err = run("trainer=gpu")
+    assert (code, err) == (1, "trainer.accelerator=gpu: no GPU was found here; use trainer=cpu\n")
+
+
+def test_data_that_are_not_there(run: Run) -> None:
+    code, _, err = run("dataset=mnist", "dataset.root=nowhere")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "nowhere" in err
+    assert "dataset.download=true" in err
+
+
+def test_an_unknown_choice_stops_a_sweep_before_its_first_job(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("--multirun", *TINY, *BARE, "activation=elu,foo")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("activation=foo: must be one of elu, ")
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_a_bug_is_called_one_and_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(cfg: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("flowdiff.training.train", broken)
+    code, _, err = run()
+    assert code == 1
+    assert "Traceback" in err
+    assert err.endswith("this is a bug: ZeroDivisionError: division by zero\n")
+    (log,) = tmp_path.rglob("train.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert out.count("python -m flowdiff.train ") >= 6
+    assert "flow: conv, coupling, linear, spectral, stack" in out
+    code, out, _ = run("--cfg", "job", "flow=linear")
+    assert code == 0
+    assert "_target_: flowdiff.flows.linear.LinearFlow" in out
+    line = "python -m flowdiff.train activation=s"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, out, _ = run("-sc", "query=bash")
+    assert code == 0
+    assert set(out.split()) == {"activation=softplus", "activation=swish"}
+
+
+def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
+    import shutil
+    import subprocess
+
+    from conftest import environment
+
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    line = "python -m flowdiff.train flow.n"
+    script = f"""
+    python() {{ {sys.executable} "$@"; }}
+    eval "$(python -m flowdiff.train -sc install=bash)"
+    COMP_LINE="{line}" COMP_POINT={len(line)} COMP_CWORD=3
+    flowdiff_completion
+    echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "flow.n_flows=", done.stderr
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    import subprocess
+
+    from conftest import environment
+
+    program = "import sys, flowdiff.train, flowdiff.cli; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path)
+    assert done.returncode == 0
+
+
+def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (cli.config_dir() / "config.yaml").is_file()
+    assert os.path.isabs(cli.config_dir())
+    package = tmp_path / "site-packages" / "flowdiff"
+    (package / "conf").mkdir(parents=True)
+    (package / "conf" / "config.yaml").touch()
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    assert cli.config_dir() == package / "conf"
+
+
+def test_memory_and_disk_are_explained(tmp_path: Path) -> None:
+    for error, words in (
+        (OSError(28, "No space left on device", "/x"), "can't write /x: No space left on device; free some space"),
+        (PermissionError(13, "Permission denied", "/x"), "can't write /x: Permission denied"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out of memory: lower dataset.batch_size"),
+    ):
+        line = mistakes.explain(error, [], cli.config_dir(), "config")
+        assert line is not None
+        assert line.startswith(words)
+    assert mistakes.explain(ZeroDivisionError("x"), [], cli.config_dir(), "config") is None
