@@ -1,7 +1,6 @@
 """The metrics of a model: measured, printed as a table, written to metrics.json with their conditions.
 
-Used at the end of a training (`evaluate_run`) and by the command line (`evaluate`, around it
-`flowdiff.evaluate`).
+Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evaluate` (`evaluate`).
 """
 
 import json
@@ -218,8 +217,9 @@ def report(
     ckpt_path: Path,
 ) -> dict[str, dict[str, Any]]:
     """Measure; write metrics.json and a picture of the samples into ``folder``; print what and where."""
+    failed: dict[str, FlowdiffError] = {}
     try:
-        results, skipped = measure(metrics, evaluand)
+        results, skipped = measure(metrics, evaluand, failed)
     finally:
         if isinstance(evaluand.progress, Shown):
             evaluand.progress.close()
@@ -236,6 +236,8 @@ def report(
     events = sorted(folder.rglob("events.out.tfevents*"))
     if events:
         print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {events[-1].parent})")
+    for name, error in failed.items():  # after all that could be measured is written
+        raise FlowdiffError(f"metrics.{name}: {error}") from error
     return entries
 
 

@@ -15,7 +15,7 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
                    start the model is a product of pixel-wise Gaussians at low noise, the Wiener filter at high noise
 
 Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power. With the power 1, an
-error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks also stay of
+error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
 """
 

@@ -1,6 +1,4 @@
-"""What every dataset is to the rest of the package: integer images (or points) in three splits, held in
-memory.
-"""
+"""What every dataset is to the rest of the package: integer images, or points, in three splits held in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,15 +58,13 @@ class ImageData(lightning.LightningDataModule):
         self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
         self._splits: dict[str, Split] | None = None
 
-    # -- to be provided by a dataset
-    # ---------------------------------------------------------------------------------
+    # -- to be provided by a dataset ---------------------------------------------------------------
 
     def load(self) -> dict[str, Split]:
         """Read the data: {"train": (k, labels), "val": …, "test": …}."""
         raise NotImplementedError
 
-    # -- what the rest of the package uses
-    # ---------------------------------------------------------------------------
+    # -- what the rest of the package uses ---------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Load the data once, whatever the stage."""

@@ -1,6 +1,4 @@
-"""What a metric is: a callable on an evaluand, returning named results with the conditions they were measured
-under.
-"""
+"""What a metric is: a callable on an evaluand, returning results and the conditions they were measured under."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data import ImageData
+from flowdiff.errors import FlowdiffError
 from flowdiff.statistics import DataStatistics
 
 
@@ -149,8 +148,16 @@ class Metric:
         raise NotImplementedError
 
 
-def measure(metrics: Mapping[str, Metric], model: Evaluand) -> tuple[dict[str, Result], dict[str, str]]:
+def measure(
+    metrics: Mapping[str, Metric], model: Evaluand, failed: dict[str, FlowdiffError] | None = None
+) -> tuple[dict[str, Result], dict[str, str]]:
     """Run metrics on one evaluand, with samples drawn once for the largest number asked for.
+
+    Args:
+        metrics: by name.
+        model: what is measured.
+        failed: takes the errors of metrics that could not be measured, so that the others are not lost;
+            None: the first error is raised.
 
     Returns:
         the results, and for each metric that was skipped the reason.
@@ -160,6 +167,11 @@ def measure(metrics: Mapping[str, Metric], model: Evaluand) -> tuple[dict[str, R
     model.planned = max([0, *(metric.num_needed(model) for metric in fit.values())])
     results: dict[str, Result] = {}
     with torch.no_grad():
-        for metric in fit.values():
-            results.update(metric(model))
+        for name, metric in fit.items():
+            try:
+                results.update(metric(model))
+            except FlowdiffError as error:
+                if failed is None:
+                    raise
+                failed[name] = error
     return results, {name: reason for name, reason in reasons.items() if reason is not None}

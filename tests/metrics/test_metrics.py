@@ -10,7 +10,7 @@ import torch
 from analytic import GaussianDenoiser
 
 from flowdiff.data import Digits, ImageData, Toy
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import Extractor
 from flowdiff.metrics import (
     BitsPerDim,
@@ -18,6 +18,7 @@ from flowdiff.metrics import (
     Evaluand,
     FrechetDistance,
     LogLikelihood,
+    Metric,
     Recognised,
     Result,
     measure,
@@ -298,3 +299,16 @@ def test_number_of_samples_is_checked():
         FrechetDistance(num_samples=0)
     with pytest.raises(ConfigError, match="extractor=vgg: must be one of mlp_digits"):
         Extractor("vgg")
+
+
+def test_a_metric_that_fails_does_not_lose_the_others() -> None:
+    class Broken(Metric):
+        def __call__(self, model: Evaluand) -> dict[str, Result]:
+            raise FlowdiffError("no weights here")
+
+    metrics, failed = {"x": Broken(), "b": BitsPerDim()}, {}
+    results, _ = measure(metrics, Evaluand(UniformDenoiser(10), Digits()), failed)
+    assert list(results) == ["bits_per_dim"]
+    assert str(failed["x"]) == "no weights here"
+    with pytest.raises(FlowdiffError, match="no weights"):
+        measure(metrics, Evaluand(UniformDenoiser(10), Digits()))
