@@ -95,9 +95,7 @@ class MixtureDenoiser:
                 cdf = (weights * torch.special.ndtr((middle[:, None] - mean) / deviation)).sum(1)
                 low, high = torch.where(cdf < target, middle, low), torch.where(cdf < target, high, middle)
             columns.append((low + high) / 2)
-            log_weights = (
-                log_weights - 0.5 * ((columns[-1][:, None] - mean) / deviation) ** 2 - deviation.log()
-            )
+            log_weights = log_weights - 0.5 * ((columns[-1][:, None] - mean) / deviation) ** 2 - deviation.log()
         return torch.stack(columns, 1).view_as(z)
 
 

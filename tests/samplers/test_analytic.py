@@ -37,9 +37,7 @@ def gaussian() -> GaussianDenoiser:
 def mixture() -> MixtureDenoiser:
     means = torch.tensor([[-1.0, 0.5], [0.8, 0.4], [-2 / 3, -1.0]], dtype=torch.float64)
     variances = torch.tensor([[0.06, 0.04], [0.05, 0.06], [0.04, 0.07]], dtype=torch.float64)
-    return MixtureDenoiser(
-        means, torch.diag_embed(variances), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-    )
+    return MixtureDenoiser(means, torch.diag_embed(variances), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
 
 
 def draw(sampler: str, schedule: str, denoiser: MixtureDenoiser, labels: Tensor | None = None) -> Tensor:
@@ -103,10 +101,7 @@ def test_inversion_of_a_gaussian_is_its_closed_form() -> None:
     z = normals(N)()
     eigenvalues, basis = torch.linalg.eigh(gaussian().covariance)
     at_start = gaussian().mean + (z @ basis * (eigenvalues + 0.7**2).sqrt()) @ basis.T
-    shrunk = (
-        gaussian().mean
-        + ((at_start - gaussian().mean) @ basis * (eigenvalues / (eigenvalues + 0.49))) @ basis.T
-    )
+    shrunk = gaussian().mean + ((at_start - gaussian().mean) @ basis * (eigenvalues / (eigenvalues + 0.49))) @ basis.T
     x = sampler(gaussian(), lambda: z, sampler.sigmas(Karras(0.002, 80.0)))
     torch.testing.assert_close(x, shrunk)
 

@@ -83,9 +83,7 @@ def test_indexed_noise() -> None:
         (InversionDenoise(0.3, 6), 11, 1),
     ],
 )
-def test_number_of_evaluations(
-    sampler: Sampler, nfe: int, inversions: int, denoiser: MixtureDenoiser
-) -> None:
+def test_number_of_evaluations(sampler: Sampler, nfe: int, inversions: int, denoiser: MixtureDenoiser) -> None:
     counted = Counted(denoiser)
     labels = torch.tensor([0, 1])
     sampler(counted, IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
@@ -100,9 +98,7 @@ def test_guidance(denoiser: MixtureDenoiser) -> None:
     sigma, labels = torch.full((5,), 0.6), torch.tensor([0, 1, 1, 0, 0])
     conditional, null = denoiser(x, sigma, labels), denoiser(x, sigma, None)
     for scale in (0.0, 0.5, 1.0, 3.0):
-        torch.testing.assert_close(
-            Guided(denoiser, scale)(x, sigma, labels), null + scale * (conditional - null)
-        )
+        torch.testing.assert_close(Guided(denoiser, scale)(x, sigma, labels), null + scale * (conditional - null))
     assert torch.equal(Guided(denoiser, 3.0)(x, sigma, None), null)
     guided = Guided(denoiser, 3.0)
     assert (guided.shape, guided.num_classes, guided.has_inverse) == (SHAPE, 2, True)
