@@ -15,8 +15,8 @@ from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.training import plain
 
 
-def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration to go on with: the checkpoint's, with the given words on top.
+def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration to go on with, the checkpoint's with the given words on top; and all words, old and new.
 
     Three configurations are compared: ``theirs``, composed from the checkpoint's own command line with the
     new words after it; ``base``, composed from the checkpoint's own command line; and ``ours``, stored in
@@ -37,7 +37,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     theirs = mistakes.composed([*kept, *overrides], folder, "config")
     merged = _merge(plain(theirs, resolve=False), plain(base, resolve=False), entry["source"])
     merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
-    return OmegaConf.create(merged)
+    return OmegaConf.create(merged), [*kept, *overrides]
 
 
 def _merge(theirs: Any, base: Any, ours: Any) -> Any:

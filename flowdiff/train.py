@@ -3,6 +3,7 @@
 What needs torch is imported when a run begins, so that --help and tab completion answer at once.
 """
 
+import sys
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -21,17 +22,19 @@ def task(cfg: DictConfig) -> dict[str, Any]:
     """One job of the command line: a new run, or a run that goes on (`flowdiff.resume`)."""
     from flowdiff import resume, training
 
-    path = resume.find_checkpoint(cfg)
+    path, words = resume.find_checkpoint(cfg), training.given_overrides()
     if path:
         with open_dict(cfg):
             cfg.ckpt_path = path
-        words = training.given_overrides()
-        cfg = resume.resumed(cfg, [w for w in words if w.split("=")[0] not in ("ckpt_path", "resume")])
-    return training.train(cfg)
+        typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
+        cfg, words = resume.resumed(cfg, typed)
+    return training.train(cfg, words)
 
 
 def main() -> None:
     """The command line."""
+    if "resume=last" in sys.argv and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
+        sys.argv.append("hydra.run.dir=.")  # the run folder one is in
     cli.run(task, "config")
 
 

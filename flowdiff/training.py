@@ -23,11 +23,12 @@ from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.module import Diffusion, NonFiniteError, check
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     """Train one model and evaluate it.
 
     Args:
         cfg: composed from conf/config.yaml. ``run_dir`` must be set where Hydra doesn't run the job.
+        words: the command line that led to ``cfg``; None: that of Hydra's job, if there is one.
 
     Returns:
         ``checkpoint`` (the one evaluated), ``last`` and ``run_dir`` (paths), ``step``, ``metrics`` (name to
@@ -35,6 +36,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     source = plain(cfg, resolve=False)
     config = plain(cfg)
+    words = given_overrides() if words is None else words
     check(config)
     check_devices(config["trainer"])
     run_dir = Path(config["run_dir"])
@@ -43,7 +45,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     data = build_data(config)
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
-    fall_back(config, denoiser)
+    fall_back(config, denoiser, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
 
@@ -55,7 +57,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         class_names=data.class_names,
         data=str(data.name),
         source=source,
-        overrides=given_overrides(),
+        overrides=words,
     )
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
@@ -145,9 +147,10 @@ def saver_of(trainer: Trainer) -> Checkpoints | None:
 
 
 def seed(number: int) -> None:
-    """Seed what initial weights are drawn from. Lightning's `seed_everything` would also leave the seed in
-    the
-    environment, for the next job of a sweep."""
+    """Seed what initial weights are drawn from.
+
+    Lightning's `seed_everything` would also leave the seed in the environment, for the next job of a sweep.
+    """
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)
@@ -205,11 +208,11 @@ def check_devices(config: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.devices", devices, f"{torch.cuda.device_count()} GPU(s) were found here")
 
 
-def fall_back(config: dict[str, Any], denoiser: Denoiser) -> None:
+def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> None:
     """The default loss needs a likelihood of x. Where a model has none and no loss was asked for, take the
     other.
     """
-    asked = any(word.split("=")[0] == "loss" for word in given_overrides())
+    asked = any(word.split("=")[0] == "loss" for word in words)
     if denoiser.normalized or asked or not str(config["loss"].get("_target_")).endswith(".Mixture"):
         return
     config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
