@@ -143,9 +143,7 @@ class Diffusion(LightningModule):
         grads = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
         self.last_grad_norm = torch.nn.utils.get_total_norm(grads)
         plugin = self.trainer.precision_plugin
-        scaled = (
-            isinstance(plugin, MixedPrecision) and plugin.scaler is not None
-        )  # it skips such steps itself
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself
         if not scaled and not torch.isfinite(self.last_grad_norm):
             raise NonFiniteError(f"the gradient is not finite at step {self.global_step + 1}")
         if gradient_clip_val and gradient_clip_algorithm == "value":
