@@ -71,9 +71,9 @@ class FiLM(Conditioning):
 
 
 class Unconditional(Conditioning):
-    """Only σ modulates the layers; the data's classes are dropped."""
+    """Only σ modulates the layers; the data's classes are dropped, and cond_embed_dim with them."""
 
-    def __init__(self, num_classes: int, sigma_embed_dim: int = 64) -> None:
+    def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
         super().__init__(0, sigma_embed_dim)
 
 

@@ -223,6 +223,8 @@ def report(
     finally:
         if isinstance(evaluand.progress, Shown):
             evaluand.progress.close()
+    if failed and not results:
+        raise next(iter(failed.values()))
     entries = {name: result.to_json() for name, result in results.items()}
     text = json.dumps(entries, indent=2, allow_nan=False, default=_refuse) + "\n"
     write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))

@@ -84,6 +84,13 @@ class Likelihood(Loss):
         return {"loss": self.weight(denoiser, sigma) * nll, "nll": nll.detach()}
 
 
+class Unweighted(Likelihood):
+    """Exact likelihood, every noise level alike: p = 0."""
+
+    def __init__(self) -> None:
+        super().__init__(power=0.0)
+
+
 class Denoising(Loss):
     """Denoising score matching with EDM's weight."""
 

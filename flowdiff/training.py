@@ -20,6 +20,7 @@ from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.losses import Mixture
 from flowdiff.module import Diffusion, NonFiniteError, check
 
 
@@ -209,14 +210,22 @@ def check_devices(config: Mapping[str, Any]) -> None:
 
 
 def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> None:
-    """The default loss needs a likelihood of x. Where a model has none and no loss was asked for, take the
-    other.
+    """An experiment may choose a loss or a sampler that another denoiser can't use (denoiser=unet).
+
+    Where the command line asked for neither, the ones that every denoiser has take their place. A flow that is not
+    onto (leak 0) keeps a loss=likelihood, which then refuses it.
     """
-    asked = any(word.split("=")[0] == "loss" for word in words)
-    if denoiser.normalized or asked or not str(config["loss"].get("_target_")).endswith(".Mixture"):
-        return
-    config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
-    print("this model has no likelihood of x: training with loss=denoising", flush=True)
+    asked = {word.split("=")[0].lstrip("+") for word in words}
+    loss = make(config["loss"])
+    unusable = loss.needs_likelihood and not denoiser.normalized
+    if "loss" not in asked and unusable and (isinstance(loss, Mixture) or not denoiser.has_density):
+        config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
+        print("this model has no likelihood of x: training with loss=denoising", flush=True)
+    sampler = make(config["sampler"])
+    if "sampler" not in asked and sampler.needs_inverse and not denoiser.has_inverse:
+        steps = sampler.num_steps if "num_steps" in asked else 64
+        config["sampler"] = {"_target_": "flowdiff.samplers.Ancestral", "num_steps": steps}
+        print(f"this model has no inverse: sampling with sampler=ancestral num_steps={steps}", flush=True)
 
 
 def given_overrides() -> list[str]:

@@ -89,7 +89,7 @@ def test_an_unknown_choice_stops_a_sweep_before_its_first_job(run: Run, tmp_path
 
 
 def test_a_bug_is_called_one_and_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(cfg: Any) -> None:
+    def broken(*args: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("flowdiff.training.train", broken)

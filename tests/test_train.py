@@ -273,3 +273,11 @@ def test_without_a_likelihood_the_default_loss_says_what_it_does(
     assert "no likelihood of x: training with loss=denoising" in capsys.readouterr().out
     stored = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["flowdiff"]["config"]
     assert stored["loss"] == {"_target_": "flowdiff.losses.Denoising"}
+
+
+def test_an_experiment_made_for_flows_trains_the_unet(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("loss=likelihood", "sampler=inversion_denoise", "denoiser=unet", "denoiser.width=4", "trainer.max_steps=1")
+    train(config(*words, *BARE))
+    said = capsys.readouterr().out
+    assert "training with loss=denoising" in said
+    assert "sampling with sampler=ancestral num_steps=64" in said
