@@ -30,7 +30,7 @@ train: install ## train the default (digits, coupling flow) on the CPU, and meas
 	$(BIN)/python -m flowdiff.train $(ARGS)
 
 test: dev ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
