@@ -21,18 +21,11 @@ from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.generate import BatchedSampler, check_positive, default_tile, from_config, user_error
+from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png, write_whole
 from flowdiff.progress import Progress
-from flowdiff.sampling import (
-    configured_sampler,
-    density_of,
-    instantiate_choice,
-    output_folder,
-    pick_device,
-    plain,
-)
+from flowdiff.sampling import density_of, instantiate_choice, opened, output_folder, plain
 
 
 def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> dict[str, dict[str, Any]]:
@@ -64,13 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         ``metrics`` (what is in metrics.json) and ``output_dir``.
     """
-    for key in ("num_steps", "batch_size", "tile"):
-        check_positive(key, cfg.get(key))
-    if not cfg.ckpt_path:
-        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
-    device = pick_device(cfg.device)
-    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
-    batched = configured_sampler(model, cfg)
+    model, batched = opened(cfg)
     if cfg.tile is None:
         batched.tile = evaluation_tile(model.shape)
     own = plain(cfg.get("metrics"))

@@ -41,13 +41,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples.
     """
-    for key in ("num_samples", "num_steps", "batch_size", "tile"):
-        check_positive(key, cfg.get(key))
-    if not cfg.ckpt_path:
-        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
-    device = pick_device(cfg.device)
-    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
-    batched = configured_sampler(model, cfg)
+    check_positive("num_samples", cfg.num_samples)
+    model, batched = opened(cfg)
     images = model.levels is not None
     n = cfg.num_samples or (16 if images else 2000)
     wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
@@ -76,6 +71,17 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
     _report(folder, n, "images" if images else "points", labels, conditions, written)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
+    """The model that ``ckpt_path``, ``weights`` and ``device`` name, and its sampler as the command line wants it."""
+    for key in ("num_steps", "batch_size", "tile"):
+        check_positive(key, cfg.get(key))
+    if not cfg.ckpt_path:
+        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
+    device = pick_device(cfg.device)
+    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
+    return model, configured_sampler(model, cfg)
 
 
 def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
