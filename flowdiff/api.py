@@ -21,6 +21,7 @@ from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.generate import Labels, check_positive, from_config, resolve_labels, seeds_from
+from flowdiff.names import classes_of
 
 OneOrMore = int | Sequence[int] | Tensor | None
 
@@ -165,16 +166,10 @@ def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str
     """The configuration of the class that conf/ calls ``name``; an object stays what it is."""
     if isinstance(name, base):
         return name
-    classes = {
-        _snake(n): c for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, base) and c is not base
-    }
+    classes: dict[str, type] = classes_of(module, base)
     if name not in classes:
         raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")
     found = classes[str(name)]
     accepted = inspect.signature(found).parameters
     wanted = {k: v for k, v in settings.items() if k in accepted}
     return {"_target_": f"{found.__module__}.{found.__name__}"} | wanted
-
-
-def _snake(name: str) -> str:
-    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

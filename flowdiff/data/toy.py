@@ -3,33 +3,20 @@
 import torch
 from torch import Tensor
 
+from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
-from flowdiff.data.distributions import (
-    Checkerboard,
-    Circles,
-    Distribution,
-    EightGaussians,
-    Pinwheel,
-    Spirals,
-    TwoMoons,
-)
+from flowdiff.data.distributions import Curve, Distribution
 from flowdiff.errors import ConfigError
+from flowdiff.names import classes_of
 
-DISTRIBUTIONS: dict[str, type[Distribution]] = {
-    "two_moons": TwoMoons,
-    "circles": Circles,
-    "spirals": Spirals,
-    "checkerboard": Checkerboard,
-    "pinwheel": Pinwheel,
-    "eight_gaussians": EightGaussians,
-}
+DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
 
 
 class Toy(ImageData):
     """Points of one distribution: shape (2,), no levels, about unit range.
 
     Args:
-        name: a key of ``DISTRIBUTIONS``.
+        name: a class of ``flowdiff.data.distributions``, two_moons for TwoMoons.
         noise: standard deviation around the curve or centre; None is the distribution's default.
         conditional: the component is the class; otherwise the data have no classes.
         num_train, num_test: numbers of points. The validation split has as many points as the test split.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.names import snake_case
 
 NoiseSource = Callable[[], Tensor]
 """Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
@@ -114,5 +115,4 @@ class Sampler:
     @property
     def name(self) -> str:
         """The sampler's name in the configuration: ``InversionDenoise`` is ``inversion_denoise``."""
-        name = type(self).__name__
-        return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+        return snake_case(type(self).__name__)
