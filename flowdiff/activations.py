@@ -12,7 +12,6 @@ Inside a flow it enters through a learned gate g ∈ [0, 1] that starts at 0 and
 the identity at the start, and always increasing: a convex mix of increasing bijections is one.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, positive
 
 SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
@@ -178,13 +177,6 @@ class Swish(Activation):
     def raw_slope(self, x: Tensor) -> Tensor:
         s = torch.sigmoid(self.beta * x)
         return s + self.beta * x * s * (1 - s)
-
-
-def positive(key: str, value: float) -> float:
-    """``value`` if it is a finite number above 0, else a :class:`ConfigError` that names ``key``."""
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ConfigError(key, value, "must be a number above 0")
-    return value
 
 
 class GatedActivation(nn.Module):

@@ -1,5 +1,7 @@
 """A user's mistake is one line: the key, its value and what is allowed, printed without a traceback."""
 
+import math
+
 
 class FlowdiffError(Exception):
     """Something the user can put right. The message is one line that says how."""
@@ -17,3 +19,17 @@ class ConfigError(FlowdiffError):
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key}={value}: {allowed}")
         self.key = key
+
+
+def positive(key: str, value: float) -> float:
+    """``value`` if it is a finite number above 0, else a :class:`ConfigError` that names ``key``."""
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ConfigError(key, value, "must be a number above 0")
+    return value
+
+
+def at_least(key: str, value: int, least: int) -> int:
+    """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(key, value, f"must be an integer of at least {least}")
+    return value

@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from flowdiff.activations import positive
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, positive
 
 
 class NoiseDistribution:

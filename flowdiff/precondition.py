@@ -22,7 +22,7 @@ order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vani
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import positive
+from flowdiff.errors import positive
 from flowdiff.statistics import DataStatistics
 
 

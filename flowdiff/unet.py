@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
 from flowdiff.dropout import Dropout
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError
-from flowdiff.flows.base import at_least
+from flowdiff.errors import ConfigError, at_least
 from flowdiff.statistics import DataStatistics
 
 

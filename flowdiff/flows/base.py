@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Activation, Context, GatedActivation
-from flowdiff.errors import ConfigError
 from flowdiff.statistics import DataStatistics
 
 ActivationFactory = Callable[[], Activation]
@@ -78,13 +77,6 @@ def soft_bound(x: Tensor, bound: float) -> Tensor:
 def soft_limit(x: Tensor, limit: float = 8.0) -> Tensor:
     """x/√(1 + (x/limit)²): what a network sees of its input. Data are within ±4 after whitening."""
     return x * torch.rsqrt(1 + (x / limit).square())
-
-
-def at_least(key: str, value: int, least: int) -> int:
-    """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(key, value, f"must be an integer of at least {least}")
-    return value
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import Context, GatedActivation, per_sample, positive
-from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound
+from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
 from flowdiff.flows.networks import ConvNet
 

@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation, positive
-from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound
+from flowdiff.activations import Context, GatedActivation
+from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.networks import ResidualMLP
 
 

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation, per_sample, positive
-from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least, soft_bound, zero_linear
+from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
 
 
 class PLULinear(Flow):

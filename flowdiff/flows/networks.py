@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.dropout import Dropout
-from flowdiff.flows.base import at_least, soft_limit, zero_linear
+from flowdiff.errors import at_least
+from flowdiff.flows.base import soft_limit, zero_linear
 
 
 class ResidualMLP(nn.Module):

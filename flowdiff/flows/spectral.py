@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, at_least
+from flowdiff.errors import ConfigError, at_least
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import AffineCoupling
 from flowdiff.statistics import DataStatistics
 
