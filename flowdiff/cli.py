@@ -76,6 +76,8 @@ def run(task: Task, config_name: str = "config") -> None:
             traceback.print_exc()
         _say(line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}")
         code = 1
+    finally:
+        HydraConfig.instance().cfg = None  # --cfg leaves it set, for whatever this process does next
     sys.stdout.flush()
     sys.exit(code)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import BARE, TINY
+from hydra.core.hydra_config import HydraConfig
 
 from flowdiff import cli, mistakes, train
 
@@ -115,6 +116,7 @@ def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyP
     code, out, _ = run("-sc", "query=bash")
     assert code == 0
     assert set(out.split()) == {"activation=softplus", "activation=swish"}
+    assert not HydraConfig.initialized(), "what runs next in this process would take itself for a job of this command"
 
 
 def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
