@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import Tensor
 
 from flowdiff.checkpoint import read
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, at_least
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.module import Diffusion
 
@@ -69,8 +69,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: str, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
-        if not isinstance(every_n_steps, int) or every_n_steps < 1:
-            raise ConfigError("callbacks.checkpoints.every_n_steps", every_n_steps, "must be an integer >= 1")
+        at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf
         self.saved_step = -1

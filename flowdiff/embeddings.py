@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import at_least
 
 
 class NoiseEmbedding(nn.Module):
@@ -28,8 +28,7 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if not isinstance(dim, int) or dim < 2:
-            raise ConfigError("conditioning.sigma_embed_dim", dim, "must be an integer of at least 2")
+        at_least("conditioning.sigma_embed_dim", dim, 2)
         self.register_buffer("frequencies", 2 ** torch.linspace(-2, 3, max(2, dim // 2)))
         self.layer = nn.Linear(2 * len(self.frequencies), dim)
 
@@ -55,8 +54,7 @@ class Conditioning(nn.Module):
         self.noise = NoiseEmbedding(sigma_embed_dim)
         self.dim = sigma_embed_dim
         if num_classes:
-            if not isinstance(cond_embed_dim, int) or cond_embed_dim < 1:
-                raise ConfigError("conditioning.cond_embed_dim", cond_embed_dim, "must be an integer of at least 1")
+            at_least("conditioning.cond_embed_dim", cond_embed_dim, 1)
             self.table = nn.Embedding(num_classes + 1, cond_embed_dim)
             self.dim += cond_embed_dim
 

@@ -21,9 +21,14 @@ class ConfigError(FlowdiffError):
         self.key = key
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite int or float; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def positive(key: str, value: float) -> float:
     """``value`` if it is a finite number above 0, else a :class:`ConfigError` that names ``key``."""
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
+    if not (is_number(value) and value > 0):
         raise ConfigError(key, value, "must be a number above 0")
     return value
 
@@ -31,5 +36,5 @@ def positive(key: str, value: float) -> float:
 def at_least(key: str, value: int, least: int) -> int:
     """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(key, value, f"must be an integer of at least {least}")
+        raise ConfigError(key, value, f"must be an integer >= {least}")
     return value

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
 from flowdiff.samplers import Clipped, Guided, IndexedNoise, Sampler
 from flowdiff.samplers.guidance import Wrapper
@@ -133,8 +133,7 @@ class BatchedSampler:
     def __post_init__(self) -> None:
         self.tile = default_tile(self.denoiser.shape) if self.tile is None else self.tile
         for key, value in (("batch_size", self.batch_size), ("tile", self.tile)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(key, value, "must be an integer >= 1")
+            at_least(key, value, 1)
         Guided(self.denoiser, self.guidance_scale)  # refuses a wrong scale now, before any work
         if self.guidance_scale != 1 and self.denoiser.num_classes == 0:
             raise ConfigError(
@@ -281,8 +280,8 @@ def from_config(
 
 def check_positive(key: str, value: Any) -> None:
     """``value`` is None or an integer from 1 up, else a one-line error."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigError(key, value, "must be an integer >= 1")
+    if value is not None:
+        at_least(key, value, 1)
 
 
 def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:

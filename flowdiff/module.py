@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
 
@@ -168,19 +168,11 @@ def check(config: dict[str, Any]) -> None:
             raise ConfigError(key, value, allowed)
 
     steps, lr, decay = config["trainer"].get("max_steps"), config["lr"], config["weight_decay"]
-    need("trainer.max_steps", steps, _whole(steps, 1), "must be an integer >= 1")
+    at_least("trainer.max_steps", steps, 1)
     for key, least in (("seed", 0), ("warmup_steps", 0), ("decay_steps", 1)):
-        need(key, config[key], _whole(config[key], least), f"must be an integer >= {least}")
-    need("lr", lr, _number(lr) and lr > 0, "must be a number > 0")
-    need("weight_decay", decay, _number(decay) and decay >= 0, "must be a number >= 0")
+        at_least(key, config[key], least)
+    need("lr", lr, is_number(lr) and lr > 0, "must be a number > 0")
+    need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
     labels, values = config["label_dropout"], config["dropout"]
-    need("label_dropout", labels, _number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
-    need("dropout", values, _number(values) and 0 <= values < 1, "must be at least 0 and below 1")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
+    need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")

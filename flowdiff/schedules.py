@@ -15,12 +15,10 @@ The cosine schedule of Nichol & Dhariwal has alpha_bar = cos^2(pi t / 2), so sig
 tan(pi t / 2). Everything is float64; the two ends are exact, so one step is [sigma_max, 0].
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, at_least, is_number
 
 
 class Schedule:
@@ -54,8 +52,7 @@ class Schedule:
         Returns:
             (num_steps + 1,) float64, strictly decreasing, the last one 0.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ConfigError("num_steps", num_steps, "must be an integer >= 1")
+        at_least("num_steps", num_steps, 1)
         if sigma_max is not None:
             _check_range("sigma_start", self.sigma_min, sigma_max)
         start = self.sigma_max if sigma_max is None else float(sigma_max)
@@ -119,12 +116,8 @@ class Cosine(Schedule):
         return self.scale * torch.tan(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _positive(key: str, value: float) -> float:
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ConfigError(key, value, "must be a number > 0")
     return float(value)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowdiff.data.loader import TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
@@ -46,8 +46,7 @@ class ImageData(lightning.LightningDataModule):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError("dataset.batch_size", batch_size, "must be an integer >= 1")
+        at_least("dataset.batch_size", batch_size, 1)
         self.name = name
         self.shape = tuple(shape)
         self.num_classes = num_classes

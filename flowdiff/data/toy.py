@@ -6,7 +6,7 @@ from torch import Tensor
 from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.distributions import Curve, Distribution
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, at_least
 from flowdiff.names import classes_of
 
 DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
@@ -38,8 +38,7 @@ class Toy(ImageData):
         if noise is not None and noise <= 0:
             raise ConfigError("dataset.noise", noise, "must be > 0, or null for the default")
         for key, n in (("num_train", num_train), ("num_test", num_test)):
-            if n < 1:
-                raise ConfigError(f"dataset.{key}", n, "must be an integer >= 1")
+            at_least(f"dataset.{key}", n, 1)
         self.distribution = DISTRIBUTIONS[name](noise)
         self.counts = {"train": num_train, "val": num_test, "test": num_test}
         super().__init__(

@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, is_number
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -34,7 +34,7 @@ class Ancestral(Sampler):
 
     def __init__(self, num_steps: int, eta: float = 1.0) -> None:
         super().__init__(num_steps)
-        if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta < math.inf:
+        if not (is_number(eta) and eta >= 0):
             raise ConfigError("sampler.eta", eta, "must be a number >= 0 (0: no fresh noise, 1: DDPM's)")
         self.eta = eta
 

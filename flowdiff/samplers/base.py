@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import FlowdiffError, at_least
 from flowdiff.names import snake_case
 
 NoiseSource = Callable[[], Tensor]
@@ -54,9 +54,7 @@ class Sampler:
     sigma_start: float | None = None  # None: begin at the schedule's sigma_max
 
     def __init__(self, num_steps: int) -> None:
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ConfigError("sampler.num_steps", num_steps, "must be an integer >= 1")
-        self.num_steps = num_steps
+        self.num_steps = at_least("sampler.num_steps", num_steps, 1)
 
     def sigmas(self, schedule: Callable[..., Tensor]) -> Tensor:
         """The levels of this sampler on a schedule: (num_steps + 1,) float64, decreasing, ending in 0."""

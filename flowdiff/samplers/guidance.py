@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, is_number
 
 
 class Wrapper:
@@ -55,7 +55,7 @@ class Guided(Wrapper):
 
     def __init__(self, denoiser: Any, scale: float = 1.0) -> None:
         super().__init__(denoiser)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < float("inf"):
+        if not (is_number(scale) and scale >= 0):
             raise ConfigError("guidance_scale", scale, "must be a number >= 0 (1: no guidance)")
         self.scale = float(scale)
 

@@ -14,14 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, is_number
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
 
 
 def _check_sigma_start(sigma_start: float) -> float:
-    number = isinstance(sigma_start, (int, float)) and not isinstance(sigma_start, bool)
-    if not number or not 0 < sigma_start < math.inf:
+    if not (is_number(sigma_start) and sigma_start > 0):
         raise ConfigError("sigma_start", sigma_start, "must be a noise level > 0 to invert at")
     return float(sigma_start)
 
