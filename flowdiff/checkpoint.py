@@ -168,7 +168,7 @@ def instantiate_safely(config: Mapping[str, Any], **kwargs: Any) -> Any:
     Every ``_target_`` must be a class that is defined in ``flowdiff`` or listed in `TORCH_CLASSES`, and no
     string may hold an interpolation. Anything else is a `FlowdiffError`, raised before anything is built.
     """
-    for node in _walk(config):
+    for node in walk(config):
         if isinstance(node, str) and "${" in node:
             raise FlowdiffError(f"its configuration holds an interpolation, {node!r}, which is not followed")
         if isinstance(node, Mapping) and "_target_" in node:
@@ -192,16 +192,16 @@ def _check_target(target: Any) -> None:
         raise FlowdiffError(f"its configuration names _target_={target}: only classes of flowdiff are built")
 
 
-def _walk(node: Any) -> Iterator[Any]:
+def walk(node: Any) -> Iterator[Any]:
     """Every value inside nested dicts and lists, keys included."""
     yield node
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield key
-            yield from _walk(value)
+            yield from walk(value)
     elif isinstance(node, list | tuple):
         for value in node:
-            yield from _walk(value)
+            yield from walk(value)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

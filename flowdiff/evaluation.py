@@ -21,9 +21,10 @@ from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.files import write_whole
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
-from flowdiff.plots import density_scatter, image_grid, save_png, write_whole
+from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
 from flowdiff.sampling import density_of, instantiate_choice, opened, output_folder, plain
 

@@ -6,9 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flowdiff.errors import FlowdiffError
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Call ``write(binary file)`` on a temporary file in the folder of ``path``, then rename it to that."""
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
+    """`write_atomically` for results, many and small: not forced onto the disk one by one.
+
+    Raises:
+        FlowdiffError: it can't be written (a full disk, no permission); what stood there before is kept.
+    """
+    try:
+        write_atomically(path, write, sync=False)
+    except OSError as error:
+        raise FlowdiffError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any], sync: bool = True) -> None:
+    """Call ``write(binary file)`` on a temporary file in the folder of ``path``, then rename it to that.
+
+    With ``sync`` the contents are on the disk before the name is.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -16,7 +33,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:

@@ -3,9 +3,7 @@
 Everything is returned as a uint8 tensor (C, H, W), so that the same picture goes to a PNG and to TensorBoard.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.files import write_whole
 
 
 def image_grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:
@@ -139,21 +138,3 @@ def save_png(image: Tensor, path: Path) -> None:
     if array.ndim == 3:
         array = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
     write_whole(path, lambda file: Image.fromarray(array).save(file, format="PNG"))
-
-
-def write_whole(path: Path, write: Callable[..., object]) -> None:
-    """Let ``write(file)`` fill a new file beside ``path``, then put it in its place: never half a file.
-
-    Raises:
-        FlowdiffError: it can't be written; what stood there before is kept.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            write(file)
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise FlowdiffError(f"can't write {path}: {error.strerror or error}") from error

@@ -42,7 +42,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
 
 def _merge(theirs: Any, base: Any, ours: Any) -> Any:
     if not all(isinstance(c, dict) for c in (theirs, base, ours)):
-        unsafe = any(isinstance(v, str) and ("${" in v or "_target_" in v) for v in checkpoint._walk(ours))
+        unsafe = any(isinstance(v, str) and ("${" in v or "_target_" in v) for v in checkpoint.walk(ours))
         return ours if theirs == base and not unsafe else theirs
     known = {k for k in theirs if k in base and k in ours and not str(k).startswith("_")}
     return {k: _merge(v, base[k], ours[k]) if k in known else v for k, v in theirs.items()}

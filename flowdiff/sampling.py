@@ -18,6 +18,7 @@ from torch import Tensor
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.files import write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
@@ -27,7 +28,7 @@ from flowdiff.generate import (
     seeds_from,
     user_error,
 )
-from flowdiff.plots import density_scatter, image_grid, save_png, write_whole
+from flowdiff.plots import density_scatter, image_grid, save_png
 
 KEPT = (*SETTINGS, "guidance_scale")
 
