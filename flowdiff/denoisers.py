@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context
+from flowdiff.activations import Context, per_sample
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import Flow
@@ -180,8 +180,7 @@ class ScoreFlow(Denoiser):
 
     def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         score = self.score(x, sigma, labels, drop)
-        variance = batch_sigma(sigma, x).square().reshape(-1, *([1] * len(self.shape)))
-        return x + variance * score
+        return x + per_sample(batch_sigma(sigma, x).square(), x) * score
 
     @torch.no_grad()
     def inverse(self, z: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:

@@ -8,16 +8,40 @@ r"""Training objectives, per sample, at x = x0 + σε with d coordinates.
 Denoising score matching (Vincent 2011) is blind to what only shifts log p, so the likelihood is reported beside it.
 """
 
-import math
+from typing import NamedTuple
 
 from torch import Tensor
 
+from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.errors import FlowdiffError
 
 
+class Noised(NamedTuple):
+    """A batch of clean data and the noise that is put on it.
+
+    Attributes:
+        x0: (B, *shape), clean data.
+        labels: (B,) or None.
+        sigma: (B,), noise levels.
+        eps: (B, *shape), standard normal.
+        drop: bool (B,), rows whose label is dropped, or None.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    sigma: Tensor
+    eps: Tensor
+    drop: Tensor | None
+
+    @property
+    def x(self) -> Tensor:
+        """x0 + σε."""
+        return self.x0 + per_sample(self.sigma, self.x0) * self.eps
+
+
 class Loss:
-    """A training objective."""
+    """A training objective. A subclass gives ``terms``."""
 
     needs_likelihood = False
 
@@ -38,20 +62,16 @@ class Loss:
         eps: Tensor,
         drop: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Terms of the loss for each sample.
-
-        Args:
-            denoiser: the model.
-            x0: (B, *shape), clean data.
-            labels: (B,) or None.
-            sigma: (B,), noise levels.
-            eps: (B, *shape), standard normal.
-            drop: bool (B,), rows whose label is dropped.
+        """The terms of the loss for each sample; arguments as in :class:`Noised`.
 
         Returns:
             "loss" (B,), which is optimised, and what it is made of: "nll" (nats per dimension), "denoising" (weighted
             squared error per dimension).
         """
+        return self.terms(denoiser, Noised(x0, labels, sigma, eps, drop))
+
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
+        """What :meth:`__call__` returns."""
         raise NotImplementedError
 
 
@@ -68,20 +88,13 @@ class Likelihood(Loss):
         self.power = power
 
     def weight(self, denoiser: ScoreFlow, sigma: Tensor) -> Tensor:
+        """(σ/σ_data)^p, (B,)."""
         return (sigma / denoiser.sigma_data) ** self.power
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x0: Tensor,
-        labels: Tensor | None,
-        sigma: Tensor,
-        eps: Tensor,
-        drop: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        nll = -denoiser.log_prob(noised(x0, sigma, eps), sigma, labels, drop) / math.prod(denoiser.shape)
-        return {"loss": self.weight(denoiser, sigma) * nll, "nll": nll.detach()}
+        nll = -denoiser.log_prob(batch.x, batch.sigma, batch.labels, batch.drop) / denoiser.dim
+        return {"loss": self.weight(denoiser, batch.sigma) * nll, "nll": nll.detach()}
 
 
 class Unweighted(Likelihood):
@@ -94,22 +107,12 @@ class Unweighted(Likelihood):
 class Denoising(Loss):
     """Denoising score matching with EDM's weight."""
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x0: Tensor,
-        labels: Tensor | None,
-        sigma: Tensor,
-        eps: Tensor,
-        drop: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        x = noised(x0, sigma, eps)
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         if isinstance(denoiser, ScoreFlow):
-            score, log_prob = denoiser.score_and_log_prob(x, sigma, labels, drop)
-            error = score_matching_error(score, eps, sigma, denoiser.sigma_data)
-            nll = -log_prob.detach() / math.prod(denoiser.shape)
-            return {"loss": error, "denoising": error.detach(), "nll": nll}
-        error = denoising_error(denoiser(x, sigma, labels, drop) - x0, sigma, denoiser.sigma_data)
+            nll, error = nll_and_error(denoiser, batch)
+            return {"loss": error, "denoising": error.detach(), "nll": nll.detach()}
+        residual = denoiser(batch.x, batch.sigma, batch.labels, batch.drop) - batch.x0
+        error = denoising_error(residual, batch.sigma, denoiser.sigma_data)
         return {"loss": error, "denoising": error.detach()}
 
 
@@ -125,35 +128,25 @@ class Mixture(Likelihood):
         super().__init__(power)
         self.denoising_weight = denoising_weight
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        x0: Tensor,
-        labels: Tensor | None,
-        sigma: Tensor,
-        eps: Tensor,
-        drop: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        score, log_prob = denoiser.score_and_log_prob(noised(x0, sigma, eps), sigma, labels, drop)
-        nll = -log_prob / math.prod(denoiser.shape)
-        error = score_matching_error(score, eps, sigma, denoiser.sigma_data)
-        loss = self.weight(denoiser, sigma) * nll + self.denoising_weight * error
+        nll, error = nll_and_error(denoiser, batch)
+        loss = self.weight(denoiser, batch.sigma) * nll + self.denoising_weight * error
         return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
 
 
-def noised(x0: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
-    """x = x0 + σε."""
-    return x0 + sigma.reshape(-1, *([1] * (x0.dim() - 1))) * eps
+def nll_and_error(denoiser: ScoreFlow, batch: Noised) -> tuple[Tensor, Tensor]:
+    """−log p per dimension and the weighted denoising error, (B,) each, from one evaluation of the flow.
+
+    D − x0 is written σ(ε + σs): without the cancellation of x + σ²s − x0 at low noise.
+    """
+    score, log_prob = denoiser.score_and_log_prob(batch.x, batch.sigma, batch.labels, batch.drop)
+    sigma = per_sample(batch.sigma, score)
+    error = denoising_error(sigma * (batch.eps + sigma * score), batch.sigma, denoiser.sigma_data)
+    return -log_prob / denoiser.dim, error
 
 
-def denoising_error(error: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
-    """λ(σ)·mean over coordinates of error², (B,), λ = (σ² + σ_data²)/(σ·σ_data)²."""
+def denoising_error(residual: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
+    """λ(σ)·mean over coordinates of (D − x0)², (B,), λ = (σ² + σ_data²)/(σ·σ_data)²."""
     weight = (sigma.square() + sigma_data.square()) / (sigma * sigma_data).square()
-    return weight * error.square().flatten(1).mean(1)
-
-
-def score_matching_error(score: Tensor, eps: Tensor, sigma: Tensor, sigma_data: Tensor) -> Tensor:
-    """The same from a score: D − x0 = σ(ε + σs), without the cancellation of x + σ²s − x0 at low noise."""
-    scaled = sigma.reshape(-1, *([1] * (eps.dim() - 1)))
-    return denoising_error(scaled * (eps + scaled * score), sigma, sigma_data)
+    return weight * residual.square().flatten(1).mean(1)
