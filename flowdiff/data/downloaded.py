@@ -1,0 +1,58 @@
+"""Datasets that torchvision downloads and reads: 10 classes, 256 levels, 5,000 training images held out."""
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from flowdiff.data.base import ImageData, Split, hold_out, missing
+from flowdiff.errors import FlowdiffError
+
+
+class TorchvisionData(ImageData):
+    """Base of those datasets. A subclass gives what follows, and ``tensors``.
+
+    Attributes:
+        source: the class in torchvision.datasets, with arguments (root, train, download).
+        title: name of the dataset in messages.
+        folder: what should be below ``root``.
+
+    Args:
+        root: folder with torchvision's layout.
+        download: fetch the files into ``root`` if they are not there.
+        facts: see `ImageData`.
+    """
+
+    source: Any
+    title: str
+    folder: str
+
+    def __init__(self, root: str, download: bool, **facts: Any) -> None:
+        super().__init__(num_classes=10, levels=256, **facts)
+        self.root, self.download = root, download
+
+    def tensors(self, data: Any) -> Split:
+        """Levels (N, C, H, W) uint8 and labels (N,) int64 of an opened dataset."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Download in one process only, where that was asked for."""
+        if self.download:
+            self._open(train=True)
+
+    def load(self) -> dict[str, Split]:
+        """Read torchvision's files; 5,000 training images are held out for validation."""
+        (k, y), test = self.tensors(self._open(train=True)), self.tensors(self._open(train=False))
+        train, val = hold_out(len(k), n_val=5000)
+        return {"train": (k[train], y[train]), "val": (k[val], y[val]), "test": test}
+
+    def _open(self, train: bool) -> Any:
+        """torchvision's dataset; whatever keeps it from opening becomes one clear line."""
+        if not self.download and not (Path(self.root) / self.folder).exists():
+            raise missing(self.title, self.root, self.folder)
+        try:
+            return self.source(self.root, train=train, download=self.download)
+        except (URLError, OSError, ValueError, EOFError, RuntimeError) as error:
+            if self.download:
+                where = f"{self.title} could not be downloaded to {self.root}"
+                raise FlowdiffError(f"dataset.download=true: {where}: {error}") from error
+            raise missing(self.title, self.root, f"{self.folder}, complete and readable,") from error
