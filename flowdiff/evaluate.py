@@ -4,7 +4,6 @@ What needs torch is imported when a job begins, so that --help and tab completio
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     from flowdiff import evaluation
 
     return evaluation.evaluate(cfg)
-
-
-def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> dict[str, dict[str, Any]]:
-    """The end of a training: `flowdiff.evaluation.evaluate_run`."""
-    from flowdiff import evaluation
-
-    return evaluation.evaluate_run(ckpt_path, config, run_dir)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
+from flowdiff.data.base import loaded
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_whole
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
@@ -29,13 +30,16 @@ from flowdiff.progress import Progress
 from flowdiff.sampling import density_of, instantiate_choice, opened, output_folder, plain
 
 
-def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> dict[str, dict[str, Any]]:
+def evaluate_run(
+    ckpt_path: str, config: Mapping[str, Any], run_dir: Path, data: ImageData | None = None
+) -> dict[str, dict[str, Any]]:
     """Measure the model that a training ends with, print the table and where everything is.
 
     Args:
         ckpt_path: the checkpoint, whose EMA weights are measured.
         config: the run's resolved configuration.
         run_dir: takes metrics.json and samples.png.
+        data: the run's dataset; None: it is loaded again.
 
     Returns:
         What is in metrics.json.
@@ -44,8 +48,7 @@ def evaluate_run(ckpt_path: str, config: Mapping[str, Any], run_dir: Path) -> di
     model = Model(load_checkpoint(ckpt_path)).to(device)
     batched = from_config(model.denoiser, config, model.levels is not None, tile=evaluation_tile(model.shape))
     metrics = build_metrics(config["metrics"], trusted=True)
-    data = build_data(config["dataset"])
-    evaluand = build_evaluand(model, data, batched, seed=int(config["seed"]))
+    evaluand = build_evaluand(model, data or build_data(config["dataset"]), batched, seed=int(config["seed"]))
     return report(run_dir, metrics, evaluand, model, batched, Path(ckpt_path))
 
 
@@ -108,14 +111,9 @@ def build_data(config: Mapping[str, Any]) -> ImageData:
     from hydra.errors import InstantiationException
 
     try:
-        data = instantiate_safely(config)
+        return loaded(instantiate_safely(config))
     except InstantiationException as error:
         raise user_error("dataset", error) from error
-    if not isinstance(data, ImageData):
-        raise ConfigError("dataset._target_", config.get("_target_"), "must be an ImageData")
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def evaluation_tile(shape: tuple[int, ...]) -> int:

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import checkpoint, generate, mistakes
 from flowdiff.callbacks import EMA, Checkpoints
-from flowdiff.data.base import ImageData
+from flowdiff.data.base import ImageData, loaded
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.evaluation import evaluate_run
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.losses import Mixture
 from flowdiff.module import Diffusion, NonFiniteError, check
@@ -43,7 +44,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     run_dir = Path(config["run_dir"])
 
     seed(config["seed"])
-    data = build_data(config)
+    data = loaded(make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     fall_back(config, denoiser, words)
@@ -73,7 +74,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         )
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     fit(trainer, module, data, config)
-    return finish(trainer, config, loggers)
+    return finish(trainer, data, config, loggers)
 
 
 def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: Mapping[str, Any]) -> None:
@@ -104,7 +105,7 @@ def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: 
         raise
 
 
-def finish(trainer: Trainer, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
+def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
     """Evaluate the checkpoint chosen by ``evaluate``, write metrics.json and TensorBoard's HParams row."""
     saver = saver_of(trainer)
     result: dict[str, Any] = {
@@ -119,9 +120,7 @@ def finish(trainer: Trainer, config: Mapping[str, Any], loggers: list[Logger]) -
     if not trainer.is_global_zero:
         return result
     if saver is not None and config["evaluate"] and config.get("metrics"):
-        from flowdiff.evaluate import evaluate_run
-
-        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]))
+        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
     row = {f"final/{name}": value for name, value in final.items()} or result["validation"]
     for logger in loggers:
@@ -160,16 +159,6 @@ def seed(number: int) -> None:
 def make(config: Mapping[str, Any]) -> Any:
     """Build what a plain configuration describes."""
     return instantiate(dict(config), _convert_="all")
-
-
-def build_data(config: Mapping[str, Any]) -> ImageData:
-    """The dataset, loaded."""
-    data = make(config["dataset"])
-    if not isinstance(data, ImageData):
-        raise ConfigError("dataset._target_", config["dataset"].get("_target_"), "must be an ImageData")
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:

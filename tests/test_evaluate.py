@@ -13,7 +13,8 @@ from trained import checkpoint, composed
 from flowdiff import evaluation, generate
 from flowdiff.checkpoint import load
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluate import evaluate, evaluate_run, run_of
+from flowdiff.evaluate import evaluate, run_of
+from flowdiff.evaluation import evaluate_run
 
 
 def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:

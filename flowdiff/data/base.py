@@ -155,6 +155,19 @@ class ImageData(lightning.LightningDataModule):
             raise FlowdiffError(f"dataset={self.name}: labels must lie in 0..{self.num_classes - 1}")
 
 
+def loaded(data: object) -> ImageData:
+    """The dataset that a configuration describes, with its files read.
+
+    Raises:
+        ConfigError: it describes something else.
+    """
+    if not isinstance(data, ImageData):
+        raise ConfigError("dataset._target_", type(data).__name__, "must be an ImageData")
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Split 0..n−1 into (kept, held out) row numbers, each in ascending order; the same for every run."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
