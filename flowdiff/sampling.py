@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
-from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import write_whole
+from flowdiff.errors import ConfigError
+from flowdiff.files import made, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
@@ -135,19 +135,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def output_folder(output_dir: str) -> Path:
-    """Where results go: the folder of Hydra's job (``output_dir``; in a sweep a folder in it for each job).
-
-    Raises:
-        FlowdiffError: it can't be made; better known before the work than after it.
-    """
+    """Where results go: the folder of Hydra's job (``output_dir``; in a sweep a folder in it for each job)."""
     from hydra.core.hydra_config import HydraConfig
 
-    folder = Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FlowdiffError(f"can't write to output_dir={output_dir}: {error.strerror}") from error
-    return folder
+    return made(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir, "output_dir")
 
 
 def plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from flowdiff.data.base import ImageData, loaded
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import evaluate_run
+from flowdiff.files import made
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.losses import Mixture
 from flowdiff.module import Diffusion, NonFiniteError, check
@@ -41,7 +42,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     words = given_overrides() if words is None else words
     check(config)
     check_devices(config["trainer"])
-    run_dir = Path(config["run_dir"])
+    run_dir = made(config["run_dir"], "run_dir")
 
     seed(config["seed"])
     data = loaded(make(config["dataset"]))

@@ -281,3 +281,12 @@ def test_an_experiment_made_for_flows_trains_the_unet(config: Compose, capsys: p
     said = capsys.readouterr().out
     assert "training with loss=denoising" in said
     assert "sampling with sampler=ancestral num_steps=64" in said
+
+
+def test_the_run_folder_is_made_or_refused_by_name(config: Compose, tmp_path: Path) -> None:
+    words = (*BARE, "trainer.max_steps=1")
+    train(config(*words, run_dir=tmp_path / "new" / "run"))
+    assert (tmp_path / "new" / "run" / "config.yaml").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowdiffError, match="can't write to run_dir=.*file/run: Not a directory"):
+        train(config(*words, run_dir=tmp_path / "file" / "run"))
