@@ -64,10 +64,9 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         source=source,
         overrides=words,
     )
-    noise = make(config["noise"])
+    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
     if not config.get("ckpt_path"):
-        initialise(denoiser, data, noise, config["seed"])
-    module = Diffusion(denoiser, make(config["loss"]), noise, config, entry)
+        initialise(denoiser, data, module.noise)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
@@ -83,7 +82,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     return finish(trainer, data, config, loggers)
 
 
-def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution, number: int) -> None:
+def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
     """Show the actnorm layers of a new model the first training batch, noised as in training; other models nothing.
 
     There is no trainer yet, and no average of the weights: every process sees the same batch, and the average begins
@@ -91,15 +90,13 @@ def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution, nu
 
     Args:
         denoiser: the model, fitted to the data's statistics.
-        data, noise: the run's.
-        number: the run's seed, with which the batch is noised. Torch's generator is left as it was.
+        data, noise: the run's. The batch is noised by torch's global generator, which the run has seeded.
     """
     if not (isinstance(denoiser, ScoreFlow) and wants_data(denoiser)):
         return
     levels, labels = next(iter(data.train_dataloader()))
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), initialising(denoiser):
-        torch.manual_seed((number * 1_000_003 - 1) % 2**63)  # that of no training step
-        x0 = data.to_model(levels)
+    x0 = data.to_model(levels)
+    with torch.no_grad(), initialising(denoiser):
         batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0), None)
         denoiser.log_prob(batch.x, batch.sigma, batch.labels)
 

@@ -62,7 +62,7 @@ class ActNorm(Flow):
     @torch.no_grad()
     def _initialise(self, x: Tensor, kappa: Tensor) -> None:
         """Set s and b from x (B, C, …) and κ (B,)."""
-        places, kappa = x.flatten(2).double(), kappa.double()[:, None]
+        places, kappa = x.reshape(*x.shape[:2], -1).double(), kappa.double()[:, None]
         rows = places.mean(2)  # (B, C)
         squares = (places - (kappa * rows).sum(0)[:, None] / kappa.sum()).square().mean(2)
         low, high = rows.new_full((x.shape[1],), -LIMIT), rows.new_full((x.shape[1],), LIMIT)
