@@ -6,8 +6,9 @@ A level squeezes the image, (C, H, W) to (4C, H/2, W/2), and takes n_flows steps
 
 Then half of its channels are factored out: they are latents already, and the next level works on the other half
 (multi-scale: Real NVP, Dinh et al. 2017, arXiv:1605.08803, §3.6). The last coupling of a level moves the half that
-leaves, seen from the half that stays: that is Glow's learned prior of the factored-out latents. σ and the class enter
-by FiLM: in the networks of the couplings, and by a scale and shift per pixel at the start of each level.
+leaves, seen from the half that stays: that is Glow's learned prior of the factored-out latents. The networks of the
+couplings are Glow's (3×3, 1×1 and 3×3 convolutions). σ and the class enter them by FiLM, and each level by a scale and
+shift per pixel at its start.
 
 The latent has the shape of the image: what was factored out goes back to the pixels it was squeezed from.
 """
@@ -65,9 +66,8 @@ class GlowFlow(Unshuffled):
         activation: ActivationFactory,
         n_flows: int = 6,
         levels: int | None = None,
-        width: int = 48,
+        width: int = 64,
         max_log_scale: float = 2.0,
-        kernel: int = 3,
     ) -> None:
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
             allowed = f"needs images (C, H, W) of even height and width, not data of shape {tuple(shape)}"
@@ -86,14 +86,12 @@ class GlowFlow(Unshuffled):
             steps += [
                 ActNorm(size[0]),
                 ChannelMixing(size[0], seed=i),
-                ConvCoupling(size, context_dim, width, (n_flows - 1 - i) % 2 == 1, max_log_scale, kernel),
+                ConvCoupling(size, context_dim, width, (n_flows - 1 - i) % 2 == 1, max_log_scale, kernel=1),
                 GatedActivation(activation, size),
             ]
         if levels > 1:
             kept = (size[0] // 2, *size[1:])
-            steps.append(
-                Factored(GlowFlow(kept, context_dim, activation, n_flows, levels - 1, width, max_log_scale, kernel))
-            )
+            steps.append(Factored(GlowFlow(kept, context_dim, activation, n_flows, levels - 1, width, max_log_scale)))
         super().__init__(2, steps, size)
 
 
