@@ -20,7 +20,7 @@ from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
-from flowdiff.flows.transforms import Affine, Transform, TransformFactory
+from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
 
 
 class MaskedLinear(nn.Linear):
@@ -116,7 +116,7 @@ class AutoregressiveFlow(Composite):
         n_flows: number of steps.
         width, depth: of each masked residual MLP.
         max_log_scale: soft bound of a step's log-scales.
-        transform: makes what a step does to each coordinate, given max_log_scale=.
+        transform: makes what a step does to each coordinate, called with max_log_scale=.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class AutoregressiveFlow(Composite):
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             order = torch.arange(dim) if i % 2 == 0 else torch.arange(dim).flip(0)
             steps += [
-                Autoregressive(order, transform(max_log_scale=max_log_scale), context_dim, width, depth),
+                Autoregressive(order, build(transform, max_log_scale), context_dim, width, depth),
                 GatedActivation(activation, (dim,)),
             ]
         super().__init__(steps, (dim,))

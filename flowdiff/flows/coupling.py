@@ -16,7 +16,7 @@ from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
-from flowdiff.flows.transforms import Affine, Transform, TransformFactory
+from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
 
 
 class Coupling(Flow):
@@ -72,7 +72,7 @@ class CouplingFlow(Composite):
         n_flows: number of couplings.
         width, depth: of each residual MLP.
         max_log_scale: soft bound of a coupling's log-scales.
-        transform: makes what a coupling does to its coordinates, given max_log_scale=.
+        transform: makes what a coupling does to its coordinates, called with max_log_scale=.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class CouplingFlow(Composite):
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             moved = split_mask(shape, i)
             steps += [
-                Coupling(moved, transform(max_log_scale=max_log_scale), context_dim, width, depth),
+                Coupling(moved, build(transform, max_log_scale), context_dim, width, depth),
                 GatedActivation(activation, (dim,)),
             ]
         super().__init__(steps, (dim,))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowdiff.errors import at_least, positive
+from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.base import soft_bound
 from flowdiff.splines import Knots, knots, log_slope_bound, spline, spline_inverse
 
@@ -35,7 +35,18 @@ class Transform:
         raise NotImplementedError
 
 
-TransformFactory = Callable[..., Transform]  # called with max_log_scale=
+TransformFactory = Callable[..., Transform]
+
+
+def build(transform: TransformFactory, max_log_scale: float) -> Transform:
+    """transform(max_log_scale=…).
+
+    Raises:
+        ConfigError: what was given makes no transform, e.g. its name alone.
+    """
+    if not callable(transform):
+        raise ConfigError("flow.transform", transform, "must be a node with a _target_, as flow=spline has one")
+    return transform(max_log_scale=max_log_scale)
 
 
 class Affine(Transform):
