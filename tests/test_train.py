@@ -21,6 +21,7 @@ from flowdiff.train import train
 SMALL = {
     "flow=linear": ["flow.n_flows=1"],
     "flow=conv": ["flow.n_flows=2", "flow.width=8"],
+    "flow=glow": ["flow.n_flows=2", "flow.width=8"],
     "flow=spectral": ["flow.n_flows=2", "flow.width=8", "flow.leading=16"],
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
@@ -156,6 +157,60 @@ def test_resuming_from_the_best_checkpoint_is_exact(config: Compose, tmp_path: P
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert states(best)["global_step"] in (6, 12, 18)  # written while a validation ran
     train(config(*words, f"ckpt_path={best}", run_dir=tmp_path / "second"))
+    one, other = (states(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "second"))
+    assert equal(one, other)
+
+
+ACTNORM = ("flow=glow", "flow.n_flows=1", "flow.width=8", "dataset.batch_size=64", *BARE)
+
+
+def actnorm(path: Path) -> dict[str, Tensor]:
+    """What a checkpoint's raw and averaged weights hold of the actnorm layers."""
+    content, kept = checkpoint.read(path), ("log_scale", "shift", "initialised")
+    return {
+        f"{kind}.{name}": value
+        for kind in ("state_dict", "current_model_state")
+        for name, value in content[kind].items()
+        if name.rpartition(".")[2] in kept
+    }
+
+
+def test_data_initialise_actnorm_in_a_new_run_only(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flowdiff.flows.actnorm import ActNorm
+
+    calls = []
+    original = ActNorm._initialise
+    monkeypatch.setattr(ActNorm, "_initialise", lambda self, *given: (calls.append(self), original(self, *given)))
+    still = (*ACTNORM, "lr=1e-12", "weight_decay=0")  # what is saved is what the data have set
+    train(config(*still, "trainer.max_steps=2", tiny=False, run_dir=tmp_path / "first"))
+    assert len(calls) == 3
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    values = actnorm(last)
+    assert len(values) == 2 * 3 * 3
+    assert all(v.all() for name, v in values.items() if name.endswith("initialised"))
+    assert all(v.abs().max() > 1e-3 for name, v in values.items() if not name.endswith("initialised"))
+    torch.rand(5)
+    train(config(*still, "trainer.max_steps=2", tiny=False, run_dir=tmp_path / "again"))
+    assert equal(values, actnorm(tmp_path / "again" / "checkpoints" / "last.ckpt"))
+    assert len(calls) == 6
+    # going on, with other data in the first batch
+    go_on = (*still, f"ckpt_path={last}", "trainer.max_steps=3", "seed=1")
+    train(config(*go_on, tiny=False, run_dir=tmp_path / "second"))
+    checkpoint.load(last)
+    assert len(calls) == 6
+    for name, value in actnorm(tmp_path / "second" / "checkpoints" / "last.ckpt").items():
+        torch.testing.assert_close(value, values[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_a_run_with_actnorm_resumes_bit_for_bit(config: Compose, tmp_path: Path) -> None:
+    words = (*ACTNORM, "decay_steps=6")
+    train(config(*words, "trainer.max_steps=6", tiny=False, run_dir=tmp_path / "whole"))
+    train(config(*words, "trainer.max_steps=3", tiny=False, run_dir=tmp_path / "first"))
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    go_on = (*words, "trainer.max_steps=6", f"ckpt_path={last}")
+    train(config(*go_on, tiny=False, run_dir=tmp_path / "second"))
     one, other = (states(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "second"))
     assert equal(one, other)
 
