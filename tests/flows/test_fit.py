@@ -14,7 +14,7 @@ SIGMA = 0.3
 STEPS = 200
 
 
-@pytest.mark.parametrize("flow", ["linear", "coupling"])
+@pytest.mark.parametrize("flow", ["linear", "coupling", "residual"])
 def test_a_gaussian_reaches_its_entropy(flow: str) -> None:
     torch.manual_seed(0)
     mean, factor = torch.tensor([0.5, -0.2]), torch.tensor([[0.8, 0.0], [-0.6, 0.25]])
