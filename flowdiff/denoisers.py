@@ -33,11 +33,13 @@ class Denoiser(nn.Module):
         has_density: it has log_prob and score.
         has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
         normalized: its log_prob is a normalised log-density of x.
+        exact: its log_prob is exact, not an estimate.
     """
 
     has_density = False
     has_inverse = False
     normalized = False
+    exact = True
     sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -122,6 +124,7 @@ class ScoreFlow(Denoiser):
         self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
+        self.exact = self.flow.exact
 
     @property
     def sigma_data(self) -> Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Exact likelihood: bits per dimension of images, nats of toy points against the entropy of their
+"""Likelihood: bits per dimension of images, nats of toy points against the entropy of their
 distribution.
 
 With x = 2(k + u)/L − 1 and u uniform on the bin, a density p of x has, in units of one level, the density
@@ -12,11 +12,13 @@ gives log2 L.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from flowdiff.data import Toy
+from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result
 
 
@@ -38,6 +40,18 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     shape.
     """
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
+
+
+def kind_of_log_det(model: Evaluand) -> str:
+    """How log p came about, for the record: exact or estimated."""
+    return "exact" if getattr(model.denoiser, "exact", True) else "estimated"
+
+
+def unbiased(model: Evaluand) -> AbstractContextManager[None]:
+    """Within it, an estimated log-determinant is unbiased and its error independent between the images, so that the
+    standard error of a mean over them includes it. It depends on the seed only.
+    """
+    return nullcontext() if getattr(model.denoiser, "exact", True) else seeded_probes(model.denoiser, model.seed)
 
 
 def no_likelihood(model: Evaluand) -> str | None:
@@ -64,10 +78,16 @@ class BitsPerDim(Metric):
         assert levels is not None
         k, labels = model.real()
         x = model.data.to_model(k, torch.Generator().manual_seed(model.seed))
-        bits = bits_per_dim(log_likelihood(model, x, labels, "bits/dim"), math.prod(model.data.shape), levels)
+        with unbiased(model):
+            log_prob = log_likelihood(model, x, labels, "bits/dim")
+        bits = bits_per_dim(log_prob, math.prod(model.data.shape), levels)
         error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else 0.0
         conditions = model.conditions(
-            standard_error=error, sigma=model.sigma_min, levels=levels, uniform=math.log2(levels)
+            standard_error=error,
+            log_det=kind_of_log_det(model),
+            sigma=model.sigma_min,
+            levels=levels,
+            uniform=math.log2(levels),
         )
         return {"bits_per_dim": Result(bits.mean().item(), len(bits), conditions)}
 
@@ -90,12 +110,15 @@ class LogLikelihood(Metric):
         """Keys ``log_likelihood`` and ``log_likelihood_gap``."""
         assert isinstance(model.data, Toy)
         x, labels = model.real()
-        model_log_prob = log_likelihood(model, x, labels, "log-likelihood")
+        with unbiased(model):
+            model_log_prob = log_likelihood(model, x, labels, "log-likelihood")
         data_log_prob = model.data.log_prob(x)
         if model.denoiser.num_classes:  # p(x | c): the class is known, and the classes are equally frequent
             data_log_prob = data_log_prob + math.log(model.data.num_classes)
         gap = model_log_prob - data_log_prob
-        conditions = model.conditions(sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats")
+        conditions = model.conditions(
+            log_det=kind_of_log_det(model), sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats"
+        )
         n = len(x)
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),

@@ -37,7 +37,7 @@ def nll(model: ScoreFlow, x: Tensor, sigma: float) -> float:
         return -model.log_prob(x, sigma).mean().item()
 
 
-@pytest.mark.parametrize("flow", ["linear", "coupling", "spline", "autoregressive"])
+@pytest.mark.parametrize("flow", ["linear", "coupling", "spline", "autoregressive", "residual"])
 def test_a_gaussian_reaches_its_entropy(flow: str) -> None:
     torch.manual_seed(0)
     mean, factor = torch.tensor([0.5, -0.2]), torch.tensor([[0.8, 0.0], [-0.6, 0.25]])
