@@ -183,6 +183,6 @@ def patch_size(shape: tuple[int, ...], patch: int | None) -> int:
     if patch is None:
         few = [p for p in cuts if p >= len(sides) and math.prod(sides) // p ** len(sides) <= MANY_PATCHES]
         return few[0] if few else cuts[-1]
-    if patch not in cuts or isinstance(patch, bool):
+    if at_least("flow.patch", patch, 1) not in cuts:
         raise ConfigError("flow.patch", patch, f"must be one of {cuts}, which cut samples of shape {shape} evenly")
     return patch
