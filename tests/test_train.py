@@ -25,6 +25,7 @@ SMALL = {
     "flow=spectral": ["flow.n_flows=2", "flow.width=8", "flow.leading=16"],
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
+    "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
 }
 GROUPS = ("activation", "conditioning", "dataset", "denoiser", "experiment", "flow", "loss", "noise", "precondition")
