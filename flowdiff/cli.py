@@ -196,12 +196,6 @@ def _quiet() -> None:
         "lightning.fabric",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    silent = (
-        "does not have many workers",
-        "torch.jit.script",
-        "GPU available but not used",
-        "treespec",
-        "You requested to overfit",
-    )
-    for words in (*silent, "The number of training batches"):
+    silent = ("does not have many workers", "GPU available but not used", "treespec", "You requested to overfit")
+    for words in (*silent, "The number of training batches", "torch.jit.script"):
         warnings.filterwarnings("ignore", message=f".*{words}.*")

@@ -189,7 +189,7 @@ class FokkerPlanck(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, fokker_planck_weight: float = 0.1, power: float = 0.5) -> None:
+    def __init__(self, fokker_planck_weight: float = 1.0, power: float = 0.5) -> None:
         super().__init__(power)
         self.fokker_planck_weight = positive("loss.fokker_planck_weight", fokker_planck_weight)
 

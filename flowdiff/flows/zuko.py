@@ -71,6 +71,8 @@ class ZukoFlow(Flow):
         at_least("flow.n_flows", n_flows, 1)
         hidden = [at_least("flow.width", width, 1)] * at_least("flow.depth", depth, 1)
         arguments = {"transforms": n_flows, "hidden_features": hidden, "activation": nn.SiLU}
+        if not isinstance(options, Mapping | None):
+            raise ConfigError("flow.options", options, "must be a dictionary, as {bins: 16}")
         flow_class = chosen(name)
         try:
             self.flow = adapted(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))

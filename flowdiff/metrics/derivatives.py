@@ -2,7 +2,7 @@ r"""What the derivatives of score and log-density say of a model, in float64 whe
 
     conservative     ‖J − Jᵀ‖ / ‖J‖ (Frobenius), J = ∂s/∂x the Jacobian of the score: 0 for a gradient field, up to
                      rounding; a free network's D gives s = (D − x)/σ², whose curl nothing forbids (Chao et al. 2022,
-                     arXiv:2203.12853)
+                     arXiv:2209.12753)
     fokker_planck    rms(r)/rms(σ ∂σ log p), r the residual of ``flowdiff.fokker_planck``: 0 if the densities of all
                      noise levels are one diffusion
 

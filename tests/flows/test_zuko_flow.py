@@ -144,6 +144,7 @@ def test_every_name_of_zuko_is_taken_or_refused() -> None:
         ({"options": {"knots": 3}}, r"flow.options=\{'knots': 3\}: zuko.flows.NSF does not take it"),
         ({"options": {"features": 3}}, "flow.options=.*features"),
         ({"options": {"bins": 0}}, "flow.options=.*bins"),
+        ({"options": 3}, "flow.options=3: must be a dictionary"),
         ({"n_flows": 0}, "flow.n_flows=0"),
         ({"depth": 0}, "flow.depth=0"),
     ],
