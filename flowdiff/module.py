@@ -67,8 +67,10 @@ class Diffusion(LightningModule):
         drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
         sigma = self.noise(len(x0), x0.device)
         eps = torch.randn_like(x0)
+        # a tensor: a compiled loss would be compiled anew for every other number
+        progress = torch.tensor(min(1.0, self.global_step / int(self.config["decay_steps"])), device=x0.device)
         with dropout(self.denoiser, float(self.config["dropout"])), fresh_probes(self.denoiser):
-            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop)
+            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
         loss = terms["loss"].mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
