@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowdiff import checkpoint, cli
 from flowdiff.errors import FlowdiffError
+from flowdiff.losses import AnnealedMixture
 from flowdiff.module import Diffusion, NonFiniteError
 from flowdiff.train import train
 
@@ -25,6 +26,7 @@ SMALL = {
     "flow=spectral": ["flow.n_flows=2", "flow.width=8", "flow.leading=16"],
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
+    "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
 }
 GROUPS = ("activation", "conditioning", "dataset", "denoiser", "experiment", "flow", "loss", "noise", "precondition")
@@ -132,7 +134,7 @@ def equal(a: object, b: object) -> bool:
         (19, 38, ()),  # at the end of it
         (25, 50, ("dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
         (12, 24, ("trainer.val_check_interval=4",)),  # right after a validation
-        (6, 12, ("trainer.accumulate_grad_batches=3",)),
+        (6, 12, ("trainer.accumulate_grad_batches=3", "loss=annealed_mixture")),  # whose weights move with the step
     ],
 )
 def test_resumed_run_equals_the_whole_run_bit_for_bit(
@@ -149,6 +151,19 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(
         one, other = (states(tmp_path / run / "checkpoints" / f"{name}.ckpt") for run in ("whole", "second"))
         if name == "last" or one["global_step"] == other["global_step"]:
             assert equal(one, other)
+
+
+def test_the_loss_is_told_how_much_of_the_training_is_done(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    terms = AnnealedMixture.terms
+    monkeypatch.setattr(
+        AnnealedMixture, "terms", lambda self, model, batch: seen.append(batch.progress) or terms(self, model, batch)
+    )
+    words = (*BARE, "loss=annealed_mixture", "trainer.max_steps=5", "decay_steps=4", "trainer.val_check_interval=2")
+    train(config(*words, "trainer.limit_val_batches=1"))
+    told = [float(p) for p in seen if isinstance(p, torch.Tensor)]
+    validations = [p for p in seen if not isinstance(p, torch.Tensor)]
+    assert told == [0.0, 0.25, 0.5, 0.75, 1.0] and validations and set(validations) == {1.0}
 
 
 def test_resuming_from_the_best_checkpoint_is_exact(config: Compose, tmp_path: Path) -> None:

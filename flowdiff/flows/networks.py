@@ -33,13 +33,17 @@ class ResidualMLP(nn.Module):
         self.dropout = Dropout()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.last(self.hidden(x, embedding)).to(x.dtype)
+
+    def hidden(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """What the last layer sees, (B, width)."""
         h = self.first(soft_limit(x))
         terms = self.film(embedding).chunk(2 * len(self.inner), 1)
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
             r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
             h = h + outer(self.dropout(r))
-        return self.last(F.silu(h)).to(x.dtype)
+        return F.silu(h)
 
 
 class ConvNet(nn.Module):
