@@ -11,6 +11,7 @@ arXiv:1511.01844). The density is the model's at σ = sigma_min, in one pass. Th
 gives log2 L.
 """
 
+import logging
 import math
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result
+
+log = logging.getLogger(__name__)
 
 
 def log_likelihood(model: Evaluand, x: Tensor, labels: Tensor, what: str) -> Tensor:
@@ -42,9 +45,12 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
 
 
-def kind_of_log_det(model: Evaluand) -> str:
-    """How log p came about, for the record: exact or estimated."""
-    return "exact" if getattr(model.denoiser, "exact", True) else "estimated"
+def kind_of_log_det(model: Evaluand, standard_error: float) -> str:
+    """How log p came about, for the record: exact or estimated. An estimate is also logged as one."""
+    if getattr(model.denoiser, "exact", True):
+        return "exact"
+    log.info("the likelihood is an unbiased estimate (flow.exact_dim), its standard error %.2g", standard_error)
+    return "estimated"
 
 
 def unbiased(model: Evaluand) -> AbstractContextManager[None]:
@@ -84,7 +90,7 @@ class BitsPerDim(Metric):
         error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else 0.0
         conditions = model.conditions(
             standard_error=error,
-            log_det=kind_of_log_det(model),
+            log_det=kind_of_log_det(model, error),
             sigma=model.sigma_min,
             levels=levels,
             uniform=math.log2(levels),
@@ -116,13 +122,15 @@ class LogLikelihood(Metric):
         if model.denoiser.num_classes:  # p(x | c): the class is known, and the classes are equally frequent
             data_log_prob = data_log_prob + math.log(model.data.num_classes)
         gap = model_log_prob - data_log_prob
-        conditions = model.conditions(
-            log_det=kind_of_log_det(model), sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats"
-        )
         n = len(x)
+        error = gap.std().item() / math.sqrt(n)
+        conditions = model.conditions(
+            log_det=kind_of_log_det(model, error),
+            sigma=model.sigma_min,
+            entropy=-data_log_prob.mean().item(),
+            unit="nats",
+        )
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),
-            "log_likelihood_gap": Result(
-                gap.mean().item(), n, conditions | {"standard_error": gap.std().item() / math.sqrt(n)}
-            ),
+            "log_likelihood_gap": Result(gap.mean().item(), n, conditions | {"standard_error": error}),
         }
