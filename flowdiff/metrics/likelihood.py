@@ -13,6 +13,7 @@ gives log2 L. At any other σ the density is one of noised data, in nats per dim
     nll(σ) = −E log p(x0 + σε; σ, c)/d.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,8 @@ from torch import Tensor
 from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+
+log = logging.getLogger(__name__)
 
 
 def log_likelihood(
@@ -63,9 +66,12 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
 
 
-def kind_of_log_det(model: Evaluand) -> str:
-    """How log p came about, for the record: exact or estimated."""
-    return "exact" if getattr(model.denoiser, "exact", True) else "estimated"
+def kind_of_log_det(model: Evaluand, standard_error: float) -> str:
+    """How log p came about, for the record: exact or estimated. An estimate is also logged as one."""
+    if getattr(model.denoiser, "exact", True):
+        return "exact"
+    log.info("the likelihood is an unbiased estimate (flow.exact_dim), its standard error %.2g", standard_error)
+    return "estimated"
 
 
 def unbiased(model: Evaluand) -> AbstractContextManager[None]:
@@ -100,9 +106,10 @@ class BitsPerDim(Metric):
         k, labels = model.real()
         x = model.data.to_model(k, torch.Generator().manual_seed(model.seed))
         bits = bits_per_dim(log_likelihood(model, x, labels, "bits/dim"), math.prod(model.data.shape), levels)
+        error = standard_error(bits)
         conditions = model.conditions(
-            standard_error=standard_error(bits),
-            log_det=kind_of_log_det(model),
+            standard_error=error,
+            log_det=kind_of_log_det(model, error),
             sigma=model.sigma_min,
             levels=levels,
             uniform=math.log2(levels),
@@ -170,11 +177,15 @@ class LogLikelihood(Metric):
         if model.denoiser.num_classes:  # p(x | c): the class is known, and the classes are equally frequent
             data_log_prob = data_log_prob + math.log(model.data.num_classes)
         gap = model_log_prob - data_log_prob
-        conditions = model.conditions(
-            log_det=kind_of_log_det(model), sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats"
-        )
         n = len(x)
+        error = standard_error(gap)
+        conditions = model.conditions(
+            log_det=kind_of_log_det(model, error),
+            sigma=model.sigma_min,
+            entropy=-data_log_prob.mean().item(),
+            unit="nats",
+        )
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),
-            "log_likelihood_gap": Result(gap.mean().item(), n, conditions | {"standard_error": standard_error(gap)}),
+            "log_likelihood_gap": Result(gap.mean().item(), n, conditions | {"standard_error": error}),
         }

@@ -292,7 +292,8 @@ def test_mistakes_are_named(key: str, value: float) -> None:
     assert isinstance(caught.value, ConfigError) or isinstance(caught.value.__cause__, ConfigError)
 
 
-def test_bits_per_dim_of_an_estimate_says_so() -> None:
+def test_bits_per_dim_of_an_estimate_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flowdiff")
     data = Digits(batch_size=64)
     data.prepare_data()
     data.setup()
@@ -304,6 +305,7 @@ def test_bits_per_dim_of_an_estimate_says_so() -> None:
         randomise(denoiser)
         evaluand = Evaluand(denoiser, data, seed=3, batch_size=100)
         found[exact_dim] = BitsPerDim()(evaluand)["bits_per_dim"]
+        assert ("estimate" in caplog.text) == (exact_dim == 4)
         assert BitsPerDim()(evaluand)["bits_per_dim"] == found[exact_dim]
     assert found[64].conditions["log_det"] == "exact" and found[4].conditions["log_det"] == "estimated"
     assert found[4].value != found[64].value
