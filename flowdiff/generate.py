@@ -11,7 +11,7 @@ of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlab
 ``StackedRandomGenerator``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -21,12 +21,15 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
-from flowdiff.samplers import Clipped, Guided, IndexedNoise, Sampler
+from flowdiff.samplers import Clipped, Guided, IndexedNoise, NoiseSource, Sampler
 from flowdiff.samplers.guidance import Wrapper
 from flowdiff.schedules import Schedule
 
 Labels = int | Sequence[int] | Tensor | str | None
 """``"balanced"`` (0..K-1 in turn), a class, a list of classes, or None or ``"none"`` (the null class)."""
+
+Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], Tensor]
+"""What makes the samples of one batch, see `BatchedSampler.each`."""
 
 
 def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
@@ -90,18 +93,22 @@ class Tiled(Wrapper):
         self.evaluations = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._by_tile(self.denoiser, x, sigma, labels)
+        return torch.cat(self._by_tile(self.denoiser, x, sigma, labels))
 
     def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._by_tile(self.denoiser.inverse, z, sigma, labels)
+        return torch.cat(self._by_tile(self.denoiser.inverse, z, sigma, labels))
 
-    def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat(self._by_tile(self.denoiser.latent, x, sigma, labels))
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scores, log_probs = zip(*self._by_tile(self.denoiser.score_and_log_prob, x, sigma, labels), strict=True)
+        return torch.cat(scores), torch.cat(log_probs)
+
+    def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> list[Any]:
         self.evaluations += len(x)
-        out = []
-        for i in range(0, len(x), self.tile):
-            here = slice(i, i + self.tile)
-            out.append(function(x[here], sigma[here], None if labels is None else labels[here]))
-        return out[0] if len(out) == 1 else torch.cat(out)
+        tiles = [slice(i, i + self.tile) for i in range(0, len(x), self.tile)]
+        return [function(x[here], sigma[here], None if labels is None else labels[here]) for here in tiles]
 
 
 @dataclass
@@ -147,7 +154,6 @@ class BatchedSampler:
                 "choose euler, heun or ancestral",
             )
 
-    @torch.no_grad()
     def __call__(
         self,
         labels: Tensor | None,
@@ -166,27 +172,57 @@ class BatchedSampler:
         Returns:
             (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
         """
+        sigmas = self.sigmas()
+
+        def walk(
+            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
+        ) -> Tensor:
+            return self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
+
+        return self.each(walk, labels, seeds, max(len(sigmas) - 1, 1), quiet, what)
+
+    @torch.no_grad()
+    def each(
+        self,
+        function: Batch,
+        labels: Tensor | None,
+        seeds: Tensor | Iterable[int],
+        steps: int = 1,
+        quiet: bool = False,
+        what: str = "sampling",
+    ) -> Tensor:
+        """``function(denoiser, noise, labels, rows, advance)`` of one batch after the other.
+
+        Args:
+            function: is given the denoiser with guidance and clipping, the noise of the batch's seeds, its labels,
+                its row numbers among all n (int64, on the device; the last one repeated up to whole tiles) and what
+                it calls after each step; returns a tensor with one row for each of them.
+            labels, seeds, quiet, what: as for sampling.
+            steps: how often ``function`` calls ``advance`` in a batch.
+
+        Returns:
+            What it returned, (n, ...) float32 on the CPU.
+        """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
         tile = self.tile or 1
-        n, rows = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
+        n, size = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
         if labels is not None and len(labels) != n:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
         device = _device_of(self.denoiser)
         tiled = Tiled(self.denoiser, tile)
-        sigmas = self.sigmas()
-        steps = max(len(sigmas) - 1, 1)
         training = self.denoiser.training
         self.denoiser.eval()
         out: list[Tensor] = []
         try:
-            with Progress(what, steps * -(-n // rows), quiet=quiet) as progress:
-                for i in range(0, n, rows):
-                    own = seeds[i : i + rows]
-                    whole = _filled(own, tile)
-                    classes = None if labels is None else _filled(labels[i : i + rows], tile).to(device)
-                    x = self._batch(tiled, whole, classes, sigmas, device, progress)
-                    out.append(x[: len(own)].float().cpu())
-                    progress.advance(steps * (1 + i // rows) - progress.done)
+            with Progress(what, steps * -(-n // size), quiet=quiet) as progress:
+                for i in range(0, n, size):
+                    rows = _filled(torch.arange(n)[i : i + size], tile)
+                    classes = None if labels is None else labels[rows].to(device)
+                    noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
+                    wrapped = self._wrapped(tiled, classes)
+                    x = function(wrapped, noise, classes, rows.to(device), progress.advance)
+                    out.append(x[: min(size, n - i)].float().cpu())
+                    progress.advance(steps * (1 + i // size) - progress.done)
         finally:
             self.denoiser.train(training)
         x = torch.cat(out)
@@ -194,22 +230,10 @@ class BatchedSampler:
         self.nonfinite = int((~x.flatten(1).isfinite().all(1)).sum())
         return x
 
-    def _batch(
-        self,
-        tiled: Tiled,
-        seeds: Tensor,
-        labels: Tensor | None,
-        sigmas: Tensor,
-        device: torch.device,
-        progress: Progress,
-    ) -> Tensor:
-        denoiser: Any = tiled
+    def _wrapped(self, denoiser: Any, labels: Tensor | None) -> Any:
         if labels is not None and self.guidance_scale != 1:
             denoiser = Guided(denoiser, self.guidance_scale)
-        if self.clip is not None:
-            denoiser = Clipped(denoiser, *self.clip)
-        noise = IndexedNoise(seeds.tolist(), tuple(self.denoiser.shape), device)
-        return self.sampler(denoiser, noise, sigmas, labels, callback=lambda _step: progress.advance())
+        return denoiser if self.clip is None else Clipped(denoiser, *self.clip)
 
     def sigmas(self) -> Tensor:
         """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""

@@ -6,6 +6,7 @@ inversion samplers), never which one it is. See ``base`` for the contract.
 
 from flowdiff.samplers.ancestral import Ancestral, ancestral_step
 from flowdiff.samplers.base import DenoiserLike, NoiseSource, Sampler, Step
+from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
 from flowdiff.samplers.guidance import Clipped, Counted, Guided
 from flowdiff.samplers.inversion import Inversion, InversionDenoise
 from flowdiff.samplers.noise import IndexedNoise
@@ -13,7 +14,9 @@ from flowdiff.samplers.ode import Euler, Heun
 
 __all__ = [
     "Ancestral",
+    "BlockMean",
     "Clipped",
+    "Conditioned",
     "Counted",
     "DenoiserLike",
     "Euler",
@@ -22,6 +25,8 @@ __all__ = [
     "IndexedNoise",
     "Inversion",
     "InversionDenoise",
+    "Known",
+    "Mask",
     "NoiseSource",
     "Sampler",
     "Step",

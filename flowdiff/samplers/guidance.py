@@ -1,6 +1,7 @@
 r"""Wrappers around a denoiser. Each is a denoiser again: ``Clipped(Guided(Counted(denoiser), 2.0), -1, 1)``.
 
-Guided   classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): D = D_null + w (D_c - D_null)
+Guided   classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): D = D_null + w (D_c - D_null),
+         the D of the unnormalised density p_null (p_c / p_null)^w
 Clipped  D into the range of the data. An exact D is a mean of data and lies there already; an inexact one may
          not, and its errors feed back into the walk: clipped, x stays between the data and the noise.
          (NaN stays NaN: it is not hidden.)
@@ -41,6 +42,14 @@ class Wrapper:
         """x from z, by the flow itself: guidance and clipping concern D only."""
         return self.denoiser.inverse(z, sigma, labels)
 
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z from x, by the flow itself."""
+        return self.denoiser.latent(x, sigma, labels)
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score (n, *shape) and the log-density (n,) that Langevin steps go by."""
+        return self.denoiser.score_and_log_prob(x, sigma, labels)
+
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoiser(x, sigma, labels)
 
@@ -66,6 +75,13 @@ class Guided(Wrapper):
         if self.scale == 0:
             return null
         return torch.lerp(null, self.denoiser(x, sigma, labels), self.scale)
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """log p_null + scale (log p_c - log p_null), a log-density up to a constant, and its gradient."""
+        if labels is None or self.scale == 1:
+            return self.denoiser.score_and_log_prob(x, sigma, labels)
+        null, own = (self.denoiser.score_and_log_prob(x, sigma, c) for c in (None, labels))
+        return torch.lerp(null[0], own[0], self.scale), torch.lerp(null[1], own[1], self.scale)
 
 
 class Clipped(Wrapper):
