@@ -65,7 +65,11 @@ def complete(
     ) -> Tensor:
         here = rows.cpu()
         images, given = x0[here].to(rows.device), known[here].to(rows.device)
-        correct = Conditioned(denoiser, noise, classes, given, images, n_corrector)
+
+        def density(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+            return denoiser.score_and_log_prob(x, x.new_full((len(x),), sigma), classes)
+
+        correct = Conditioned(density, noise, given, images, n_corrector)
         x = batched.sampler(denoiser, noise, sigmas, classes, lambda _step: advance(), correct)
         if n_corrector:
             rates[here] = torch.stack(correct.acceptance, 1).float().cpu()

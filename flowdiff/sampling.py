@@ -77,7 +77,7 @@ def build_task(cfg: DictConfig) -> Any:
     Raises:
         ConfigError: it is none, one of its settings is wrong, or ``mask`` is given to a task without one.
     """
-    config = plain(cfg.task)
+    config = plain(cfg.get("task"))
     if cfg.mask is not None and "mask" not in (config or {}):
         raise ConfigError("mask", cfg.mask, "needs task=inpaint")
     return None if config is None else instantiate_choice("task", config)

@@ -17,7 +17,8 @@ Metropolis ratio needs log p(x; s) at both ends and no normalisation, and so the
 distribution, exactly. A score network has no log p to do this with.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -109,23 +110,29 @@ class Conditioned:
     """Holds a sampler to what is known: the ``correct`` of `Sampler`, for one batch.
 
     The step of chain i at level s is r_i s^2: r_i begins at the optimum for independent Gaussians of variance s^2
-    in the ``free`` dimensions, and follows the chain's own acceptance from level to level.
+    in the ``free`` dimensions, and follows the chain's own acceptance from level to level. (Metropolis' test is exact
+    for a step that knows nothing of the chain's past; what this one knows changes slowly.)
 
     Args:
-        denoiser: has ``score_and_log_prob`` unless ``n_corrector`` is 0.
+        density: x and its level to score and log p (up to a constant), the labels bound; never called if
+            ``n_corrector`` is 0.
         noise: standard normals (n, C, H, W) at each call.
-        labels: (n,) or None.
         known: the projectors of the n images.
         x0: (n, C, H, W); only P x0 is looked at.
         n_corrector: Langevin steps at each level; 0 is the replacement alone.
     """
 
     def __init__(
-        self, denoiser: Any, noise: NoiseSource, labels: Tensor | None, known: Known, x0: Tensor, n_corrector: int
+        self,
+        density: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+        noise: NoiseSource,
+        known: Known,
+        x0: Tensor,
+        n_corrector: int,
     ) -> None:
-        self.denoiser, self.noise, self.labels = denoiser, noise, labels
+        self.density, self.noise = density, noise
         self.known, self.x0, self.n_corrector = known, x0, n_corrector
-        self.rate = StepSize(1.36 * known.free(x0) ** (-1 / 3), gain=0.3, decay=0.0)
+        self.rate = StepSize(1.36 * known.free(x0).clamp(min=1) ** (-1 / 3), gain=0.3, decay=0.0)
         self.acceptance: list[Tensor] = []
         """(n,) at each level: the share of its steps that was accepted."""
 
@@ -134,18 +141,18 @@ class Conditioned:
         x = self.known.replace(x, self.x0 + sigma * self.noise())
         if not self.n_corrector:
             return x
-        state = State(x, *self._density(x, sigma))
+        restricted = functools.partial(self._restricted, sigma=sigma)
+        state = State(x, *restricted(x))
         moved = []
         for _ in range(self.n_corrector):
             eps, uniform = self.known.rest(self.noise()), torch.special.ndtr(self.noise().flatten(1)[:, 0])
-            step = self.rate.value * sigma**2
-            state, accepted = langevin_step(lambda x: self._density(x, sigma), state, step, eps, uniform)
+            state, accepted = langevin_step(restricted, state, self.rate.value * sigma**2, eps, uniform)
             self.rate.update(accepted)
             moved.append(accepted.float())
         self.acceptance.append(torch.stack(moved).mean(0))
         return state.x
 
-    def _density(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    def _restricted(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Q s(x; sigma) and log p(x; sigma)."""
-        score, log_prob = self.denoiser.score_and_log_prob(x, x.new_full((len(x),), sigma), self.labels)
+        score, log_prob = self.density(x, sigma)
         return self.known.rest(score), log_prob

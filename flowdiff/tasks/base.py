@@ -44,7 +44,7 @@ class Drawn:
         columns: what stands in each column of the picture, in words.
         measured: plain values for samples.json, on top of the conditions.
         report: lines to print.
-        arrays: more for samples.npz, uint8 or float32.
+        arrays: more for samples.npz.
     """
 
     batched: BatchedSampler

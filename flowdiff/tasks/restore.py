@@ -20,9 +20,9 @@ from flowdiff.data import ImageData
 from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.masks import missing_pixels
 from flowdiff.samplers import BlockMean, Known, Mask
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
-from flowdiff.tasks.masks import missing_pixels
 
 
 class Restore(Task):
@@ -75,7 +75,7 @@ class Restore(Task):
             columns=columns,
             measured=measured,
             report=_report(measured),
-            arrays={"originals": model.to_uint8(images.x), "known": blank, "index": images.index},
+            arrays={"originals": model.to_uint8(images.x), "index": images.index} | self._arrays(known, blank),
         )
 
     def _settings(self, images: Chosen) -> dict[str, Any]:
@@ -85,6 +85,10 @@ class Restore(Task):
             "completions": self.completions,
             "n_corrector": self.n_corrector,
         }
+
+    def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
+        """For samples.npz: what was known of the images, ``blank`` being its projection."""
+        return {"known": blank}
 
     def _acceptance(self, rates: Tensor, batched: BatchedSampler) -> dict[str, Any]:
         if not self.n_corrector:
@@ -99,7 +103,7 @@ class Inpaint(Restore):
     """Some pixels are missing.
 
     Args:
-        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.tasks.masks`); None is ``left``.
+        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.masks`); None is ``left``.
         completions, n_corrector, split, index: see `Restore`.
     """
 
@@ -112,6 +116,10 @@ class Inpaint(Restore):
 
     def _settings(self, images: Chosen) -> dict[str, Any]:
         return {"mask": self.mask} | super()._settings(images)
+
+    def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
+        assert isinstance(known, Mask)
+        return {"missing": known.missing}
 
 
 class SuperResolution(Restore):
@@ -127,22 +135,14 @@ class SuperResolution(Restore):
         self.factor = at_least("task.factor", factor, 2)
 
     def known(self, x0: Tensor, seeds: Tensor) -> Known:
-        return block_mean("task.factor", self.factor, tuple(x0.shape[2:]))
+        height, width = x0.shape[2:]
+        if height % self.factor or width % self.factor:
+            allowed = f"must divide the image's height and width, {height} x {width}"
+            raise ConfigError("task.factor", self.factor, allowed)
+        return BlockMean(self.factor)
 
     def _settings(self, images: Chosen) -> dict[str, Any]:
         return {"factor": self.factor} | super()._settings(images)
-
-
-def block_mean(key: str, factor: int, size: tuple[int, ...]) -> BlockMean:
-    """The projector onto block means of images of height and width ``size``.
-
-    Raises:
-        ConfigError: ``factor`` is below 2 or doesn't divide them.
-    """
-    at_least(key, factor, 2)
-    if size[0] % factor or size[1] % factor:
-        raise ConfigError(key, factor, f"must divide the image's height and width, {size[0]} x {size[1]}")
-    return BlockMean(factor)
 
 
 def _errors(x: Tensor, images: Chosen, known: Known, data: ImageData, completions: int) -> dict[str, float]:

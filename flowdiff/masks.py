@@ -15,19 +15,18 @@ ALLOWED = (
 )
 
 
-def _box(height: int, width: int, top: float, bottom: float, left: float, right: float) -> Tensor:
+def _box(height: int, width: int, top: int, bottom: int, left: int, right: int) -> Tensor:
     missing = torch.zeros(height, width, dtype=torch.bool)
-    rows = slice(round(top * height), round(bottom * height))
-    missing[rows, round(left * width) : round(right * width)] = True
+    missing[top:bottom, left:right] = True
     return missing
 
 
 SHAPES: dict[str, Callable[[int, int], Tensor]] = {
-    "left": lambda h, w: _box(h, w, 0, 1, 0, 0.5),
-    "right": lambda h, w: _box(h, w, 0, 1, 0.5, 1),
-    "top": lambda h, w: _box(h, w, 0, 0.5, 0, 1),
-    "bottom": lambda h, w: _box(h, w, 0.5, 1, 0, 1),
-    "center": lambda h, w: _box(h, w, 0.25, 0.75, 0.25, 0.75),
+    "left": lambda h, w: _box(h, w, 0, h, 0, w // 2),
+    "right": lambda h, w: _box(h, w, 0, h, w // 2, w),
+    "top": lambda h, w: _box(h, w, 0, h // 2, 0, w),
+    "bottom": lambda h, w: _box(h, w, h // 2, h, 0, w),
+    "center": lambda h, w: _box(h, w, h // 4, h - h // 4, w // 4, w - w // 4),
 }
 """Height and width to the missing pixels, bool (H, W)."""
 
@@ -71,7 +70,7 @@ def _random(mask: str, share: str, height: int, width: int, seed: int) -> Tensor
         raise ConfigError("mask", mask, "the share of missing pixels must be between 0 and 1")
     n = height * width
     count = min(max(round(fraction * n), 1), n - 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(2**32 - 1 - seed))
     missing = torch.zeros(n, dtype=torch.bool)
     missing[order[:count]] = True
     return missing.view(height, width)
