@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.generate import BatchedSampler
-from flowdiff.samplers import Conditioned, Known, NoiseSource
+from flowdiff.samplers import Conditioned, Denoise, Known, NoiseSource
 
 
 @dataclass
@@ -51,12 +51,15 @@ def complete(
         key: the option's name in an error.
 
     Raises:
-        ConfigError: ``n_corrector`` is negative, or above 0 for a denoiser without a density.
+        ConfigError: ``n_corrector`` is negative, or above 0 for a denoiser without a density; the sampler stays at
+            one level.
     """
     denoiser = batched.denoiser
     if at_least(key, n_corrector, 0) and not denoiser.has_density:
         allowed = f"its test needs a density, and this {type(denoiser).__name__} has none: choose 0"
         raise ConfigError(key, n_corrector, allowed)
+    if batched.sampler.stays:
+        raise ConfigError("sampler", batched.sampler.name, "stays at one noise level: choose one that goes down to 0")
     sigmas = batched.sigmas()
     rates = torch.zeros(len(x0), len(sigmas) - 1 if n_corrector else 0)
 
@@ -65,10 +68,7 @@ def complete(
     ) -> Tensor:
         here = rows.cpu()
         images, given = x0[here].to(rows.device), known[here].to(rows.device)
-
-        def density(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-            return denoiser.score_and_log_prob(x, x.new_full((len(x),), sigma), classes)
-
+        density = Denoise(denoiser, classes).score_and_log_prob
         correct = Conditioned(density, noise, given, images, n_corrector)
         x = batched.sampler(denoiser, noise, sigmas, classes, lambda _step: advance(), correct)
         if n_corrector:

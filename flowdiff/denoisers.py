@@ -31,11 +31,13 @@ class Denoiser(nn.Module):
 
     Attributes:
         has_density: it has log_prob and score.
+        by_gradient: its D takes a gradient by x beside the forward pass.
         has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
         normalized: its log_prob is a normalised log-density of x.
     """
 
     has_density = False
+    by_gradient = False
     has_inverse = False
     normalized = False
     sigma_data: Tensor
@@ -104,6 +106,7 @@ class ScoreFlow(Denoiser):
     """
 
     has_density = True
+    by_gradient = True
 
     def __init__(
         self,

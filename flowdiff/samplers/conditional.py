@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from flowdiff.samplers.base import NoiseSource
-from flowdiff.samplers.langevin import State, StepSize, langevin_step
+from flowdiff.samplers.langevin import State, StepSize, langevin_step, uniforms
 
 
 class Known:
@@ -114,8 +114,8 @@ class Conditioned:
     for a step that knows nothing of the chain's past; what this one knows changes slowly.)
 
     Args:
-        density: x and its level to score and log p (up to a constant), the labels bound; never called if
-            ``n_corrector`` is 0.
+        density: x and its level to score and log p (up to a constant), e.g. ``Denoise.score_and_log_prob``; never
+            called if ``n_corrector`` is 0.
         noise: standard normals (n, C, H, W) at each call.
         known: the projectors of the n images.
         x0: (n, C, H, W); only P x0 is looked at.
@@ -145,8 +145,8 @@ class Conditioned:
         state = State(x, *restricted(x))
         moved = []
         for _ in range(self.n_corrector):
-            eps, uniform = self.known.rest(self.noise()), torch.special.ndtr(self.noise().flatten(1)[:, 0])
-            state, accepted = langevin_step(restricted, state, self.rate.value * sigma**2, eps, uniform)
+            step, eps = self.rate.value * sigma**2, self.known.rest(self.noise())
+            state, accepted = langevin_step(restricted, state, step, eps, uniforms(self.noise))
             self.rate.update(accepted)
             moved.append(accepted.float())
         self.acceptance.append(torch.stack(moved).mean(0))

@@ -69,6 +69,11 @@ def langevin_step(
     ), accepted
 
 
+def uniforms(noise: Callable[[], Tensor]) -> Tensor:
+    """(n,) uniform on (0, 1), each from its own row of one draw of standard normals."""
+    return torch.special.ndtr(noise().flatten(1)[:, 0])
+
+
 def optimal_step(x: Tensor) -> float:
     """The best tau for d independent standard normals, x being (n, *shape) with d coordinates a row."""
     return 1.36 * x[0].numel() ** (-1 / 3)
