@@ -7,14 +7,18 @@ r"""Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's sample
     D(x; σ, c)     = x + σ² s(x; σ, c)               Tweedie's formula
 
 The score is made in one place, by torch.func.grad of log p summed over the batch (samples do not interact), which
-also works inside no_grad, inference_mode and torch.compile.
+also works inside no_grad, inference_mode and torch.compile. Fused attention kernels have a first derivative only:
+where a second one may follow (a loss on the score), attention is told to run as plain matrix products.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowdiff.activations import Context, per_sample
 from flowdiff.embeddings import Conditioning
@@ -34,12 +38,14 @@ class Denoiser(nn.Module):
         by_gradient: its D takes a gradient by x beside the forward pass.
         has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
         normalized: its log_prob is a normalised log-density of x.
+        exact: its log_prob is exact, not an estimate.
     """
 
     has_density = False
     by_gradient = False
     has_inverse = False
     normalized = False
+    exact = True
     sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -94,6 +100,17 @@ def batch_sigma(sigma: Sigma, x: Tensor) -> Tensor:
     return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
 
 
+def attention_for(twice: bool, *inputs: Tensor) -> AbstractContextManager[None]:
+    """What attention runs in: the plain kernel if the result may be differentiated twice, or by forward-mode AD.
+
+    Args:
+        twice: whether a second derivative may follow.
+        inputs: what a forward-mode derivative may be taken by.
+    """
+    plain = twice or any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+
 class ScoreFlow(Denoiser):
     """The denoiser whose score is the gradient of a flow's log-density.
 
@@ -125,6 +142,7 @@ class ScoreFlow(Denoiser):
         self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
+        self.exact = self.flow.exact
 
     @property
     def sigma_data(self) -> Tensor:  # type: ignore[override]
@@ -162,7 +180,10 @@ class ScoreFlow(Denoiser):
         With conditioning=concat it is the joint log-density of x and the embedding: its gradient by x is the score,
         but it is no likelihood of x; ``normalized`` says so.
         """
-        return self._log_prob(x, batch_sigma(sigma, x), self._classes(x, labels, drop))
+        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
+        by_inputs = torch.is_grad_enabled() and (x.requires_grad or levels.requires_grad)
+        with attention_for(by_inputs, x, levels):
+            return self._log_prob(x, levels, classes)
 
     def score_and_log_prob(
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
@@ -177,7 +198,8 @@ class ScoreFlow(Denoiser):
                 log_prob = self._log_prob(points, levels, classes)
             return log_prob.sum(), log_prob
 
-        with torch.autocast(device, enabled=False):  # or the whitening's backward pass would be in low precision
+        again = attention_for(torch.is_grad_enabled(), x, levels)
+        with again, torch.autocast(device, enabled=False):  # or the whitening's backward would be in low precision
             return torch.func.grad(summed, has_aux=True)(x)
 
     def score(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:

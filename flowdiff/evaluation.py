@@ -240,17 +240,18 @@ COLUMNS = ("split", "extractor", "sampler", "nfe", "seed", "weights")
 
 
 def print_table(entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """A rich table: each value with the conditions that it was measured under."""
+    """A rich table: each value with its standard error, where one is known, and its conditions."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
-    for column in ("value", "n"):
+    for column in ("value", "± s.e.", "n"):
         table.add_column(column, justify="right")
     for column in COLUMNS:
         table.add_column("NFE" if column == "nfe" else column, justify="right" if column == "nfe" else "left")
     for name, entry in entries.items():
         cells = [_cell(entry.get(column)) for column in COLUMNS]
-        value = entry.get("value")
-        table.add_row(name, "not finite" if value is None else f"{value:.4g}", f"{entry.get('n'):,}", *cells)
+        value, error = entry.get("value"), entry.get("standard_error")
+        shown = "not finite" if value is None else f"{value:.4g}"
+        table.add_row(name, shown, "–" if error is None else f"{error:.2g}", f"{entry.get('n'):,}", *cells)
     console = Console()
     Console(width=console.width if console.is_terminal else max(console.width, 130)).print(table)
 

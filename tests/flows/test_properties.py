@@ -215,10 +215,15 @@ def test_second_derivatives_of_log_prob(flow: str, activation: str) -> None:
     )
 
 
-@every_flow
-@pytest.mark.parametrize("loss", ["denoising", "mixture"])
-def test_gradient_of_the_denoising_objective(flow: str, activation: str, loss: str) -> None:
-    """The double backward pass against finite differences of the loss along a random direction of the weights."""
+@pytest.mark.parametrize(
+    ("flow", "activation", "loss"),
+    [
+        *itertools.product(FLOWS, ACTIVATIONS, ["denoising", "mixture"]),
+        *itertools.product(FLOWS, ["softplus"], ["fokker_planck"]),
+    ],
+)
+def test_gradient_of_the_objectives_with_a_score(flow: str, activation: str, loss: str) -> None:
+    """Their second and third derivatives against finite differences of the loss along a random direction of weights."""
     model = copy.deepcopy(random_flow(flow, activation))
     objective = build("loss", loss)
     x, sigma, labels = points()

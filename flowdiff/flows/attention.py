@@ -1,0 +1,143 @@
+r"""A causal transformer over the patches of a sample: output t is a function of the patches before t (TarFlow,
+Zhai et al. 2024, arXiv:2412.06329).
+
+    h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          e the embedding of σ and class
+    h  ← h + attention(norm(h)),     h ← h + W₂·GELU(W₁·norm(h))                   pre-norm, ``depth`` times
+    out_t = W·norm(h_t),                                                           0 at initialisation
+
+σ and the class are added to every token (iTARFlow, arXiv:2604.20041), and so to the one that stands for the first
+patch, which sees nothing else. One token at a time, with the keys and values of those before it kept in a
+:class:`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.dropout import Dropout
+from flowdiff.errors import ConfigError, at_least
+from flowdiff.flows.base import soft_limit, zero_linear
+
+EXPANSION = 4  # hidden values of an MLP for each of its inputs
+
+
+class Cache:
+    """The keys and values of the first tokens of one layer, in a buffer that is made once, for all of them.
+
+    Args:
+        tokens: T, how many there will be.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.length = 0
+
+    def append(self, pair: Tensor) -> Tensor:
+        """Key and value of the next token, (2, B, heads, 1, E), to all so far, (2, B, heads, t, E)."""
+        if self.length == 0:
+            self.kept = pair.new_empty(*pair.shape[:3], self.tokens, pair.shape[4])
+        self.kept[:, :, :, self.length] = pair[:, :, :, 0]
+        self.length += 1
+        return self.kept[:, :, :, : self.length]
+
+
+def attend(query: Tensor, pair: Tensor, causal: bool) -> Tensor:
+    """Attention of queries (B, heads, T, E) to keys and values (2, B, heads, T', E), in their own type.
+
+    Within autocast the plain kernel's backward pass would mix two types.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        return F.scaled_dot_product_attention(query, pair[0], pair[1], is_causal=causal)
+
+
+class Layer(nn.Module):
+    """One pre-norm layer of causal self-attention and an MLP on tokens (B, T, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mix = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, EXPANSION * width), nn.GELU(), Dropout(), nn.Linear(EXPANSION * width, width)
+        )
+        self.dropout = Dropout()
+
+    def _heads(self, h: Tensor) -> Tensor:
+        """Queries, keys and values, (3, B, heads, T, width/heads)."""
+        return self.qkv(self.norms[0](h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def _finish(self, h: Tensor, attended: Tensor) -> Tensor:
+        h = h + self.dropout(self.mix(attended.transpose(1, 2).flatten(2)))
+        return h + self.dropout(self.mlp(self.norms[1](h)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        qkv = self._heads(h)
+        return self._finish(h, attend(qkv[0], qkv[1:], causal=True))
+
+    def step(self, h: Tensor, cache: Cache) -> Tensor:
+        """The next token, (B, 1, width), given the cache of those before it."""
+        qkv = self._heads(h)
+        return self._finish(h, attend(qkv[0], cache.append(qkv[1:]), causal=False))
+
+
+class CausalTransformer(nn.Module):
+    """(B, T, inputs) and an embedding (B, E) to (B, T, outputs), output t from the tokens before t.
+
+    Args:
+        tokens: T.
+        inputs, outputs: length of a token and of an output.
+        context_dim: E.
+        width: of the tokens inside.
+        depth: layers.
+        heads: of each attention; a divisor of the width.
+
+    Raises:
+        ConfigError: a size below 1, or heads that don't divide the width.
+    """
+
+    def __init__(
+        self, tokens: int, inputs: int, outputs: int, context_dim: int, width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        if at_least("flow.width", width, 1) % at_least("flow.heads", heads, 1):
+            raise ConfigError("flow.heads", heads, f"must divide flow.width={width}")
+        self.first = nn.Linear(inputs, width)
+        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.condition = nn.Linear(context_dim, width)
+        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(at_least("flow.depth", depth, 1))))
+        self.norm = nn.LayerNorm(width)
+        self.last = zero_linear(width, outputs)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.pad(self.first(soft_limit(x[:, :-1])), (0, 0, 1, 0)) + self.position
+        h = h + self.condition(embedding)[:, None]
+        h = self.layers(h)
+        return self.last(self.norm(h)).to(x.dtype)
+
+
+class Decoder:
+    """The outputs of a :class:`CausalTransformer` one after the other, without gradients.
+
+    Args:
+        network: the transformer.
+        embedding: (B, E).
+    """
+
+    def __init__(self, network: CausalTransformer, embedding: Tensor) -> None:
+        self.network = network
+        self.tokens = network.position + network.condition(embedding)[:, None]
+        self.caches = [Cache(self.tokens.shape[1]) for _ in network.layers]
+        self.length = 0
+
+    def __call__(self, previous: Tensor | None) -> Tensor:
+        """Output t, (B, outputs), from token t − 1, (B, inputs); None at t = 0."""
+        h = self.tokens[:, self.length, None]
+        if previous is not None:
+            h = h + self.network.first(soft_limit(previous))[:, None]
+        for layer, cache in zip(self.network.layers, self.caches, strict=True):
+            assert isinstance(layer, Layer)
+            h = layer.step(h, cache)
+        self.length += 1
+        return self.network.last(self.network.norm(h[:, 0]))
