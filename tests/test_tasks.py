@@ -269,6 +269,7 @@ def test_wrong_calls(call: Callable[[Model], Any], message: str) -> None:
         ("digits", ["task=interpolate", "task.index=[1,2,3]"], r"task.index=\[1, 2, 3\]: must hold 2 images"),
         ("digits", ["task=interpolate", "sigma_start=-1"], "sigma_start=-1"),
         ("digits", ["task=traverse", "task.levels=1"], "task.levels=1: must be an integer >= 2"),
+        ("digits", ["task=inpaint", "sampler=mcmc"], "sampler=mcmc: stays at one noise level"),
         ("unet", ["task=inpaint"], "task.n_corrector=4: .* density"),
         ("unet", ["task=super_resolution"], "task.n_corrector=4: .* density"),
         ("unet", ["task=interpolate"], "task=interpolate: needs a flow with an inverse"),

@@ -48,8 +48,9 @@ class Ula(Ancestral):
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         if to == 0:
             return denoise(x, sigma)
-        known = self._state is not None and self._state.x is x  # unless something has changed x since
-        denoised = x + sigma**2 * self._state.score if known else denoise(x, sigma)
+        state = self._state
+        # its score is that of x unless x was changed since (``correct`` of the call)
+        denoised = denoise(x, sigma) if state is None or state.x is not x else x + sigma**2 * state.score
         self._state = self.correct(denoise, noise, self.move(x, denoised, noise, sigma, to), to)
         return self._state.x
 
