@@ -20,14 +20,13 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
-from flowdiff.data.base import loaded
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_whole
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
-from flowdiff.sampling import density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.sampling import build_data, density_of, instantiate_choice, opened, output_folder, plain
 
 
 def evaluate_run(
@@ -69,10 +68,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = build_metrics(wanted or {}, trusted=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    dataset = dict(model.config["dataset"])
-    if cfg.data_root is not None and "root" in dataset and _holds_default_root(dataset):
-        dataset["root"] = cfg.data_root
-    data = build_data(dataset)
+    data = build_data(model.config["dataset"], cfg.data_root)
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
@@ -81,11 +77,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "metrics": report(folder, metrics, evaluand, model, batched, Path(cfg.ckpt_path)),
         "output_dir": str(folder),
     }
-
-
-def _holds_default_root(dataset: Mapping[str, Any]) -> bool:
-    """A folder of one's own images is no part of FLOWDIFF_DATA."""
-    return not str(dataset.get("_target_")).endswith(".ImageFolder")
 
 
 def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]:
@@ -104,16 +95,6 @@ def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]
             raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
         found[str(name)] = metric
     return found
-
-
-def build_data(config: Mapping[str, Any]) -> ImageData:
-    """The dataset of a checkpoint's configuration, loaded."""
-    from hydra.errors import InstantiationException
-
-    try:
-        return loaded(instantiate_safely(config))
-    except InstantiationException as error:
-        raise user_error("dataset", error) from error
 
 
 def evaluation_tile(shape: tuple[int, ...]) -> int:

@@ -11,7 +11,7 @@ of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlab
 ``StackedRandomGenerator``).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -22,11 +22,14 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
-from flowdiff.samplers import Clipped, Counted, Guided, IndexedNoise, Sampler, Tiled
+from flowdiff.samplers import Clipped, Counted, Guided, IndexedNoise, NoiseSource, Sampler, Tiled
 from flowdiff.schedules import Schedule
 
 Labels = int | Sequence[int] | Tensor | str | None
 """``"balanced"`` (0..K-1 in turn), a class, a list of classes, or None or ``"none"`` (the null class)."""
+
+Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], Tensor]
+"""What makes the samples of one batch, see `BatchedSampler.each`."""
 
 
 def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
@@ -138,7 +141,6 @@ class BatchedSampler:
             )
         self._schedule: Schedule | None = None
 
-    @torch.no_grad()
     def __call__(
         self,
         labels: Tensor | None,
@@ -157,27 +159,58 @@ class BatchedSampler:
         Returns:
             (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
         """
+        sigmas = self.sigmas()
+
+        def walk(
+            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
+        ) -> Tensor:
+            return self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
+
+        return self.each(walk, labels, seeds, len(sigmas) - 1, quiet, what)
+
+    @torch.no_grad()
+    def each(
+        self,
+        function: Batch,
+        labels: Tensor | None,
+        seeds: Tensor | Iterable[int],
+        steps: int,
+        quiet: bool = False,
+        what: str = "sampling",
+    ) -> Tensor:
+        """``function(denoiser, noise, labels, rows, advance)`` of one batch after the other.
+
+        Args:
+            function: is given the denoiser as it is sampled, the noise of the batch's seeds, its labels, its row
+                numbers among all n (int64, on the device, the last one repeated up to whole tiles) and what it calls
+                after each step; returns a tensor with a row for each.
+            labels, seeds, quiet, what: as for sampling.
+            steps: how often ``function`` calls ``advance`` in a batch.
+
+        Returns:
+            What it returned, (n, ...) float32 on the CPU.
+        """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
         tile = self.tile or 1
-        n, rows = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
+        n, size = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
         if labels is not None and len(labels) != n:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
         device = _device_of(self.denoiser)
-        sigmas = self.sigmas()
-        steps = len(sigmas) - 1
         counted = Counted(Tiled(self.denoiser, tile))
         denoiser = self._held(counted)
         out: list[Tensor] = []
         records: list[dict[str, Tensor]] = []
-        with _evaluating(self.denoiser), Progress(what, steps * -(-n // rows), quiet=quiet) as progress:
-            for i in range(0, n, rows):
-                own = seeds[i : i + rows]
-                classes = None if labels is None else _filled(labels[i : i + rows], tile).to(device)
-                noise = IndexedNoise(_filled(own, tile).tolist(), tuple(self.denoiser.shape), device)
-                x = self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: progress.advance())
-                out.append(x[: len(own)].float().cpu())
-                records.append({key: rows[: len(own)].cpu() for key, rows in self.sampler.records.items()})
-                progress.advance(steps * (1 + i // rows) - progress.done)
+        self.sampler.reset()
+        with _evaluating(self.denoiser), Progress(what, steps * -(-n // size), quiet=quiet) as progress:
+            for i in range(0, n, size):
+                rows = _filled(torch.arange(n)[i : i + size], tile)
+                own = min(size, n - i)
+                classes = None if labels is None else labels[rows].to(device)
+                noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
+                x = function(denoiser, noise, classes, rows.to(device), progress.advance)
+                out.append(x[:own].float().cpu())
+                records.append({key: record[:own].cpu() for key, record in self.sampler.records.items()})
+                progress.advance(steps * len(out) - progress.done)
         x = torch.cat(out)
         self._count(counted, len(out))
         self.statistics = self.sampler.report({key: torch.cat([r[key] for r in records]) for key in records[0]})

@@ -7,6 +7,7 @@ for the contract.
 
 from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
 from flowdiff.samplers.base import Denoise, DenoiserLike, NoiseSource, Sampler, Step
+from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
 from flowdiff.samplers.corrected import Mala, Ula
 from flowdiff.samplers.dpmpp_sde import DpmppSde
 from flowdiff.samplers.guidance import Clipped, Counted, Guided, Tiled
@@ -18,7 +19,9 @@ from flowdiff.samplers.ode import Euler, Heun, HeunStochastic
 
 __all__ = [
     "Ancestral",
+    "BlockMean",
     "Clipped",
+    "Conditioned",
     "Counted",
     "Ddim",
     "Denoise",
@@ -33,8 +36,10 @@ __all__ = [
     "IndexedNoise",
     "Inversion",
     "InversionDenoise",
+    "Known",
     "Lms",
     "Mala",
+    "Mask",
     "Mcmc",
     "NoiseSource",
     "Sampler",

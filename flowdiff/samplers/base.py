@@ -116,6 +116,7 @@ class Sampler:
         sigmas: Tensor,
         labels: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
+        correct: Callable[[Tensor, float], Tensor] | None = None,
     ) -> Tensor:
         """Draw one batch.
 
@@ -126,6 +127,7 @@ class Sampler:
             sigmas: (num_steps + 1,) decreasing, the last one 0, e.g. ``sampler.sigmas(schedule)``.
             labels: (n,) class labels, or None.
             callback: called with a ``Step`` after each step.
+            correct: x and its level to another x at that level, before each step, e.g. ``Conditioned``.
 
         Returns:
             (n, *shape) samples.
@@ -149,6 +151,7 @@ class Sampler:
         denoise = Denoise(denoiser, labels)
         x = self.start(denoiser, noise, levels[0], labels)
         for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+            x = x if correct is None else correct(x, sigma)
             x = self.step(denoise, noise, x, sigma, sigma_next)
             if callback is not None:
                 callback(Step(i + 1, self.num_steps, sigma, sigma_next, x))

@@ -48,7 +48,9 @@ class Ula(Ancestral):
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         if to == 0:
             return denoise(x, sigma)
-        denoised = denoise(x, sigma) if self._state is None else x + sigma**2 * self._state.score
+        state = self._state
+        # its score is that of x unless x was changed since (``correct`` of the call)
+        denoised = denoise(x, sigma) if state is None or state.x is not x else x + sigma**2 * state.score
         self._state = self.correct(denoise, noise, self.move(x, denoised, noise, sigma, to), to)
         return self._state.x
 

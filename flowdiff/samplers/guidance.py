@@ -54,6 +54,10 @@ class Wrapper:
         """x from z, by the flow itself: guidance and clipping concern D and the density only."""
         return self.denoiser.inverse(z, sigma, labels)
 
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z from x, by the flow itself."""
+        return self.denoiser.latent(x, sigma, labels)
+
     def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The score (n, *shape) and log p (n,), up to a constant."""
         return score_and_log_prob(self.denoiser, x, sigma, labels)
@@ -126,7 +130,7 @@ class Counted(Wrapper):
     Put it innermost: guidance then counts twice, as it should.
 
     Attributes:
-        nfe: evaluations of D, or of score and log p.
+        nfe: evaluations of D, of score and log p, or of z.
         forward: forward passes through the network: one an evaluation.
         gradient: gradients by x: one an evaluation of a score, or of a D that is made of one (``by_gradient``).
         inversions: of the flow.
@@ -143,6 +147,11 @@ class Counted(Wrapper):
     def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         self.inversions += 1
         return super().inverse(z, sigma, labels)
+
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.nfe += 1
+        self.forward += 1
+        return super().latent(x, sigma, labels)
 
     def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.nfe += 1
@@ -169,6 +178,9 @@ class Tiled(Wrapper):
 
     def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return torch.cat(self._by_tile(super().inverse, z, sigma, labels))
+
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat(self._by_tile(super().latent, x, sigma, labels))
 
     def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         scores, log_probs = zip(*self._by_tile(super().score_and_log_prob, x, sigma, labels), strict=True)
