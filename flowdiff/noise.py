@@ -38,3 +38,13 @@ class LogUniform(NoiseDistribution):
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         strata = (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
         return (self.low + (self.high - self.low) * strata).exp()
+
+
+class Fixed(NoiseDistribution):
+    """One noise level: a density of the data at σ_min and nothing else, as other flows are trained."""
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = positive("noise.sigma", sigma)
+
+    def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
+        return torch.full((n,), float(self.sigma), device=device)

@@ -7,7 +7,7 @@ import torch
 from configs import build, choices
 
 from flowdiff.errors import ConfigError
-from flowdiff.noise import LogNormal, LogUniform
+from flowdiff.noise import Fixed, LogNormal, LogUniform
 
 
 @pytest.mark.parametrize("name", choices("noise"))
@@ -17,7 +17,7 @@ def test_positive_and_a_function_of_the_global_generator(name: str) -> None:
     first = noise(64)
     torch.manual_seed(3)
     assert torch.equal(noise(64), first)
-    assert not torch.equal(noise(64), first)
+    assert len(first.unique()) == 1 or not torch.equal(noise(64), first)
     assert first.shape == (64,) and (first > 0).all() and first.isfinite().all()
     assert noise(1).shape == (1,)
 
@@ -49,3 +49,9 @@ def test_log_uniform_covers_the_range_evenly_in_every_batch() -> None:
 def test_mistakes_are_named(make, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         make()
+
+
+def test_fixed_is_one_level() -> None:
+    assert torch.equal(Fixed(0.002)(5), torch.full((5,), 0.002))
+    with pytest.raises(ConfigError, match=r"noise\.sigma=0"):
+        Fixed(0)
