@@ -1,11 +1,11 @@
 r"""A causal transformer over the patches of a sample: output t is a function of the patches before t (TarFlow,
 Zhai et al. 2024, arXiv:2412.06329).
 
-    h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          e the embedding of σ and class
+    h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          p ~ N(0, 1) at the start
     h  ← h + attention(norm(h)),     h ← h + W₂·GELU(W₁·norm(h))                   pre-norm, ``depth`` times
     out_t = W·norm(h_t),                                                           0 at initialisation
 
-σ and the class are added to every token (iTARFlow, arXiv:2604.20041), and so to the one that stands for the first
+σ and the class, embedded as e, are added to every token (iTARFlow, arXiv:2604.20041), also to the one of the first
 patch, which sees nothing else. One token at a time, with the keys and values of those before it kept in a
 :class:`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
 """
@@ -104,7 +104,7 @@ class CausalTransformer(nn.Module):
         if at_least("flow.width", width, 1) % at_least("flow.heads", heads, 1):
             raise ConfigError("flow.heads", heads, f"must divide flow.width={width}")
         self.first = nn.Linear(inputs, width)
-        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.position = nn.Parameter(torch.randn(tokens, width))
         self.condition = nn.Linear(context_dim, width)
         self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(at_least("flow.depth", depth, 1))))
         self.norm = nn.LayerNorm(width)
