@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev train test lint format clean
+.PHONY: help install dev train test bench lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -22,6 +22,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-peers: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[peers]'
+	@touch $@ $(VENV)/.installed
+
 install: $(VENV)/.installed ## make .venv and install flowdiff in it
 
 dev: $(VENV)/.installed-dev ## the same with what the tests need
@@ -31,6 +35,9 @@ train: install ## train the default (digits, coupling flow) on the CPU, and meas
 
 test: dev ## run all tests
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: ARGS="--dataset mnist --seconds 600"
+	$(BIN)/python -m experiments.benchmarks.flows $(ARGS)
 
 lint: dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

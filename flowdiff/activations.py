@@ -9,7 +9,8 @@ Inside a flow it enters through a learned gate g ∈ [0, 1] that starts at 0 and
 
     y = x + g·κ(σ)·(a(x) − x),               dy/dx = 1 + g·κ(σ)·(a'(x) − 1),
 
-the identity at the start, and always increasing: a convex mix of increasing bijections is one.
+the identity at the start, and always increasing: a convex mix of increasing bijections is one. An activation with
+parameters of its own (:class:`Spline`) is the identity at the start by itself; its gate starts open, at 1.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError, positive
+from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.splines import Knots, knots, log_slope_bound, slope_bounds, spline, spline_inverse
 
 SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
@@ -44,6 +46,10 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 class Activation(nn.Module):
     """a(x) = leak·x + (1 − leak)·r(x). A subclass gives ``raw`` and ``raw_slope``.
 
+    Attributes:
+        lowest_raw_slope, highest_raw_slope: bounds of r'.
+        initial_gate: where the gate starts; above 0 only if a is the identity at initialisation.
+
     Args:
         leak: share of the identity, in [0, 1]. 0 is an ablation: then a is not onto R, a flow that uses it
             has no inverse and no normalised density.
@@ -54,6 +60,7 @@ class Activation(nn.Module):
 
     lowest_raw_slope = 0.0
     highest_raw_slope = 1.0
+    initial_gate = 0.0
 
     def __init__(self, leak: float = 0.1) -> None:
         super().__init__()
@@ -74,6 +81,9 @@ class Activation(nn.Module):
         """Whether a is increasing and onto R."""
         return self.lowest_slope > 0
 
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Make its own parameters, a set for each entry of ``shape``, against which samples broadcast. None here."""
+
     def raw(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -86,6 +96,35 @@ class Activation(nn.Module):
     def slope(self, x: Tensor) -> Tensor:
         """a'(x), same shape as x."""
         return self.leak + (1 - self.leak) * self.raw_slope(x)
+
+    def mixed(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """y = x + strength·(r(x) − x) and dy/dx, for a strength in [0, 1] that broadcasts against x."""
+        return torch.lerp(x, self.raw(x), strength), 1 + strength * (self.raw_slope(x) - 1)
+
+    def unmixed(self, y: Tensor, strength: Tensor) -> Tensor:
+        """The x with mixed(x, strength) = y, by Newton's method kept inside a bracket that bisection shrinks.
+
+        The slope is at least m = 1 + strength·(inf r' − 1), so that |x − y| ≤ |f(y) − y| / m brackets the root.
+        """
+        strength = strength.expand_as(y)
+        lowest = 1 + strength * (min(self.lowest_raw_slope, 1.0) - 1)
+        x = y
+        residual = strength * (self.raw(x) - x)
+        reach = 1.01 * residual.abs() / lowest + torch.finfo(y.dtype).eps * (1 + y.abs())
+        low, high = y - reach, y + reach
+        for _ in range(100):
+            slope = 1 + strength * (self.raw_slope(x) - 1)
+            low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
+            newton = x - residual / slope
+            inside = (newton > low) & (newton < high)
+            step = torch.where(inside, newton, (low + high) / 2)
+            step = torch.where(residual == 0, x, step)
+            moved = (step - x).abs()
+            x = step
+            residual = x + strength * (self.raw(x) - x) - y
+            if bool((moved <= 4 * torch.finfo(y.dtype).eps * (1 + x.abs())).all()):
+                break
+        return x
 
 
 class Identity(Activation):
@@ -179,6 +218,48 @@ class Swish(Activation):
         return s + self.beta * x * s * (1 - s)
 
 
+class Spline(Activation):
+    """A monotone rational-quadratic spline on [−bound, bound] for every coordinate, the identity outside.
+
+    With it ``flow=linear`` is a Gaussianization flow (Meng et al. 2020, arXiv:2003.01941). The gate and κ(σ) act on the
+    knots and the slopes there, not on the values between: that is a spline again, with an inverse in closed form
+    (:mod:`flowdiff.splines`).
+
+    Args:
+        bins: number of bins.
+        bound: in units of the whitened data.
+        max_log_slope: soft bound of the logs of the slopes at the knots.
+    """
+
+    initial_gate = 1.0
+
+    def __init__(self, bins: int = 8, bound: float = 4.0, max_log_slope: float = 2.0) -> None:
+        super().__init__(leak=0.0)
+        self.bins = at_least("activation.bins", bins, 2)
+        self.bound = positive("activation.bound", bound)
+        self.max_log_slope = log_slope_bound("activation.max_log_slope", max_log_slope)
+        self.lowest_raw_slope, self.highest_raw_slope = slope_bounds(bins, max_log_slope)
+        self.build(())
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.coefficients = nn.Parameter(torch.zeros(*shape, 3 * self.bins - 1))
+
+    def _knots(self, like: Tensor) -> Knots:
+        return knots(self.coefficients.to(like.dtype), self.bound, self.max_log_slope)
+
+    def raw(self, x: Tensor) -> Tensor:
+        return spline(x, self._knots(x))[0]
+
+    def raw_slope(self, x: Tensor) -> Tensor:
+        return spline(x, self._knots(x))[1]
+
+    def mixed(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        return spline(x, self._knots(x), strength)
+
+    def unmixed(self, y: Tensor, strength: Tensor) -> Tensor:
+        return spline_inverse(y, self._knots(y), strength)
+
+
 class GatedActivation(nn.Module):
     """y = x + g·κ(σ)·(a(x) − x), elementwise, with one gate per coordinate.
 
@@ -193,7 +274,8 @@ class GatedActivation(nn.Module):
     def __init__(self, activation: Callable[[], Activation], shape: tuple[int, ...]) -> None:
         super().__init__()
         self.activation = activation()
-        self.gate = nn.Parameter(torch.zeros(shape))
+        self.activation.build(shape)
+        self.gate = nn.Parameter(torch.full(shape, self.activation.initial_gate))
 
     @property
     def normalized(self) -> bool:
@@ -206,34 +288,11 @@ class GatedActivation(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
-        strength = self._strength(context, x)
-        y = torch.lerp(x, self.activation.raw(x), strength)
-        slope = 1 + strength * (self.activation.raw_slope(x) - 1)
+        y, slope = self.activation.mixed(x, self._strength(context, x))
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
         return y, slope.log().flatten(1).sum(1)
 
     def inverse(self, y: Tensor, context: Context) -> Tensor:
-        """The x with forward(x) = y, by Newton's method kept inside a bracket that bisection shrinks.
-
-        The slope is at least m = 1 + g·κ·(inf a' − 1), so that |x − y| ≤ |f(y) − y| / m brackets the root.
-        """
-        strength = self._strength(context, y).expand_as(y)
-        lowest = 1 + strength * (min(self.activation.lowest_raw_slope, 1.0) - 1)
-        x = y
-        residual = strength * (self.activation.raw(x) - x)
-        reach = 1.01 * residual.abs() / lowest + torch.finfo(y.dtype).eps * (1 + y.abs())
-        low, high = y - reach, y + reach
-        for _ in range(100):
-            slope = 1 + strength * (self.activation.raw_slope(x) - 1)
-            low, high = torch.where(residual < 0, x, low), torch.where(residual > 0, x, high)
-            newton = x - residual / slope
-            inside = (newton > low) & (newton < high)
-            step = torch.where(inside, newton, (low + high) / 2)
-            step = torch.where(residual == 0, x, step)
-            moved = (step - x).abs()
-            x = step
-            residual = x + strength * (self.activation.raw(x) - x) - y
-            if bool((moved <= 4 * torch.finfo(y.dtype).eps * (1 + x.abs())).all()):
-                break
-        return x
+        """The x with forward(x) = y."""
+        return self.activation.unmixed(y, self._strength(context, y))

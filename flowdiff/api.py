@@ -5,6 +5,8 @@ denoiser.log_prob(x, sigma, labels)      exact log-density, in nats
 denoiser.score(x, sigma, labels)         its gradient by x
 denoiser(x, sigma, labels)               D, the way k-diffusion's and EDM's samplers call it
 denoiser.sample(16, 3, sampler="heun")   images in [-1, 1]; denoiser.to_uint8 makes bytes of them
+denoiser.inpaint(x, "left", labels)      other left halves for the images x; super_resolution(x) makes them larger
+denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigma, labels) is x again
 """
 
 import inspect
@@ -18,10 +20,13 @@ from torch import Tensor, nn
 from flowdiff import samplers, schedules
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
+from flowdiff.completion import complete
 from flowdiff.data.quantise import to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.generate import Labels, check_positive, from_config, resolve_labels, seeds_from
+from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.generate import BatchedSampler, Labels, check_positive, from_config, resolve_labels, seeds_from
+from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
+from flowdiff.samplers import BlockMean, Known, Mask
 
 OneOrMore = int | Sequence[int] | Tensor | None
 
@@ -81,6 +86,16 @@ class Model(nn.Module):
         self._need_density()
         return self.denoiser.score(x, sigma, self._labels(labels, x))
 
+    def latent(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """z = f(x; sigma, labels), the shape of x; standard normal for samples of p(x; sigma). As for `denoise`."""
+        self._need_density()
+        return self.denoiser.latent(x, sigma, self._labels(labels, x))
+
+    def inverse(self, z: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        """The x whose `latent` is z, the shape of z: a sample of p(x; sigma) if z is standard normal."""
+        self._need_density()
+        return self.denoiser.inverse(z, sigma, self._labels(labels, z))
+
     def sample(
         self,
         n: int,
@@ -116,6 +131,115 @@ class Model(nn.Module):
             (n, *shape) on the CPU; images lie in [-1, 1].
         """
         check_positive("n", n)
+        batched = self.batched(
+            sampler,
+            schedule=schedule,
+            num_steps=num_steps,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_start=sigma_start,
+            guidance_scale=guidance_scale,
+            batch_size=batch_size,
+            tile=tile,
+        )
+        chosen = seeds_from(seed, n) if seeds is None else torch.as_tensor(list(seeds))
+        return batched(resolve_labels(labels, n, self.num_classes, "labels"), chosen, quiet=quiet)
+
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: str | Tensor,
+        labels: Labels = None,
+        completions: int = 1,
+        *,
+        n_corrector: int = 4,
+        batched: BatchedSampler | None = None,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Tensor:
+        """Draw the missing pixels of images given the others.
+
+        Args:
+            x: (n, C, H, W) in [-1, 1]; the missing pixels are not looked at.
+            mask: what is missing: left, right, top, bottom, center, random:P, a file (`flowdiff.masks`), or a bool
+                tensor, True where a pixel is missing, that broadcasts to x.
+            labels: the class of each image, see `Labels`.
+            completions: of each image; number c of image i has the seed ``seed + i·completions + c``.
+            n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0: replacement alone.
+            batched: how, e.g. ``model.batched("heun", num_steps=18)``; None: as in the training configuration.
+            seed: of the first completion.
+            quiet: no progress.
+
+        Returns:
+            (n, completions, C, H, W) on the CPU; the pixels that were not missing are those of x.
+        """
+        self._need_images(x, self.shape)
+        at_least("completions", completions, 1)
+        if isinstance(mask, Tensor):
+            missing = mask.cpu().bool().expand(x.shape)
+        else:
+            missing = missing_pixels(mask, self.shape, seeds_from(seed, len(x) * completions)[::completions])
+        return self._completed(Mask(missing), x, labels, completions, n_corrector, batched, seed, quiet)
+
+    def super_resolution(
+        self,
+        x: Tensor,
+        labels: Labels = None,
+        completions: int = 1,
+        *,
+        n_corrector: int = 4,
+        batched: BatchedSampler | None = None,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Tensor:
+        """Draw images whose block means are the pixels of smaller ones.
+
+        Args:
+            x: (n, C, h, w) in [-1, 1], with a factor f = H/h = W/w that is a whole number above 1.
+            labels, completions, n_corrector, batched, seed, quiet: as for `inpaint`.
+
+        Returns:
+            (n, completions, C, H, W) on the CPU; the means of their f x f blocks are x.
+        """
+        factor = max(self.shape[-1] // max(x.shape[-1], 1), 2)
+        self._need_images(x, (self.shape[0], *(size // factor for size in self.shape[1:])))
+        at_least("completions", completions, 1)
+        large = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        self._need_images(large, self.shape)
+        return self._completed(BlockMean(factor), large, labels, completions, n_corrector, batched, seed, quiet)
+
+    def _completed(
+        self,
+        known: Known,
+        x: Tensor,
+        labels: Labels,
+        completions: int,
+        n_corrector: int,
+        batched: BatchedSampler | None,
+        seed: int,
+        quiet: bool,
+    ) -> Tensor:
+        each = torch.arange(len(x)).repeat_interleave(completions)
+        classes = resolve_labels(labels, len(x), self.num_classes, "labels")
+        own = None if classes is None else classes[each]
+        seeds = seeds_from(seed, len(each))
+        done = complete(batched or self.batched(), known[each], x.cpu()[each], own, seeds, n_corrector, quiet)
+        return done.x.unflatten(0, (len(x), completions))
+
+    def batched(
+        self,
+        sampler: str | samplers.Sampler | None = None,
+        *,
+        schedule: str | schedules.Schedule | None = None,
+        num_steps: int | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_start: float | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int = 256,
+        tile: int | None = None,
+    ) -> BatchedSampler:
+        """The sampler that `sample` draws with; arguments as there."""
         config = dict(self.config)
         settings: dict[str, Any] = {
             "num_steps": num_steps,
@@ -129,9 +253,7 @@ class Model(nn.Module):
             config["sampler"] = _by_name("sampler", samplers, samplers.Sampler, sampler, known)
         if schedule is not None:
             config["schedule"] = _by_name("schedule", schedules, schedules.Schedule, schedule, known)
-        batched = from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
-        chosen = seeds_from(seed, n) if seeds is None else torch.as_tensor(list(seeds))
-        return batched(resolve_labels(labels, n, self.num_classes, "labels"), chosen, quiet=quiet)
+        return from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] to bytes of the same shape, by way of the data's levels."""
@@ -145,6 +267,12 @@ class Model(nn.Module):
         if isinstance(labels, int):
             labels = [labels] * len(x)
         return torch.as_tensor(labels, device=x.device)
+
+    def _need_images(self, x: Tensor, shape: tuple[int, ...]) -> None:
+        if self.levels is None:
+            raise FlowdiffError(f"{self.data}: points are not images and have no pixels to fill in")
+        if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != tuple(shape):
+            raise FlowdiffError(f"x has the shape {tuple(x.shape)}, must be (n, {', '.join(str(n) for n in shape)})")
 
     def _need_density(self) -> None:
         if not self.has_density:

@@ -197,5 +197,5 @@ def _quiet() -> None:
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     silent = ("does not have many workers", "GPU available but not used", "treespec", "You requested to overfit")
-    for words in (*silent, "The number of training batches"):
+    for words in (*silent, "The number of training batches", "torch.jit.script"):
         warnings.filterwarnings("ignore", message=f".*{words}.*")

@@ -35,13 +35,17 @@ class Denoiser(nn.Module):
 
     Attributes:
         has_density: it has log_prob and score.
+        by_gradient: its D takes a gradient by x beside the forward pass.
         has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
         normalized: its log_prob is a normalised log-density of x.
+        exact: its log_prob is exact, not an estimate.
     """
 
     has_density = False
+    by_gradient = False
     has_inverse = False
     normalized = False
+    exact = True
     sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -119,6 +123,7 @@ class ScoreFlow(Denoiser):
     """
 
     has_density = True
+    by_gradient = True
 
     def __init__(
         self,
@@ -137,6 +142,7 @@ class ScoreFlow(Denoiser):
         self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
+        self.exact = self.flow.exact
 
     @property
     def sigma_data(self) -> Tensor:  # type: ignore[override]
@@ -155,15 +161,18 @@ class ScoreFlow(Denoiser):
             return Context(torch.ones_like(sigma)[:, None], kappa), embedding
         return Context(embedding, kappa), embedding[:, :0]
 
-    def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+    def _latent(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, dim; with the embedding's dimensions if joint) and log|det dz/dx| (B,)."""
         context, joined = self._context(sigma, classes)
         with torch.autocast(x.device.type, enabled=False):
             u, logdet = self.precondition(x.flatten(1), sigma, classes)
         h = torch.cat([u, joined], 1) if self.embed.joint else u.reshape(x.shape)
         z, change = self.flow(h, context)
-        z = z.flatten(1)
-        log_normal = -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-        return log_normal + logdet + change
+        return z.flatten(1), logdet + change
+
+    def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        z, logdet = self._latent(x, sigma, classes)
+        return logdet - 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
     def log_prob(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """log p(x; σ, c) in nats, (B,). Arguments as in :meth:`denoise`.
@@ -201,6 +210,17 @@ class ScoreFlow(Denoiser):
         score = self.score(x, sigma, labels, drop)
         return x + per_sample(batch_sigma(sigma, x).square(), x) * score
 
+    def latent(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
+        """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of ``inverse``."""
+        self._need_inverse()
+        return self._latent(x, batch_sigma(sigma, x), self._classes(x, labels, None))[0].reshape(x.shape)
+
+    def _need_inverse(self) -> None:
+        if not self.has_inverse:
+            raise FlowdiffError(
+                "this model has no inverse (activation.leak=0 or conditioning=concat): choose another sampler"
+            )
+
     @torch.no_grad()
     def inverse(self, z: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
         """x = T⁻¹f⁻¹(z): a sample of p(x; σ, c) if z (B, *shape) is standard normal.
@@ -208,10 +228,7 @@ class ScoreFlow(Denoiser):
         Raises:
             FlowdiffError: if the flow is not onto (leak 0) or its input is not x alone (concat).
         """
-        if not self.has_inverse:
-            raise FlowdiffError(
-                "this model has no inverse (activation.leak=0 or conditioning=concat): choose another sampler"
-            )
+        self._need_inverse()
         levels, classes = batch_sigma(sigma, z), self._classes(z, labels, None)
         context, _ = self._context(levels, classes)
         u = self.flow.inverse(z, context)

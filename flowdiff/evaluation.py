@@ -20,14 +20,13 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
-from flowdiff.data.base import loaded
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_whole
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
-from flowdiff.sampling import density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.sampling import build_data, density_of, instantiate_choice, opened, output_folder, plain
 
 
 def evaluate_run(
@@ -69,10 +68,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = build_metrics(wanted or {}, trusted=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    dataset = dict(model.config["dataset"])
-    if cfg.data_root is not None and "root" in dataset and _holds_default_root(dataset):
-        dataset["root"] = cfg.data_root
-    data = build_data(dataset)
+    data = build_data(model.config["dataset"], cfg.data_root)
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
@@ -81,11 +77,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "metrics": report(folder, metrics, evaluand, model, batched, Path(cfg.ckpt_path)),
         "output_dir": str(folder),
     }
-
-
-def _holds_default_root(dataset: Mapping[str, Any]) -> bool:
-    """A folder of one's own images is no part of FLOWDIFF_DATA."""
-    return not str(dataset.get("_target_")).endswith(".ImageFolder")
 
 
 def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]:
@@ -104,16 +95,6 @@ def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]
             raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
         found[str(name)] = metric
     return found
-
-
-def build_data(config: Mapping[str, Any]) -> ImageData:
-    """The dataset of a checkpoint's configuration, loaded."""
-    from hydra.errors import InstantiationException
-
-    try:
-        return loaded(instantiate_safely(config))
-    except InstantiationException as error:
-        raise user_error("dataset", error) from error
 
 
 def evaluation_tile(shape: tuple[int, ...]) -> int:
@@ -259,17 +240,18 @@ COLUMNS = ("split", "extractor", "sampler", "nfe", "seed", "weights")
 
 
 def print_table(entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """A rich table: each value with the conditions that it was measured under."""
+    """A rich table: each value with its standard error, where one is known, and its conditions."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
-    for column in ("value", "n"):
+    for column in ("value", "± s.e.", "n"):
         table.add_column(column, justify="right")
     for column in COLUMNS:
         table.add_column("NFE" if column == "nfe" else column, justify="right" if column == "nfe" else "left")
     for name, entry in entries.items():
         cells = [_cell(entry.get(column)) for column in COLUMNS]
-        value = entry.get("value")
-        table.add_row(name, "not finite" if value is None else f"{value:.4g}", f"{entry.get('n'):,}", *cells)
+        value, error = entry.get("value"), entry.get("standard_error")
+        shown = "not finite" if value is None else f"{value:.4g}"
+        table.add_row(name, shown, "–" if error is None else f"{error:.2g}", f"{entry.get('n'):,}", *cells)
     console = Console()
     Console(width=console.width if console.is_terminal else max(console.width, 130)).print(table)
 

@@ -9,6 +9,24 @@ from typing import Any, BinaryIO
 from flowdiff.errors import FlowdiffError
 
 
+def made(folder: str | os.PathLike[str], key: str) -> Path:
+    """The folder, made if it is not there.
+
+    Args:
+        folder: a path.
+        key: the configuration's key that names it, for the message.
+
+    Raises:
+        FlowdiffError: it can't be made; better known before the work than after it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowdiffError(f"can't write to {key}={folder}: {error.strerror}") from error
+    return path
+
+
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """`write_atomically` for results, many and small: not forced onto the disk one by one.
 

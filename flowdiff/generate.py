@@ -11,7 +11,8 @@ of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlab
 ``StackedRandomGenerator``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
-from flowdiff.samplers import Clipped, Guided, IndexedNoise, Sampler
-from flowdiff.samplers.guidance import Wrapper
+from flowdiff.samplers import Clipped, Counted, Guided, IndexedNoise, NoiseSource, Sampler, Tiled
 from flowdiff.schedules import Schedule
 
 Labels = int | Sequence[int] | Tensor | str | None
 """``"balanced"`` (0..K-1 in turn), a class, a list of classes, or None or ``"none"`` (the null class)."""
+
+Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], Tensor]
+"""What makes the samples of one batch, see `BatchedSampler.each`."""
 
 
 def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
@@ -78,30 +81,8 @@ def default_tile(shape: Sequence[int]) -> int:
     return max(32, min(512, 4096 // prod(shape)))
 
 
-class Tiled(Wrapper):
-    """A denoiser whose network sees ``tile`` rows at a time; it counts the rows it evaluates.
-
-    Its batches hold a multiple of ``tile`` rows.
-    """
-
-    def __init__(self, denoiser: Any, tile: int) -> None:
-        super().__init__(denoiser)
-        self.tile = tile
-        self.evaluations = 0
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._by_tile(self.denoiser, x, sigma, labels)
-
-    def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._by_tile(self.denoiser.inverse, z, sigma, labels)
-
-    def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        self.evaluations += len(x)
-        out = []
-        for i in range(0, len(x), self.tile):
-            here = slice(i, i + self.tile)
-            out.append(function(x[here], sigma[here], None if labels is None else labels[here]))
-        return out[0] if len(out) == 1 else torch.cat(out)
+FIT_ROWS = 64
+"""Samples on which a schedule that is made from the model measures it."""
 
 
 @dataclass
@@ -126,7 +107,12 @@ class BatchedSampler:
     batch_size: int = 256
     tile: int | None = None
     nfe: float = field(default=0.0, init=False)
-    """Network evaluations that each sample of the last call took."""
+    """Network evaluations, inversions too, that each sample of the last call took."""
+    evaluations: dict[str, float] = field(default_factory=dict, init=False)
+    """The same apart: ``nfe_forward``, ``nfe_gradient``, ``inversions``; ``nfe_schedule``, in all, of one that is
+    made from the model."""
+    statistics: dict[str, Any] = field(default_factory=dict, init=False)
+    """What the sampler reports of the last call."""
     nonfinite: int = field(default=0, init=False)
     """Samples of the last call that hold a NaN or an infinity."""
 
@@ -146,8 +132,15 @@ class BatchedSampler:
                 f"needs a flow with an inverse, and this {type(self.denoiser).__name__} has none: "
                 "choose euler, heun or ancestral",
             )
+        if self.sampler.needs_density and not self.denoiser.has_density:
+            raise ConfigError(
+                "sampler",
+                self.sampler.name,
+                f"needs a density for its Metropolis test, and this {type(self.denoiser).__name__} has none: "
+                "choose ula, euler, heun or ancestral",
+            )
+        self._schedule: Schedule | None = None
 
-    @torch.no_grad()
     def __call__(
         self,
         labels: Tensor | None,
@@ -166,54 +159,97 @@ class BatchedSampler:
         Returns:
             (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
         """
+        sigmas = self.sigmas()
+
+        def walk(
+            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
+        ) -> Tensor:
+            return self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
+
+        return self.each(walk, labels, seeds, len(sigmas) - 1, quiet, what)
+
+    @torch.no_grad()
+    def each(
+        self,
+        function: Batch,
+        labels: Tensor | None,
+        seeds: Tensor | Iterable[int],
+        steps: int,
+        quiet: bool = False,
+        what: str = "sampling",
+    ) -> Tensor:
+        """``function(denoiser, noise, labels, rows, advance)`` of one batch after the other.
+
+        Args:
+            function: is given the denoiser as it is sampled, the noise of the batch's seeds, its labels, its row
+                numbers among all n (int64, on the device, the last one repeated up to whole tiles) and what it calls
+                after each step; returns a tensor with a row for each.
+            labels, seeds, quiet, what: as for sampling.
+            steps: how often ``function`` calls ``advance`` in a batch.
+
+        Returns:
+            What it returned, (n, ...) float32 on the CPU.
+        """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
         tile = self.tile or 1
-        n, rows = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
+        n, size = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
         if labels is not None and len(labels) != n:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
         device = _device_of(self.denoiser)
-        tiled = Tiled(self.denoiser, tile)
-        sigmas = self.sigmas()
-        steps = max(len(sigmas) - 1, 1)
-        training = self.denoiser.training
-        self.denoiser.eval()
+        counted = Counted(Tiled(self.denoiser, tile))
+        denoiser = self._held(counted)
         out: list[Tensor] = []
-        try:
-            with Progress(what, steps * -(-n // rows), quiet=quiet) as progress:
-                for i in range(0, n, rows):
-                    own = seeds[i : i + rows]
-                    whole = _filled(own, tile)
-                    classes = None if labels is None else _filled(labels[i : i + rows], tile).to(device)
-                    x = self._batch(tiled, whole, classes, sigmas, device, progress)
-                    out.append(x[: len(own)].float().cpu())
-                    progress.advance(steps * (1 + i // rows) - progress.done)
-        finally:
-            self.denoiser.train(training)
+        records: list[dict[str, Tensor]] = []
+        self.sampler.reset()
+        with _evaluating(self.denoiser), Progress(what, steps * -(-n // size), quiet=quiet) as progress:
+            for i in range(0, n, size):
+                rows = _filled(torch.arange(n)[i : i + size], tile)
+                own = min(size, n - i)
+                classes = None if labels is None else labels[rows].to(device)
+                noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
+                x = function(denoiser, noise, classes, rows.to(device), progress.advance)
+                out.append(x[:own].float().cpu())
+                records.append({key: record[:own].cpu() for key, record in self.sampler.records.items()})
+                progress.advance(steps * len(out) - progress.done)
         x = torch.cat(out)
-        self.nfe = tiled.evaluations / sum(-(-len(o) // tile) * tile for o in out)
+        self._count(counted, len(out))
+        self.statistics = self.sampler.report({key: torch.cat([r[key] for r in records]) for key in records[0]})
         self.nonfinite = int((~x.flatten(1).isfinite().all(1)).sum())
         return x
 
-    def _batch(
-        self,
-        tiled: Tiled,
-        seeds: Tensor,
-        labels: Tensor | None,
-        sigmas: Tensor,
-        device: torch.device,
-        progress: Progress,
-    ) -> Tensor:
-        denoiser: Any = tiled
-        if labels is not None and self.guidance_scale != 1:
+    def _held(self, denoiser: Any) -> Any:
+        """The denoiser as it is sampled: guided, and held to the data's range."""
+        if self.guidance_scale != 1:
             denoiser = Guided(denoiser, self.guidance_scale)
-        if self.clip is not None:
-            denoiser = Clipped(denoiser, *self.clip)
-        noise = IndexedNoise(seeds.tolist(), tuple(self.denoiser.shape), device)
-        return self.sampler(denoiser, noise, sigmas, labels, callback=lambda _step: progress.advance())
+        return denoiser if self.clip is None else Clipped(denoiser, *self.clip)
+
+    def _count(self, counted: Counted, batches: int) -> None:
+        """Every row of a batch takes part in each call."""
+        self.nfe = (counted.nfe + counted.inversions) / batches
+        self.evaluations |= {
+            "nfe_forward": counted.forward / batches,
+            "nfe_gradient": counted.gradient / batches,
+            "inversions": counted.inversions / batches,
+        }
 
     def sigmas(self) -> Tensor:
         """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""
-        return self.sampler.sigmas(self.schedule)
+        if self._schedule is None:
+            self._schedule = self._fitted()
+        return self.sampler.sigmas(self._schedule)
+
+    @torch.no_grad()
+    def _fitted(self) -> Schedule:
+        """The schedule for this model as it is sampled: the same whatever samples are asked for."""
+        device = _device_of(self.denoiser)
+        counted = Counted(Tiled(self.denoiser, self.tile or 1))
+        labels = resolve_labels("balanced", FIT_ROWS, self.denoiser.num_classes)
+        noise = IndexedNoise(range(FIT_ROWS), tuple(self.denoiser.shape), device)
+        with _evaluating(self.denoiser):
+            fitted = self.schedule.fit(self._held(counted), noise, None if labels is None else labels.to(device))
+        if counted.nfe:
+            self.evaluations["nfe_schedule"] = counted.nfe * FIT_ROWS
+        return fitted
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -222,14 +258,27 @@ class BatchedSampler:
         start = self.sampler.sigma_start
         return {
             "sampler": self.sampler.name,
-            "schedule": type(self.schedule).__name__.lower(),
+            "schedule": self.schedule.name,
             "num_steps": self.sampler.num_steps,
             "nfe": round(self.nfe, 2),
+            **{key: round(value, 2) for key, value in self.evaluations.items()},
             "sigma_min": float(self.schedule.sigma_min),
             "sigma_max": float(sigmas[0]),
             "sigma_start": None if start is None else float(start),
             "guidance_scale": float(self.guidance_scale),
+            **self.statistics,
         }
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """The module in eval mode, and then as it was."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _filled(rows: Tensor, tile: int) -> Tensor:

@@ -4,17 +4,23 @@ r"""Training objectives, per sample, at x = x0 + σε with d coordinates.
     denoising    λ(σ)·|D(x; σ, c) − x0|² / d                    λ = (σ² + σ_data²)/(σ·σ_data)², EDM's weight;
                                                                 a double backward pass for a flow
     mixture      likelihood + weight · denoising                both from one evaluation of the flow
+    annealed_mixture    a(t)·likelihood + b(t)·denoising        t ∈ [0, 1] the share of training that is done
+    fokker_planck       likelihood + weight · (r/d)²            r the residual of the heat equation that joins the
+                                                                densities of all σ (flowdiff.fokker_planck)
 
 Denoising score matching (Vincent 2011) is blind to what only shifts log p, so the likelihood is reported beside it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, ScoreFlow
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, is_number, positive
+from flowdiff.fokker_planck import rademacher, residual, slopes
+from flowdiff.names import snake_case
 
 
 class Noised(NamedTuple):
@@ -26,6 +32,7 @@ class Noised(NamedTuple):
         sigma: (B,), noise levels.
         eps: (B, *shape), standard normal.
         drop: bool (B,), rows whose label is dropped, or None.
+        progress: the share of training that is done, in [0, 1].
     """
 
     x0: Tensor
@@ -33,6 +40,7 @@ class Noised(NamedTuple):
     sigma: Tensor
     eps: Tensor
     drop: Tensor | None
+    progress: Tensor | float = 1.0
 
     @property
     def x(self) -> Tensor:
@@ -49,7 +57,7 @@ class Loss:
         """Raise a :class:`FlowdiffError` if the denoiser can't be trained with this objective."""
         if self.needs_likelihood and not denoiser.normalized:
             raise FlowdiffError(
-                f"loss={type(self).__name__.lower()} needs a normalised density of x, and this model has none "
+                f"loss={snake_case(type(self).__name__)} needs a normalised density of x, and this model has none "
                 "(denoiser=unet, conditioning=concat or activation.leak=0): choose loss=denoising"
             )
 
@@ -61,14 +69,15 @@ class Loss:
         sigma: Tensor,
         eps: Tensor,
         drop: Tensor | None = None,
+        progress: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
         """The terms of the loss for each sample; arguments as in :class:`Noised`.
 
         Returns:
             "loss" (B,), which is optimised, and what it is made of: "nll" (nats per dimension), "denoising" (weighted
-            squared error per dimension).
+            squared error per dimension), "fokker_planck" (squared residual per dimension).
         """
-        return self.terms(denoiser, Noised(x0, labels, sigma, eps, drop))
+        return self.terms(denoiser, Noised(x0, labels, sigma, eps, drop, progress))
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         """What :meth:`__call__` returns."""
@@ -133,6 +142,77 @@ class Mixture(Likelihood):
         nll, error = nll_and_error(denoiser, batch)
         loss = self.weight(denoiser, batch.sigma) * nll + self.denoising_weight * error
         return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
+
+
+class AnnealedMixture(Likelihood):
+    """Likelihood and denoising, whose weights go linearly from one number to another while the model is trained.
+
+    A validation, which knows no progress, takes the weights of the end: its losses can be compared.
+
+    Args:
+        likelihood_weight: a(t) at the start and at the end.
+        denoising_weight: b(t) at the start and at the end.
+        power: exponent of the likelihood's weight over σ.
+
+    Raises:
+        ConfigError: anything but two numbers >= 0.
+    """
+
+    def __init__(
+        self,
+        likelihood_weight: Sequence[float] = (1.0, 1.0),
+        denoising_weight: Sequence[float] = (0.0, 1.0),
+        power: float = 0.5,
+    ) -> None:
+        super().__init__(power)
+        self.likelihood_weight = start_and_end("loss.likelihood_weight", likelihood_weight)
+        self.denoising_weight = start_and_end("loss.denoising_weight", denoising_weight)
+
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
+        assert isinstance(denoiser, ScoreFlow)
+        nll, error = nll_and_error(denoiser, batch)
+        (a, a_end), (b, b_end), t = self.likelihood_weight, self.denoising_weight, batch.progress
+        likelihood = (a + (a_end - a) * t) * self.weight(denoiser, batch.sigma) * nll
+        loss = likelihood + (b + (b_end - b) * t) * error
+        return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
+
+
+class FokkerPlanck(Likelihood):
+    """likelihood + fokker_planck_weight · (r/d)²: the densities of all noise levels are pulled towards one diffusion.
+
+    r has the Laplacian by one random probe v for each sample, vᵀHv, so that the regulariser is, on average, r² and
+    the variance of the probe, 2σ⁴ Σ_{i≠j} H_ij²: it has a cost of its own for a Hessian that is not diagonal. It
+    needs third derivatives, of which one backward pass is taken after a derivative along v.
+
+    Args:
+        fokker_planck_weight: of the squared residual.
+        power: exponent of the likelihood's weight over σ.
+    """
+
+    def __init__(self, fokker_planck_weight: float = 1.0, power: float = 0.5) -> None:
+        super().__init__(power)
+        self.fokker_planck_weight = positive("loss.fokker_planck_weight", fokker_planck_weight)
+
+    def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
+        assert isinstance(denoiser, ScoreFlow)
+
+        def log_prob(x: Tensor, sigma: Tensor) -> Tensor:
+            return denoiser.log_prob(x, sigma, batch.labels, batch.drop)
+
+        found = slopes(log_prob, batch.x, batch.sigma, rademacher(batch.eps))
+        nll = -found.log_prob / denoiser.dim
+        r = residual(found.by_sigma, found.score, found.curvature, batch.sigma)
+        squared = (r / denoiser.dim).square()
+        loss = self.weight(denoiser, batch.sigma) * nll + self.fokker_planck_weight * squared
+        return {"loss": loss, "nll": nll.detach(), "fokker_planck": squared.detach()}
+
+
+def start_and_end(key: str, values: Sequence[float]) -> tuple[float, float]:
+    """The two weights, if they are numbers >= 0, else a :class:`ConfigError` that names ``key``."""
+    right = isinstance(values, list | tuple) and len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
+    if not right:
+        raise ConfigError(key, values, "must be two numbers >= 0, at the start and at the end, as [0.0,1.0]")
+    return float(values[0]), float(values[1])
 
 
 def nll_and_error(denoiser: ScoreFlow, batch: Noised) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The LightningModule: it wires data, noise, loss and denoiser together, and holds no mathematics of its own.
 
-Randomness: every random number of training step t (dequantisation, σ, ε, label dropout, dropout in networks)
-comes from torch's global generator, seeded anew with (seed, t, rank) at the start of the step. A run that
-resumes at step t therefore draws what it would have drawn, whatever happened in between.
+Randomness: every random number of training step t (dequantisation, σ, ε, label dropout, dropout in networks,
+probes of an estimated log-determinant) comes from torch's global generator, seeded anew with (seed, t, rank) at the
+start of the step. A run that resumes at step t therefore draws what it would have drawn, whatever happened in between.
 """
 
 import math
@@ -19,6 +19,7 @@ from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
+from flowdiff.flows.logdet import fresh_probes
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
 
@@ -66,8 +67,10 @@ class Diffusion(LightningModule):
         drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
         sigma = self.noise(len(x0), x0.device)
         eps = torch.randn_like(x0)
-        with dropout(self.denoiser, float(self.config["dropout"])):
-            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop)
+        # a tensor: a compiled loss would be compiled anew for every other number
+        progress = torch.tensor(min(1.0, self.global_step / int(self.config["decay_steps"])), device=x0.device)
+        with dropout(self.denoiser, float(self.config["dropout"])), fresh_probes(self.denoiser):
+            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
         loss = terms["loss"].mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")

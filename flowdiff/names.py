@@ -1,5 +1,6 @@
 """Classes by the names that the configuration gives them: ``InversionDenoise`` is ``inversion_denoise``."""
 
+import re
 from types import ModuleType
 from typing import TypeVar
 
@@ -7,8 +8,8 @@ T = TypeVar("T")
 
 
 def snake_case(name: str) -> str:
-    """``TwoMoons`` to ``two_moons``."""
-    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+    """``TwoMoons`` to ``two_moons``, ``Dpmpp2mSde`` to ``dpmpp_2m_sde``."""
+    return re.sub(r"(?<=.)([A-Z]|(?<!\d)\d)", r"_\1", name).lower()
 
 
 def classes_of(module: ModuleType, base: type[T]) -> dict[str, type[T]]:

@@ -1,4 +1,4 @@
-r"""Whitening: an exactly invertible affine map in front of the flow, u = T(σ)·(x − m(σ, c)).
+r"""Whitening: an exactly invertible map in front of the flow, u = T(σ)·(x − m(σ, c)), affine in all but the last.
 
 T = Q diag(d_i^{−1/2}) Qᵀ is symmetric, so that pixels stay pixels; its log-determinant −½ Σ log d_i is part of
 log p. With the flow at its start (the identity) the model is the Gaussian N(m, Q diag(d) Qᵀ), whose denoiser is
@@ -14,6 +14,11 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
                    pixels that hardly vary (an image's border) are stretched to the size of the others, and at its
                    start the model is a product of pixel-wise Gaussians at low noise, the Wiener filter at high noise
 
+    gaussianised   standardized, but of x' = m_i + (v_i + σ²)^½·Φ⁻¹(F_i(x_i; σ)), with F_i the distribution function of
+                   pixel i noised by σ, m_i and v_i its mean and variance without noise (flowdiff.marginals): at high
+                   noise x' is x, at low noise a pixel that is mostly black, or either black or white, has become
+                   Gaussian, and at its start the model is the product of the pixels' own distributions
+
 Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power. With the power 1, an
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
@@ -23,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import positive
+from flowdiff.marginals import PIECES, Marginals, gaussianise, gaussianise_inverse
 from flowdiff.statistics import DataStatistics
 
 
@@ -131,3 +137,40 @@ class Standardized(Annealed):
         _, variances = self._moments(sigma, classes)
         u = u * self._standard_deviation(sigma, variances)
         return self.class_means[classes] + (u @ self.eigenvectors * variances.sqrt()) @ self.eigenvectors.T
+
+
+class Gaussianised(Standardized):
+    """Standardized, after each coordinate was made Gaussian by its own noised marginal."""
+
+    edges: Tensor
+    masses: Tensor
+
+    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: float = 1.0) -> None:
+        super().__init__(dim, num_classes, sigma_data, kappa_power)
+        self.register_buffer("edges", torch.linspace(-1, 1, PIECES + 1))
+        self.register_buffer("masses", torch.full((dim, PIECES), 1 / PIECES))
+
+    def fit(self, statistics: DataStatistics) -> None:
+        super().fit(statistics)
+        self.edges.copy_(statistics.marginals.edges)
+        self.masses.copy_(statistics.marginals.masses)
+
+    @property
+    def _marginals(self) -> Marginals:
+        return Marginals(self.edges, self.masses)
+
+    def _normal(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and standard deviation (B, d) of the noised coordinates."""
+        mean, variance = self._marginals.moments()
+        return mean, (variance + sigma.reshape(-1, 1).square()).sqrt()
+
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_slope = gaussianise(x, sigma, self._marginals)
+        mean, deviation = self._normal(sigma)
+        u, logdet = super().forward(mean + deviation * z.to(x.dtype), sigma, classes)
+        return u, logdet + (log_slope + deviation.log()).sum(1).to(x.dtype)
+
+    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+        mean, deviation = self._normal(sigma)
+        z = (super().inverse(u, sigma, classes) - mean) / deviation
+        return gaussianise_inverse(z, sigma, self._marginals).to(u.dtype)

@@ -1,9 +1,10 @@
 """Samples from a checkpoint, written as PNG, grid and npz. The command line around it is `flowdiff.sample`.
 
 The model, its sampler and its schedule come from the checkpoint; what the command line gives wins over them.
-Neither the training data nor the run's folder is needed.
+Neither the training data nor the run's folder is needed, unless a task (`flowdiff.tasks`) wants images.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from flowdiff.api import Model
+from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
-from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import write_whole
+from flowdiff.data.base import ImageData, loaded
+from flowdiff.errors import ConfigError
+from flowdiff.files import made, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
@@ -40,10 +43,14 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         cfg: as in conf/sample.yaml.
 
     Returns:
-        ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples.
+        ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples; of a task
+        also what it has measured.
     """
     check_positive("num_samples", cfg.num_samples)
+    task = build_task(cfg)
     model, batched = opened(cfg)
+    if task is not None:
+        return _perform(task, cfg, model, batched)
     images = model.levels is not None
     n = cfg.num_samples or (16 if images else 2000)
     wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
@@ -53,7 +60,73 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     earlier = len(list(folder.glob("[0-9]*.png")))
 
     x = batched(labels, seeds)
-    conditions = batched.conditions | {
+    conditions = _conditions(cfg, model, batched, n)
+    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    if not images:
+        written = _write_points(folder, model, x, labels, seeds, batched)
+    _write_json(folder / "samples.json", conditions)
+    if images and earlier > n:
+        print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
+    _report(folder, n, "images" if images else "points", labels, conditions, written)
+    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def build_task(cfg: DictConfig) -> Any:
+    """The task of conf/task that the command line names, None for plain sampling.
+
+    Raises:
+        ConfigError: it is none, one of its settings is wrong, or ``mask`` is given to a task without one.
+    """
+    config = plain(cfg.get("task"))
+    if cfg.mask is not None and "mask" not in (config or {}):
+        raise ConfigError("mask", cfg.mask, "needs task=inpaint")
+    return None if config is None else instantiate_choice("task", config)
+
+
+def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
+    """Do a task, write and print what came of it."""
+    from flowdiff.tasks import Request
+
+    data = functools.cache(lambda: build_data(model.config["dataset"], cfg.data_root))
+    folder = output_folder(cfg.output_dir)
+    drawn = task(model, batched, Request(cfg.num_samples, plain(cfg.class_label), cfg.seed, data))
+    picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
+    written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
+    conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
+    _write_json(folder / "samples.json", conditions)
+    rows = len(drawn.picture) // len(drawn.columns)
+    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {drawn.batched.nfe:g} evaluations each")
+    print("\n".join(drawn.report))
+    print(f"output_dir: {folder}")
+    print(f"npz: {written['npz']}")
+    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(drawn.columns)})")
+    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def build_data(config: Mapping[str, Any], data_root: str | None = None) -> ImageData:
+    """The dataset of a checkpoint's configuration, loaded.
+
+    Args:
+        config: its ``dataset``.
+        data_root: where the files of downloaded datasets are now; None: where they were in training. A folder of
+            one's own images stays where it was.
+    """
+    from hydra.errors import InstantiationException
+
+    config = dict(config)
+    if data_root is not None and "root" in config and not str(config.get("_target_")).endswith(".ImageFolder"):
+        config["root"] = data_root
+    try:
+        return loaded(instantiate_safely(config))
+    except InstantiationException as error:
+        raise user_error("dataset", error) from error
+
+
+def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
+    """How the samples were made; says so if some are not finite."""
+    if batched.nonfinite:
+        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    return batched.conditions | {
         "ckpt_path": str(cfg.ckpt_path),
         "weights": model.weights,
         "data": model.data,
@@ -61,17 +134,11 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         "n": n,
         "nonfinite": batched.nonfinite,
     }
-    if batched.nonfinite:
-        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
-    written = _write_images(folder, model, x, labels, seeds) if images else {}
-    if not images:
-        written = _write_points(folder, model, x, labels, seeds, batched)
-    text = json.dumps(conditions, indent=2) + "\n"
-    write_whole(folder / "samples.json", lambda file: file.write(text.encode()))
-    if images and earlier > n:
-        print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
-    _report(folder, n, "images" if images else "points", labels, conditions, written)
-    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
@@ -135,19 +202,10 @@ def pick_device(device: str) -> torch.device:
 
 
 def output_folder(output_dir: str) -> Path:
-    """Where results go: the folder of Hydra's job (``output_dir``; in a sweep a folder in it for each job).
-
-    Raises:
-        FlowdiffError: it can't be made; better known before the work than after it.
-    """
+    """Where results go: the folder of Hydra's job (``output_dir``; in a sweep a folder in it for each job)."""
     from hydra.core.hydra_config import HydraConfig
 
-    folder = Path(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FlowdiffError(f"can't write to output_dir={output_dir}: {error.strerror}") from error
-    return folder
+    return made(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir, "output_dir")
 
 
 def plain(value: Any) -> Any:
@@ -155,13 +213,22 @@ def plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _write_images(folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
+def _write_images(
+    folder: Path,
+    model: Model,
+    x: Tensor,
+    labels: Tensor | None,
+    seeds: Tensor,
+    picture: Tensor | None = None,
+    arrays: Mapping[str, Tensor] | None = None,
+) -> dict[str, Path]:
+    """Each image, all in samples.npz with ``arrays`` beside them, and grid.png: ``picture``, or all of them."""
     images = model.to_uint8(x.nan_to_num())
     paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
-    _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1)}, labels, seeds)
+    _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1), **(arrays or {})}, labels, seeds)
     for i, image in enumerate(images):
         save_png(image, folder / f"{i:06d}.png")
-    save_png(image_grid(images), paths["grid"])
+    save_png(image_grid(images) if picture is None else picture, paths["grid"])
     return paths
 
 

@@ -10,15 +10,30 @@ A schedule is a monotone map F of sigma and N equal steps in F:
 | Geometric | log sigma             | equally many in every octave (NCSN, arXiv:1907.05600)|
 | Linear    | sigma                 | mostly at high noise                                 |
 | Cosine    | arctan(sigma / scale) | around sigma = scale (arXiv:2102.09672, in sigma)    |
+| Vp        | t(sigma)              | as a VP diffusion's equal steps (arXiv:2011.13456)   |
+| Polyexponential | (log sigma / sigma_min)^(1/rho) | more of them at low noise than Geometric |
+| Adaptive  | the way that D goes   | where the trained model has most to do               |
 
 The cosine schedule of Nichol & Dhariwal has alpha_bar = cos^2(pi t / 2), so sigma = sqrt(1/alpha_bar - 1) =
-tan(pi t / 2). Everything is float64; the two ends are exact, so one step is [sigma_max, 0].
+tan(pi t / 2). The VP process of Song et al. has sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t), t in (0, 1]
+(EDM's table 1). ``Adaptive`` has
+
+    F(sigma) = (1 - even) G(sigma) + even log sigma,   dG/dlog sigma ~ (E |dD/dlog sigma|^2)^(1/2)
+
+along the probability-flow ODE's paths of the model that is sampled: Euler's step is exact where D stands still,
+so equal steps in G make errors of equal size. Everything is float64; the two ends are exact, so one step is
+[sigma_max, 0].
 """
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, at_least, is_number
+from flowdiff.names import snake_case
+from flowdiff.samplers import Denoise, NoiseSource
 
 
 class Schedule:
@@ -41,6 +56,21 @@ class Schedule:
     def unwarp(self, value: Tensor) -> Tensor:
         """The inverse of ``warp``."""
         raise NotImplementedError
+
+    def fit(self, denoiser: Any, noise: NoiseSource, labels: Tensor | None) -> "Schedule":
+        """This schedule as it is for a denoiser, where it is made from the model.
+
+        Args:
+            denoiser: ``D = denoiser(x, sigma, labels)``.
+            noise: standard normals (n, *shape) at each call.
+            labels: (n,) or None.
+        """
+        return self
+
+    @property
+    def name(self) -> str:
+        """The schedule's name in the configuration."""
+        return snake_case(type(self).__name__)
 
     def __call__(self, num_steps: int, sigma_max: float | None = None) -> Tensor:
         """The noise levels of one run.
@@ -98,6 +128,44 @@ class Linear(Schedule):
         return value
 
 
+class Polyexponential(Schedule):
+    """Equal steps in (log sigma / sigma_min)^(1/rho), k-diffusion's ``get_sigmas_polyexponential``.
+
+    Args:
+        rho: 1 is ``Geometric``, more puts more steps at low noise.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 1.0) -> None:
+        super().__init__(sigma_min, sigma_max)
+        self.rho = _positive("schedule.rho", rho)
+
+    def warp(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.sigma_min).log().clamp(min=0) ** (1 / self.rho)
+
+    def unwarp(self, value: Tensor) -> Tensor:
+        return self.sigma_min * (value**self.rho).exp()
+
+
+class Vp(Schedule):
+    """Equal steps in the time t of a variance-preserving diffusion: Song et al. 2021, in EDM's form.
+
+    Args:
+        beta_d, beta_min: of the process; its own t from 1 to 0.001 are sigma from 152 to 0.01.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, beta_d: float = 19.9, beta_min: float = 0.1) -> None:
+        super().__init__(sigma_min, sigma_max)
+        self.beta_d = _positive("schedule.beta_d", beta_d)
+        self.beta_min = _positive("schedule.beta_min", beta_min)
+
+    def warp(self, sigma: Tensor) -> Tensor:
+        log_scale = (sigma**2).log1p()
+        return 2 * log_scale / (self.beta_min + (self.beta_min**2 + 2 * self.beta_d * log_scale).sqrt())
+
+    def unwarp(self, value: Tensor) -> Tensor:
+        return (self.beta_d * value**2 / 2 + self.beta_min * value).expm1().sqrt()
+
+
 class Cosine(Schedule):
     """Equal steps in arctan(sigma / scale): Nichol & Dhariwal 2021 with scale 1 (data of unit variance).
 
@@ -114,6 +182,60 @@ class Cosine(Schedule):
 
     def unwarp(self, value: Tensor) -> Tensor:
         return self.scale * torch.tan(value)
+
+
+class Adaptive(Geometric):
+    """Equal steps in the way that the model's D goes; ``Geometric`` until ``fit`` has measured it.
+
+    Args:
+        grid: noise levels at which it is measured, >= 2: so many evaluations, once.
+        even: share of F that is log sigma, in (0, 1]: no step becomes too long where D hardly moves.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, grid: int = 128, even: float = 0.1) -> None:
+        super().__init__(sigma_min, sigma_max)
+        self.grid = at_least("schedule.grid", grid, 2)
+        if not (is_number(even) and 0 < even <= 1):
+            raise ConfigError("schedule.even", even, "must be a number above 0, up to 1")
+        self.even = even
+        self._levels: Tensor | None = None  # log sigma and F there, both increasing
+        self._way: Tensor | None = None
+
+    def fit(self, denoiser: Any, noise: NoiseSource, labels: Tensor | None) -> "Adaptive":
+        """Follow n paths down the grid by Euler's method; rows that are not finite don't count."""
+        denoise = Denoise(denoiser, labels)
+        levels = Geometric(self.sigma_min, self.sigma_max)(self.grid)[:-1].tolist()
+        x = levels[0] * noise()
+        denoised = denoise(x, levels[0])
+        changes = []
+        for sigma, to in zip(levels, levels[1:], strict=False):
+            x = denoised + to / sigma * (x - denoised)
+            before, denoised = denoised, denoise(x, to)
+            changes.append((denoised - before).double().flatten(1).square().mean(1).cpu())
+        change = torch.stack(changes)
+        change = change.nan_to_num(posinf=0.0).sum(1).div(change.isfinite().sum(1).clamp(min=1)).sqrt()
+        share = change / change.sum() if change.sum() > 0 else torch.full_like(change, 1 / len(change))
+        steps = (1 - self.even) * share + self.even / len(change)
+        fitted = copy.copy(self)
+        fitted._levels = torch.tensor(levels, dtype=torch.float64).log().flip(0)
+        fitted._way = torch.cat([steps.new_zeros(1), steps.flip(0).cumsum(0)])
+        return fitted
+
+    def warp(self, sigma: Tensor) -> Tensor:
+        if self._levels is None or self._way is None:
+            return super().warp(sigma)
+        return _interpolated(sigma.log(), self._levels, self._way)
+
+    def unwarp(self, value: Tensor) -> Tensor:
+        if self._levels is None or self._way is None:
+            return super().unwarp(value)
+        return _interpolated(value, self._way, self._levels).exp()
+
+
+def _interpolated(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """The piecewise linear function through (xs, ys), xs increasing; beyond its ends as in the last pieces."""
+    i = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    return ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
 
 
 def _positive(key: str, value: float) -> float:

@@ -1,4 +1,4 @@
-r"""First and second moments of the training data, and the best linear denoiser they define.
+r"""First and second moments and histograms of the training data, and the best linear denoiser they define.
 
 With class means μ_c and the within-class covariance Σ = Q diag(λ) Qᵀ, the Gaussian model x0 | c ~ N(μ_c, Σ)
 under x = x0 + σε has the posterior mean (the Wiener filter)
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.marginals import Marginals
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class DataStatistics:
         eigenvalues: (d,), λ of the within-class covariance, descending, ≥ 0.
         eigenvectors: (d, d), Q, one eigenvector a column.
         sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
+        marginals: the histogram of each coordinate.
     """
 
     class_means: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
     sigma_data: float
+    marginals: Marginals
 
     @classmethod
     def from_data(
@@ -69,6 +72,7 @@ class DataStatistics:
             eigenvalues=(eigenvalues.flip(0).clamp(min=0) + noise_variance).float(),
             eigenvectors=eigenvectors.flip(1).float().contiguous(),
             sigma_data=float((flat.var(correction=0) + noise_variance).sqrt()),
+            marginals=Marginals.from_data(flat, bin_width=(12 * noise_variance) ** 0.5),
         )
 
     def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -17,12 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from flowdiff import checkpoint, generate, mistakes
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData, loaded
-from flowdiff.denoisers import Denoiser
+from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import evaluate_run
+from flowdiff.files import made
+from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.losses import Mixture
+from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion, NonFiniteError, check
+from flowdiff.noise import NoiseDistribution
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     words = given_overrides() if words is None else words
     check(config)
     check_devices(config["trainer"])
-    run_dir = Path(config["run_dir"])
+    run_dir = made(config["run_dir"], "run_dir")
 
     seed(config["seed"])
     data = loaded(make(config["dataset"]))
@@ -62,6 +65,8 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         overrides=words,
     )
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
+    if not config.get("ckpt_path"):
+        initialise(denoiser, data, module.noise)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
@@ -75,6 +80,25 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
+
+
+def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
+    """Show the actnorm layers of a new model the first training batch, noised as in training; other models nothing.
+
+    There is no trainer yet, and no average of the weights: every process sees the same batch, and the average begins
+    with what the batch has set.
+
+    Args:
+        denoiser: the model, fitted to the data's statistics.
+        data, noise: the run's. The batch is noised by torch's global generator, which the run has seeded.
+    """
+    if not (isinstance(denoiser, ScoreFlow) and wants_data(denoiser)):
+        return
+    levels, labels = next(iter(data.train_dataloader()))
+    x0 = data.to_model(levels)
+    with torch.no_grad(), initialising(denoiser):
+        batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0), None)
+        denoiser.log_prob(batch.x, batch.sigma, batch.labels)
 
 
 def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: Mapping[str, Any]) -> None:

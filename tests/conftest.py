@@ -41,7 +41,6 @@ def config(tmp_path: Path) -> Compose:
     """``config("flow=linear", tiny=False, run_dir=…)``: the composed default configuration with these words."""
 
     def composed(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
-        run_dir.mkdir(parents=True, exist_ok=True)
         with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
             return compose("config", overrides=[f"run_dir={run_dir}", *(TINY if tiny else ()), *words])
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowdiff.activations import Context, GatedActivation
 from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.marginals import PIECES, Marginals
 from flowdiff.statistics import DataStatistics
 
 IMAGE = (1, 4, 4)
@@ -67,7 +68,8 @@ def statistics(shape: tuple[int, ...] = IMAGE, num_classes: int = CLASSES) -> Da
     eigenvalues[2:][-1:] = 0.0
     means = 0.3 * normal(num_classes + 1, d)
     means[-1] = means[:-1].mean(0) if num_classes else means[-1]
-    return DataStatistics(means, eigenvalues, basis, 0.6)
+    edges, histograms = torch.linspace(-1.2, 1.2, PIECES + 1, dtype=torch.float64), (2 * normal(d, PIECES)).softmax(1)
+    return DataStatistics(means, eigenvalues, basis, 0.6, Marginals(edges, histograms))
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

@@ -14,10 +14,12 @@ from flowdiff.activations import (
     Identity,
     LeakyReLU,
     Softplus,
+    Spline,
     Swish,
     Tanh,
 )
 from flowdiff.errors import ConfigError
+from flowdiff.splines import knots, spline
 
 ACTIVATIONS = choices("activation")
 every = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -120,6 +122,61 @@ def test_kappa_takes_the_activation_back_to_the_identity() -> None:
     torch.testing.assert_close(module(x, context(1, 0.25))[0] - x, 0.25 * full)
 
 
+def splines(shape: tuple[int, ...], scale: float = 2.0) -> GatedActivation:
+    """A gated spline with random coefficients."""
+    module = GatedActivation(Spline, shape).double()
+    with torch.no_grad():
+        module.activation.coefficients.normal_(0, scale, generator=torch.Generator().manual_seed(0))
+    return module
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+@pytest.mark.parametrize("gate", [0.0, 0.4, 1.0])
+def test_splines_of_random_coefficients(gate: float, scale: float) -> None:
+    module = splines((2,), scale)
+    torch.nn.init.constant_(module.gate, gate)
+    x = torch.linspace(-5, 5, 1001, dtype=torch.float64)[:, None].expand(-1, 2).clone().requires_grad_()
+    y, log_det = module(x, context(1, 0.7))
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (y.diff(dim=0) > 0).all() and (slope > 0).all()
+    torch.testing.assert_close(log_det, slope.log().sum(1))
+    torch.testing.assert_close(module.inverse(y, context(1, 0.7)), x, rtol=1e-9, atol=1e-9)
+    raw, raw_slope = module.activation.raw(x), module.activation.raw_slope(x)
+    low, high = module.activation.lowest_raw_slope, module.activation.highest_raw_slope
+    assert low <= raw_slope.min() and raw_slope.max() <= high
+    torch.testing.assert_close(torch.autograd.grad(raw.sum(), x)[0], raw_slope)
+    assert (raw[:, 0] - raw[:, 1]).abs().max() > 0.5, "every coordinate has its own"
+
+
+def test_gate_and_kappa_take_the_knots_of_a_spline_to_the_identity() -> None:
+    module = splines((1,))
+    corners = knots(module.activation.coefficients, 4.0, 2.0)
+    x = corners.x.T[1:-1]
+    full = spline(x, corners)[0] - x
+    torch.nn.init.constant_(module.gate, 0.6)
+    torch.testing.assert_close(module(x, context(1, 0.25))[0] - x, 0.6 * 0.25 * full)
+    assert full.abs().max() > 0.3
+
+
+def test_a_spline_is_the_identity_at_the_start_and_learns_from_there() -> None:
+    module, x = GatedActivation(Spline, (3,)).double(), torch.linspace(-3, 3, 30, dtype=torch.float64).view(10, 3)
+    y, log_det = module(x, context(1, 1.0))
+    assert torch.equal(y, x) and (log_det == 0).all()
+    (y.square().sum() - log_det.sum()).backward()
+    assert (module.activation.coefficients.grad.abs().sum(1) > 0).all()
+
+
+def test_splines_are_shared_where_the_gate_is() -> None:
+    """A gate of shape (C, 1, 1) has one spline per channel."""
+    module, x = splines((2, 1, 1)), torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(1)).double()
+    y, log_det = module(x, context(3))
+    torch.testing.assert_close(module.inverse(y, context(3)), x)
+    for i, alone in enumerate(x):
+        turned, change = module(alone[None].flip(2, 3), Context(torch.zeros(1, 1), context(3).kappa[i : i + 1]))
+        torch.testing.assert_close(turned.flip(2, 3)[0], y[i])
+        torch.testing.assert_close(change[0], log_det[i])
+
+
 @pytest.mark.parametrize("make", [Softplus, ELU, Tanh])
 def test_leak_0_is_an_ablation_that_is_no_bijection(make: type[Activation]) -> None:
     activation = make(leak=0.0)
@@ -170,6 +227,9 @@ def test_swish_is_increasing_exactly_when_it_says_so(beta: float) -> None:
         ("leakyrelu", "negative_slope", 0.0),
         ("swish", "leak", 0.0),
         ("swish", "beta", float("inf")),
+        ("spline", "bins", 1),
+        ("spline", "bound", 0.0),
+        ("spline", "max_log_slope", 7.0),
     ],
 )
 def test_mistakes_are_named(name: str, key: str, value: object) -> None:

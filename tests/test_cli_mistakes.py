@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("activation=foo", "activation=foo: must be one of elu, identity, leakyrelu, softplus, swish, tanh"),
+        ("activation=foo", "activation=foo: must be one of elu, identity, leakyrelu, softplus, spline, swish, tanh"),
         ("activation=sofplus", "did you mean activation=softplus?"),
         ("experiment=mnst", "did you mean experiment=mnist?"),
         ("metrics=[fd,nope]", "metrics=nope: must be one of bits_per_dim, "),
@@ -106,7 +106,7 @@ def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyP
     code, out, _ = run("--help")
     assert code == 0
     assert out.count("python -m flowdiff.train ") >= 6
-    assert "flow: conv, coupling, linear, spectral, stack" in out
+    assert "flow: autoregressive, autoregressive_spline, conv, coupling, linear, spectral, spline, stack" in out
     code, out, _ = run("--cfg", "job", "flow=linear")
     assert code == 0
     assert "_target_: flowdiff.flows.linear.LinearFlow" in out
@@ -115,7 +115,7 @@ def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     code, out, _ = run("-sc", "query=bash")
     assert code == 0
-    assert set(out.split()) == {"activation=softplus", "activation=swish"}
+    assert set(out.split()) == {"activation=softplus", "activation=spline", "activation=swish"}
     assert not HydraConfig.initialized(), "what runs next in this process would take itself for a job of this command"
 
 

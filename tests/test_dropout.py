@@ -7,7 +7,7 @@ from models import IMAGE, make, randomise
 from flowdiff.dropout import Dropout, dropout
 
 
-@pytest.mark.parametrize("flow", ["coupling", "conv", "spectral", "transformer"])
+@pytest.mark.parametrize("flow", ["coupling", "conv", "spectral", "residual", "transformer"])
 def test_only_inside_the_block(flow: str) -> None:
     model = make(IMAGE, 3, flow=flow).double()
     randomise(model)

@@ -1,6 +1,7 @@
 """Training objectives: their formulas, what they refuse, and that the true density minimises them."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from models import IMAGE, make, points, random_flow, randomise
 from torch import Tensor
 
 from flowdiff.denoisers import ScoreFlow
-from flowdiff.errors import FlowdiffError
-from flowdiff.losses import Denoising, Likelihood, Mixture
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.fokker_planck import rademacher
+from flowdiff.losses import AnnealedMixture, Denoising, FokkerPlanck, Likelihood, Loss, Mixture
 
 every = pytest.mark.parametrize("name", choices("loss"))
 WITH_LIKELIHOOD = [name for name in choices("loss") if build("loss", name).needs_likelihood]
@@ -127,3 +129,76 @@ def test_the_true_density_minimises_it(name: str) -> None:
                 parameter += change
                 assert loss(model, x0, None, sigma, eps)["loss"].mean() > best + 1e-4
                 parameter -= change
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_the_weights_of_an_annealed_mixture(progress: float) -> None:
+    model, (x0, labels, sigma, eps, _) = random_flow(), batch()
+    loss = AnnealedMixture(likelihood_weight=[2.0, 0.4], denoising_weight=[0.0, 1.6])
+    actual = loss(model, x0, labels, sigma, eps, progress=torch.tensor(progress))
+    likelihood = Likelihood()(model, x0, labels, sigma, eps)["loss"]
+    denoising = Denoising()(model, x0, labels, sigma, eps)["loss"]
+    torch.testing.assert_close(actual["loss"], (2 - 1.6 * progress) * likelihood + 1.6 * progress * denoising)
+    if progress == 1:  # what a validation takes
+        torch.testing.assert_close(loss(model, x0, labels, sigma, eps)["loss"], actual["loss"])
+
+
+def test_a_compiled_annealed_mixture_is_compiled_once() -> None:
+    model = make(overrides={"flow.n_flows": 1}).double()
+    randomise(model)
+    (x0, labels, sigma, eps, _), loss, graphs = batch(), build("loss", "annealed_mixture"), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(
+        lambda progress: loss(model, x0, labels, sigma, eps, progress=progress)["loss"], fullgraph=True, backend=backend
+    )
+    for progress in (torch.tensor(0.0), torch.tensor(0.3), torch.tensor(1.0)):
+        expected = loss(model, x0, labels, sigma, eps, progress=progress)["loss"]
+        torch.testing.assert_close(compiled(progress), expected)
+    assert len(graphs) == 1
+
+
+def test_the_fokker_planck_term_is_the_residual_along_a_probe() -> None:
+    model, (x0, labels, sigma, eps, _) = random_flow(), batch()
+    actual = FokkerPlanck(fokker_planck_weight=0.7)(model, x0, labels, sigma, eps)
+    x, level = noised(x0, sigma, eps).requires_grad_(), sigma.clone().requires_grad_()
+    log_prob = model.log_prob(x, level, labels)
+    score, by_sigma = torch.autograd.grad(log_prob.sum(), (x, level), create_graph=True)
+    probe = rademacher(eps)
+    (along,) = torch.autograd.grad((score * probe).sum(), x)
+    curvature = (along * probe).flatten(1).sum(1)
+    r = sigma * by_sigma - sigma**2 * (curvature + score.square().flatten(1).sum(1))
+    squared = ((r / math.prod(IMAGE)) ** 2).detach()
+    torch.testing.assert_close(actual["fokker_planck"], squared)
+    torch.testing.assert_close(actual["nll"], (-log_prob / math.prod(IMAGE)).detach())
+    likelihood = (sigma / 0.6) ** 0.5 * actual["nll"]
+    torch.testing.assert_close(actual["loss"].detach(), likelihood + 0.7 * squared)
+
+
+def test_a_diffused_gaussian_has_no_fokker_planck_term() -> None:
+    """Its Hessian is diagonal, so that one probe of signs gives the Laplacian."""
+    model = make((2,), 0, precondition="gaussian", flow="linear", activation="identity").double()
+    model.precondition.eigenvalues.copy_(torch.tensor([0.4, 0.1]))
+    x0, sigma, eps = torch.randn(3, 7, 2, dtype=torch.float64)
+    found = FokkerPlanck()(model, x0, None, sigma[:, 0].abs() + 0.01, eps)
+    assert found["fokker_planck"].max() < 1e-20
+    model.precondition.kappa_power = 1.0
+    with torch.no_grad():  # and any learned change makes the family of σ no diffusion
+        model.flow.steps[0].log_diagonal.add_(0.2)
+    assert FokkerPlanck()(model, x0, None, sigma[:, 0].abs() + 0.01, eps)["fokker_planck"].min() > 1e-8
+
+
+@pytest.mark.parametrize(
+    ("make_loss", "message"),
+    [
+        (lambda: AnnealedMixture(denoising_weight=[0.0]), r"loss.denoising_weight=\[0.0\]: must be two numbers"),
+        (lambda: AnnealedMixture(likelihood_weight=[-1.0, 1.0]), "loss.likelihood_weight"),
+        (lambda: FokkerPlanck(fokker_planck_weight=0.0), "loss.fokker_planck_weight=0.0: must be a number above 0"),
+    ],
+)
+def test_mistakes(make_loss: Callable[[], Loss], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_loss()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowdiff import checkpoint, cli
 from flowdiff.errors import FlowdiffError
+from flowdiff.losses import AnnealedMixture
 from flowdiff.module import Diffusion, NonFiniteError
 from flowdiff.train import train
 
@@ -21,9 +22,11 @@ from flowdiff.train import train
 SMALL = {
     "flow=linear": ["flow.n_flows=1"],
     "flow=conv": ["flow.n_flows=2", "flow.width=8"],
+    "flow=glow": ["flow.n_flows=2", "flow.width=8"],
     "flow=spectral": ["flow.n_flows=2", "flow.width=8", "flow.leading=16"],
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
+    "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
 }
 GROUPS = ("activation", "conditioning", "dataset", "denoiser", "experiment", "flow", "loss", "noise", "precondition")
@@ -131,7 +134,7 @@ def equal(a: object, b: object) -> bool:
         (19, 38, ()),  # at the end of it
         (25, 50, ("dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
         (12, 24, ("trainer.val_check_interval=4",)),  # right after a validation
-        (6, 12, ("trainer.accumulate_grad_batches=3",)),
+        (6, 12, ("trainer.accumulate_grad_batches=3", "loss=annealed_mixture")),  # whose weights move with the step
     ],
 )
 def test_resumed_run_equals_the_whole_run_bit_for_bit(
@@ -150,12 +153,79 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(
             assert equal(one, other)
 
 
+def test_the_loss_is_told_how_much_of_the_training_is_done(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    terms = AnnealedMixture.terms
+    monkeypatch.setattr(
+        AnnealedMixture, "terms", lambda self, model, batch: seen.append(batch.progress) or terms(self, model, batch)
+    )
+    words = (*BARE, "loss=annealed_mixture", "trainer.max_steps=5", "decay_steps=4", "trainer.val_check_interval=2")
+    train(config(*words, "trainer.limit_val_batches=1"))
+    told = [float(p) for p in seen if isinstance(p, torch.Tensor)]
+    validations = [p for p in seen if not isinstance(p, torch.Tensor)]
+    assert told == [0.0, 0.25, 0.5, 0.75, 1.0] and validations and set(validations) == {1.0}
+
+
 def test_resuming_from_the_best_checkpoint_is_exact(config: Compose, tmp_path: Path) -> None:
     words = (*BARE, "decay_steps=20", "trainer.max_steps=20", "trainer.val_check_interval=6")
     train(config(*words, "trainer.limit_val_batches=1", run_dir=tmp_path / "whole"))
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
     assert states(best)["global_step"] in (6, 12, 18)  # written while a validation ran
     train(config(*words, f"ckpt_path={best}", run_dir=tmp_path / "second"))
+    one, other = (states(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "second"))
+    assert equal(one, other)
+
+
+ACTNORM = ("flow=glow", "flow.n_flows=1", "flow.width=8", "dataset.batch_size=64", *BARE)
+
+
+def actnorm(path: Path) -> dict[str, Tensor]:
+    """What a checkpoint's raw and averaged weights hold of the actnorm layers."""
+    content, kept = checkpoint.read(path), ("log_scale", "shift", "initialised")
+    return {
+        f"{kind}.{name}": value
+        for kind in ("state_dict", "current_model_state")
+        for name, value in content[kind].items()
+        if name.rpartition(".")[2] in kept
+    }
+
+
+def test_data_initialise_actnorm_in_a_new_run_only(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flowdiff.flows.actnorm import ActNorm
+
+    calls = []
+    original = ActNorm._initialise
+    monkeypatch.setattr(ActNorm, "_initialise", lambda self, *given: (calls.append(self), original(self, *given)))
+    still = (*ACTNORM, "lr=1e-12", "weight_decay=0")  # what is saved is what the data have set
+    train(config(*still, "trainer.max_steps=2", tiny=False, run_dir=tmp_path / "first"))
+    assert len(calls) == 3
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    values = actnorm(last)
+    assert len(values) == 2 * 3 * 3
+    assert all(v.all() for name, v in values.items() if name.endswith("initialised"))
+    assert all(v.abs().max() > 1e-3 for name, v in values.items() if not name.endswith("initialised"))
+    torch.rand(5)
+    train(config(*still, "trainer.max_steps=2", tiny=False, run_dir=tmp_path / "again"))
+    assert equal(values, actnorm(tmp_path / "again" / "checkpoints" / "last.ckpt"))
+    assert len(calls) == 6
+    # going on, with other data in the first batch
+    go_on = (*still, f"ckpt_path={last}", "trainer.max_steps=3", "seed=1")
+    train(config(*go_on, tiny=False, run_dir=tmp_path / "second"))
+    checkpoint.load(last)
+    assert len(calls) == 6
+    for name, value in actnorm(tmp_path / "second" / "checkpoints" / "last.ckpt").items():
+        torch.testing.assert_close(value, values[name], rtol=0, atol=1e-9, msg=name)
+
+
+def test_a_run_with_actnorm_resumes_bit_for_bit(config: Compose, tmp_path: Path) -> None:
+    words = (*ACTNORM, "decay_steps=6")
+    train(config(*words, "trainer.max_steps=6", tiny=False, run_dir=tmp_path / "whole"))
+    train(config(*words, "trainer.max_steps=3", tiny=False, run_dir=tmp_path / "first"))
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    go_on = (*words, "trainer.max_steps=6", f"ckpt_path={last}")
+    train(config(*go_on, tiny=False, run_dir=tmp_path / "second"))
     one, other = (states(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("whole", "second"))
     assert equal(one, other)
 
@@ -281,3 +351,12 @@ def test_an_experiment_made_for_flows_trains_the_unet(config: Compose, capsys: p
     said = capsys.readouterr().out
     assert "training with loss=denoising" in said
     assert "sampling with sampler=ancestral num_steps=64" in said
+
+
+def test_the_run_folder_is_made_or_refused_by_name(config: Compose, tmp_path: Path) -> None:
+    words = (*BARE, "trainer.max_steps=1")
+    train(config(*words, run_dir=tmp_path / "new" / "run"))
+    assert (tmp_path / "new" / "run" / "config.yaml").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowdiffError, match="can't write to run_dir=.*file/run: Not a directory"):
+        train(config(*words, run_dir=tmp_path / "file" / "run"))

@@ -1,6 +1,6 @@
 """What every dataset is to the rest of the package: integer images, or points, in three splits held in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning
@@ -87,6 +87,17 @@ class ImageData(lightning.LightningDataModule):
     def to_centres(self, k: Tensor) -> Tensor:
         """Levels to model space without noise; points stay what they are."""
         return k.float() if self.levels is None else centres(k, self.levels)
+
+    def out_of_distribution(self) -> dict[str, Callable[[str], Tensor]]:
+        """Images of the same shape and levels that are not from this data set, for ``metrics=[ood_auroc]``.
+
+        Returns:
+            By name, a function of the split that gives levels (N, C, H, W) uint8; the first is the most telling.
+            Here: the own images transposed, where they are square; empty for points.
+        """
+        if self.levels is None or self.shape[-1] != self.shape[-2]:
+            return {}
+        return {"transposed": lambda split: self.images(split)[0].mT}
 
     def statistics(self, num_classes: int) -> DataStatistics:
         """Moments of the dequantised training split; with ``num_classes`` 0 the labels are not looked at."""

@@ -1,10 +1,12 @@
 """MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): 70,000 gray 28×28 images each."""
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torchvision import datasets
 
-from flowdiff.data.base import Split
+from flowdiff.data.base import ImageData, Split
 from flowdiff.data.downloaded import TorchvisionData
 
 FASHION_NAMES = (
@@ -47,6 +49,11 @@ class MNIST(TorchvisionData):
     def tensors(self, data: Any) -> Split:
         return data.data.unsqueeze(1), data.targets.long()
 
+    def out_of_distribution(self) -> dict[str, Callable[[str], Tensor]]:
+        """Fashion-MNIST below the same root, then the own images transposed."""
+        other = {"fashion_mnist": lambda split: FashionMNIST(self.root).images(split)[0]}
+        return other | super().out_of_distribution()
+
 
 class FashionMNIST(MNIST):
     """28×28 clothes, in the format and the split sizes of MNIST."""
@@ -63,3 +70,8 @@ class FashionMNIST(MNIST):
         extractor: str | None = "lenet_fashion_mnist",
     ) -> None:
         super().__init__(root, download, batch_size, seed, extractor, "fashion_mnist", FASHION_NAMES)
+
+    def out_of_distribution(self) -> dict[str, Callable[[str], Tensor]]:
+        """MNIST below the same root, then the own images transposed."""
+        other = {"mnist": lambda split: MNIST(self.root).images(split)[0]}
+        return other | ImageData.out_of_distribution(self)

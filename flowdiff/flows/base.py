@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Activation, Context, GatedActivation
+from flowdiff.flows.logdet import Probes
 from flowdiff.statistics import DataStatistics
 
 ActivationFactory = Callable[[], Activation]
@@ -34,6 +35,11 @@ class Flow(nn.Module):
     def normalized(self) -> bool:
         """Whether it is onto, so that exp(log p) integrates to 1 and an inverse exists everywhere."""
         return all(m.normalized for m in self.modules() if isinstance(m, GatedActivation))
+
+    @property
+    def exact(self) -> bool:
+        """Whether its log-determinant is exact, not an estimate (flowdiff.flows.logdet)."""
+        return not any(isinstance(m, Probes) for m in self.modules())
 
     def fit(self, statistics: DataStatistics) -> None:
         """Take what it needs from the training data's moments, once, before training. Nothing by default."""

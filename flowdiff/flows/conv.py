@@ -45,6 +45,7 @@ class ConvCoupling(Flow):
         width: of the convolutional network.
         swap: which half moves.
         max_log_scale: soft bound of |s|.
+        kernel: of the network's middle convolution.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ConvCoupling(Flow):
         width: int,
         swap: bool,
         max_log_scale: float = 2.0,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         channels, height, breadth = size
@@ -61,7 +63,7 @@ class ConvCoupling(Flow):
         self.sizes = [half, channels - half]
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
-        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth))
+        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), kernel)
         self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
-r"""Affine couplings (RealNVP: Dinh et al. 2017, arXiv:1605.08803) with residual MLPs, for vectors and small images.
+r"""Couplings (RealNVP: Dinh et al. 2017, arXiv:1605.08803) with residual MLPs, for vectors and small images.
 
 Split the coordinates into a and b by a fixed pattern; a passes unchanged and decides what happens to b:
 
-    y_a = x_a,     y_b = exp(s)·x_b + t,     (s, t) = κ·network(x_a, e),  s softly bounded,     log|det| = Σ s.
+    y_a = x_a,     y_b = T(x_b; θ),     θ = κ·network(x_a, e),     log|det| = Σ log T'(x_b; θ),
 
-Consecutive steps transform complementary halves.
+with T affine or a spline (:mod:`flowdiff.flows.transforms`). Consecutive steps transform complementary halves.
 """
 
 import math
@@ -13,20 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least, positive
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
+from flowdiff.errors import ConfigError, at_least
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
+from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
 
 
-class AffineCoupling(Flow):
-    """One affine coupling of vectors (B, d).
+class Coupling(Flow):
+    """One coupling of vectors (B, d).
 
     Args:
         moved: bool (d,), the coordinates that are transformed.
-        seen: bool (d,), the coordinates that decide (by default all others). Coordinates in neither pass unchanged.
+        transform: what is done to them.
         context_dim: length of the embedding.
         width, depth: of the residual MLP.
-        max_log_scale: soft bound of |s|.
+        seen: bool (d,), the coordinates that decide (by default all others). Coordinates in neither pass unchanged.
     """
 
     moved: Tensor
@@ -35,35 +36,34 @@ class AffineCoupling(Flow):
     def __init__(
         self,
         moved: Tensor,
+        transform: Transform,
         context_dim: int,
         width: int,
         depth: int,
-        max_log_scale: float = 2.0,
         seen: Tensor | None = None,
     ) -> None:
         super().__init__()
         seen = ~moved if seen is None else seen
         self.register_buffer("moved", moved.nonzero()[:, 0], persistent=False)
         self.register_buffer("seen", seen.nonzero()[:, 0], persistent=False)
-        self.network = ResidualMLP(len(self.seen), 2 * len(self.moved), context_dim, width, depth)
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.transform = transform
+        self.network = ResidualMLP(len(self.seen), transform.size * len(self.moved), context_dim, width, depth)
 
-    def _terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        terms = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding)
-        s, t = terms.chunk(2, 1)
-        return soft_bound(s, self.max_log_scale), t
+    def _theta(self, x: Tensor, context: Context) -> Tensor:
+        theta = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding)
+        return theta.view(len(x), self.transform.size, len(self.moved))
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        s, t = self._terms(x, context)
-        return x.index_copy(1, self.moved, torch.addcmul(t, s.exp(), x[:, self.moved])), s.sum(1)
+        y, log_slope = self.transform.forward(x[:, self.moved], self._theta(x, context))
+        return x.index_copy(1, self.moved, y), log_slope.sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
-        s, t = self._terms(z, context)
-        return z.index_copy(1, self.moved, (z[:, self.moved] - t) * (-s).exp())
+        x = self.transform.inverse(z[:, self.moved], self._theta(z, context))
+        return z.index_copy(1, self.moved, x)
 
 
 class CouplingFlow(Composite):
-    """n_flows × [AffineCoupling, GatedActivation] on flattened samples.
+    """n_flows × [Coupling, GatedActivation] on flattened samples.
 
     Args:
         shape: shape of a sample; at least two coordinates.
@@ -72,6 +72,7 @@ class CouplingFlow(Composite):
         n_flows: number of couplings.
         width, depth: of each residual MLP.
         max_log_scale: soft bound of a coupling's log-scales.
+        transform: makes what a coupling does to its coordinates, called with max_log_scale=.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class CouplingFlow(Composite):
         width: int = 192,
         depth: int = 2,
         max_log_scale: float = 2.0,
+        transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:
@@ -92,7 +94,7 @@ class CouplingFlow(Composite):
         for i in range(at_least("flow.n_flows", n_flows, 1)):
             moved = split_mask(shape, i)
             steps += [
-                AffineCoupling(moved, context_dim, width, depth, max_log_scale),
+                Coupling(moved, build(transform, max_log_scale), context_dim, width, depth),
                 GatedActivation(activation, (dim,)),
             ]
         super().__init__(steps, (dim,))

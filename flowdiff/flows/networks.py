@@ -33,17 +33,21 @@ class ResidualMLP(nn.Module):
         self.dropout = Dropout()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.last(self.hidden(x, embedding)).to(x.dtype)
+
+    def hidden(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """What the last layer sees, (B, width)."""
         h = self.first(soft_limit(x))
         terms = self.film(embedding).chunk(2 * len(self.inner), 1)
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
             r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
             h = h + outer(self.dropout(r))
-        return self.last(F.silu(h)).to(x.dtype)
+        return F.silu(h)
 
 
 class ConvNet(nn.Module):
-    """(B, inputs, H, W) and an embedding (B, E) to (B, outputs, H, W): three 3×3 convolutions; 0 at initialisation.
+    """(B, inputs, H, W) and an embedding (B, E) to (B, outputs, H, W): three convolutions; 0 at initialisation.
 
     Args:
         inputs, outputs: channels.
@@ -51,6 +55,7 @@ class ConvNet(nn.Module):
         width: hidden channels.
         size: (H, W): the FiLM of the first hidden layer adds a learned bias per pixel, so that the network knows
             where it is.
+        kernel: of the middle convolution, 1 or 3; the other two are 3×3.
     """
 
     def __init__(
@@ -60,10 +65,11 @@ class ConvNet(nn.Module):
         context_dim: int,
         width: int,
         size: tuple[int, int],
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
-        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, kernel, padding=kernel // 2)
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None

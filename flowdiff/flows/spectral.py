@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
-from flowdiff.flows.coupling import AffineCoupling
+from flowdiff.flows.coupling import Coupling
+from flowdiff.flows.transforms import Affine
 from flowdiff.statistics import DataStatistics
 
 
@@ -44,7 +45,7 @@ class Rotated(Flow):
 
 
 class SpectralFlow(Composite):
-    """n_flows × [AffineCoupling in the eigenbasis, GatedActivation].
+    """n_flows × [affine Coupling in the eigenbasis, GatedActivation].
 
     Args:
         shape: shape of a sample; at least two coordinates.
@@ -91,6 +92,6 @@ class SpectralFlow(Composite):
                 moved = torch.zeros(dim, dtype=torch.bool)
                 moved[half] = True
                 seen = inside & ~moved
-            coupling = AffineCoupling(moved, context_dim, width, depth, max_log_scale, seen)
+            coupling = Coupling(moved, Affine(max_log_scale), context_dim, width, depth, seen)
             steps += [coupling, GatedActivation(activation, (dim,))]
         super().__init__([Rotated(steps, dim)], (dim,))

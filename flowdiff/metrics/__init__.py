@@ -1,10 +1,13 @@
 """Metrics: one class each, measured on an ``Evaluand``."""
 
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
+from flowdiff.metrics.classes import ClassPosterior
 from flowdiff.metrics.denoising import Denoising
+from flowdiff.metrics.derivatives import Conservative, FokkerPlanck
 from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
-from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood
+from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood, NLLBySigma
+from flowdiff.metrics.ood import OODAuroc
 
 __all__ = [
     "FID",
@@ -12,11 +15,16 @@ __all__ = [
     "InceptionScore",
     "PrecisionRecall",
     "BitsPerDim",
+    "ClassPosterior",
+    "Conservative",
     "Denoising",
     "Evaluand",
+    "FokkerPlanck",
     "FrechetDistance",
     "LogLikelihood",
     "Metric",
+    "NLLBySigma",
+    "OODAuroc",
     "Recognised",
     "Result",
     "measure",

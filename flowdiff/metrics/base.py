@@ -1,7 +1,7 @@
 """What a metric is: a callable on an evaluand, returning results and the conditions they were measured under."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data import ImageData
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
 from flowdiff.statistics import DataStatistics
 
 
@@ -96,6 +96,23 @@ class Evaluand:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
         return order.repeat(-(-n // total))[:n]
 
+    def noised(self, n: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``n`` dequantised rows x0 of the split (all if None) and noise eps, (n, *shape) each, and labels (n,).
+
+        They depend on the seed only: every noise level and every model sees the same x0 and eps.
+        """
+        k, labels = self.real(n)
+        generator = torch.Generator().manual_seed(self.seed)
+        x0 = self.data.to_model(k, generator)
+        return x0, torch.randn(x0.shape, generator=generator), labels
+
+    def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
+        """Slices of at most ``batch_size`` of n rows, in turn ``turn`` of ``turns``; reports the progress."""
+        for start in range(0, n, self.batch_size):
+            stop = min(start + self.batch_size, n)
+            yield slice(start, stop)
+            self.tell(what, turn * n + stop, turns * n)
+
     def labels(self, labels: Tensor) -> Tensor | None:
         """Labels as the denoiser takes them: None if it has no classes."""
         return labels.to(self.device) if self.denoiser.num_classes else None
@@ -175,3 +192,16 @@ def measure(
                     raise
                 failed[name] = error
     return results, {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def noise_levels(key: str, sigmas: Sequence[float]) -> list[float]:
+    """The noise levels as floats, if they are numbers above 0, else a :class:`ConfigError` that names ``key``."""
+    listed = list(sigmas) if isinstance(sigmas, Sequence) and not isinstance(sigmas, str) else []
+    if not (listed and all(is_number(sigma) and sigma > 0 for sigma in listed)):
+        raise ConfigError(key, sigmas, "must be a list of numbers above 0, as [0.1,1]")
+    return [float(sigma) for sigma in listed]
+
+
+def count_or_all(key: str, n: int | None) -> int | None:
+    """``n`` if it is null or an integer >= 1, else a :class:`ConfigError` that names ``key``."""
+    return None if n is None else at_least(key, n, 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -25,8 +25,8 @@ class Denoising(Metric):
     """
 
     def __init__(self, sigmas: Sequence[float] = SIGMAS, num_images: int | None = 2000) -> None:
-        self.sigmas = list(sigmas)
-        self.num_images = num_images
+        self.sigmas = noise_levels("metrics.denoising.sigmas", sigmas)
+        self.num_images = count_or_all("metrics.denoising.num_images", num_images)
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs the statistics of the training split."""
@@ -35,24 +35,18 @@ class Denoising(Metric):
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """Keys ``denoising_ratio/<sigma>``, with both RMSEs among the conditions."""
         assert model.statistics is not None
-        k, labels = model.real(self.num_images)
-        generator = torch.Generator().manual_seed(model.seed)
-        x0 = model.data.to_model(k, generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        x0, noise, labels = model.noised(self.num_images)
         results = {}
-        for step, sigma in enumerate(self.sigmas):
+        for turn, sigma in enumerate(self.sigmas):
             ours, linear = 0.0, 0.0
-            for start in range(0, len(x0), model.batch_size):
-                rows = slice(start, start + model.batch_size)
+            for rows in model.slices(len(x0), "denoising", turn, len(self.sigmas)):
                 clean = x0[rows].to(model.device)
                 x = clean + sigma * noise[rows].to(model.device)
-                levels = torch.full((len(x),), float(sigma), device=x.device)
+                levels = torch.full((len(x),), sigma, device=x.device)
                 classes = model.labels(labels[rows])
                 ours += (model.denoiser(x, levels, classes) - clean).double().square().sum().item()
                 linear += (model.statistics.wiener(x, levels, classes) - clean).double().square().sum().item()
-                done = step * len(x0) + min(start + model.batch_size, len(x0))
-                model.tell("denoising", done, len(self.sigmas) * len(x0))
             rmse, wiener = (ours / x0.numel()) ** 0.5, (linear / x0.numel()) ** 0.5
-            conditions = model.conditions(sigma=float(sigma), rmse=rmse, rmse_wiener=wiener)
+            conditions = model.conditions(sigma=sigma, rmse=rmse, rmse_wiener=wiener)
             results[f"denoising_ratio/{sigma:g}"] = Result(rmse / wiener, len(x0), conditions)
         return results

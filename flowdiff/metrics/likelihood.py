@@ -1,4 +1,4 @@
-"""Exact likelihood: bits per dimension of images, nats of toy points against the entropy of their
+"""Likelihood: bits per dimension of images, nats of toy points against the entropy of their
 distribution.
 
 With x = 2(k + u)/L − 1 and u uniform on the bin, a density p of x has, in units of one level, the density
@@ -8,29 +8,55 @@ With x = 2(k + u)/L − 1 and u uniform on the bin, a density p of x has, in uni
 
 an upper bound on the bits of the discrete model P(k) = ∫ p over the bin (Theis et al. 2016,
 arXiv:1511.01844). The density is the model's at σ = sigma_min, in one pass. The uniform density on [−1, 1]^d
-gives log2 L.
+gives log2 L. At any other σ the density is one of noised data, in nats per dimension:
+
+    nll(σ) = −E log p(x0 + σε; σ, c)/d.
 """
 
+import logging
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from flowdiff.data import Toy
-from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.flows.logdet import seeded_probes
+from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+
+log = logging.getLogger(__name__)
 
 
-def log_likelihood(model: Evaluand, x: Tensor, labels: Tensor, what: str) -> Tensor:
-    """log p(x; sigma_min, labels) in nats: x (N, *shape), labels (N,) → (N,) float64 on the CPU, batch by
-    batch.
+def log_likelihood(
+    model: Evaluand, x: Tensor, labels: Tensor, what: str, sigma: float | None = None, turn: int = 0, turns: int = 1
+) -> Tensor:
+    """log p(x; σ, labels) in nats: x (N, *shape), labels (N,) → (N,) float64 on the CPU, batch by batch.
+
+    σ is sigma_min if not given; ``turn`` of ``turns`` is for the progress.
     """
+    level = model.sigma_min if sigma is None else sigma
     parts = []
-    for start in range(0, len(x), model.batch_size):
-        rows = slice(start, start + model.batch_size)
-        batch = x[rows].to(model.device)
-        parts.append(model.denoiser.log_prob(batch, model.sigma_min, model.labels(labels[rows])).double().cpu())
-        model.tell(what, min(start + model.batch_size, len(x)), len(x))
+    with unbiased(model):
+        for rows in model.slices(len(x), what, turn, turns):
+            batch = x[rows].to(model.device)
+            parts.append(model.denoiser.log_prob(batch, level, model.labels(labels[rows])).double().cpu())
     return torch.cat(parts)
+
+
+def log_likelihood_of_classes(
+    model: Evaluand, x: Tensor, what: str, sigma: float, turn: int = 0, turns: int = 1
+) -> Tensor:
+    """log p(x; σ, c) in nats for each of the K classes: x (N, *shape) → (N, K) float64 on the CPU."""
+    k = model.denoiser.num_classes
+    labels = [torch.full((len(x),), c) for c in range(k)]
+    columns = [log_likelihood(model, x, labels[c], what, sigma, turn * k + c, turns * k) for c in range(k)]
+    return torch.stack(columns, 1)
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean of values (N,); 0 for a single one."""
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
@@ -38,6 +64,21 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
     shape.
     """
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
+
+
+def kind_of_log_det(model: Evaluand, standard_error: float) -> str:
+    """How log p came about, for the record: exact or estimated. An estimate is also logged as one."""
+    if getattr(model.denoiser, "exact", True):
+        return "exact"
+    log.info("the likelihood is an unbiased estimate (flow.exact_dim), its standard error %.2g", standard_error)
+    return "estimated"
+
+
+def unbiased(model: Evaluand) -> AbstractContextManager[None]:
+    """Within it, an estimated log-determinant is unbiased and its error independent between the images, so that the
+    standard error of a mean over them includes it. It depends on the seed only.
+    """
+    return nullcontext() if getattr(model.denoiser, "exact", True) else seeded_probes(model.denoiser, model.seed)
 
 
 def no_likelihood(model: Evaluand) -> str | None:
@@ -65,11 +106,52 @@ class BitsPerDim(Metric):
         k, labels = model.real()
         x = model.data.to_model(k, torch.Generator().manual_seed(model.seed))
         bits = bits_per_dim(log_likelihood(model, x, labels, "bits/dim"), math.prod(model.data.shape), levels)
-        error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else 0.0
+        error = standard_error(bits)
         conditions = model.conditions(
-            standard_error=error, sigma=model.sigma_min, levels=levels, uniform=math.log2(levels)
+            standard_error=error,
+            log_det=kind_of_log_det(model, error),
+            sigma=model.sigma_min,
+            levels=levels,
+            uniform=math.log2(levels),
         )
         return {"bits_per_dim": Result(bits.mean().item(), len(bits), conditions)}
+
+
+class NLLBySigma(Metric):
+    """Negative log-likelihood of noised data at several noise levels, in nats per dimension.
+
+    Every level sees the same x0 and ε. At high noise it is that of the noise, ½ log(2πe(σ² + variance)), which the
+    condition ``noise`` = ½ log(2πeσ²) is there to compare with.
+
+    Args:
+        sigmas: noise levels.
+        num_images: rows of the split used; null is all of them.
+    """
+
+    def __init__(self, sigmas: Sequence[float], num_images: int | None = None) -> None:
+        self.sigmas = noise_levels("metrics.nll_by_sigma.sigmas", sigmas)
+        self.num_images = count_or_all("metrics.nll_by_sigma.num_images", num_images)
+
+    def unfit(self, model: Evaluand) -> str | None:
+        """Needs a normalised density."""
+        return no_likelihood(model)
+
+    def __call__(self, model: Evaluand) -> dict[str, Result]:
+        """Keys ``nll_by_sigma/<sigma>``."""
+        x0, noise, labels = model.noised(self.num_images)
+        results = {}
+        for turn, sigma in enumerate(self.sigmas):
+            x = x0 + sigma * noise
+            nats = log_likelihood(model, x, labels, "nll by sigma", sigma, turn, len(self.sigmas))
+            nll = -nats / math.prod(model.data.shape)
+            conditions = model.conditions(
+                standard_error=standard_error(nll),
+                sigma=sigma,
+                unit="nats/dim",
+                noise=0.5 * math.log(2 * math.pi * math.e * sigma**2),
+            )
+            results[f"nll_by_sigma/{sigma:g}"] = Result(nll.mean().item(), len(nll), conditions)
+        return results
 
 
 class LogLikelihood(Metric):
@@ -95,11 +177,15 @@ class LogLikelihood(Metric):
         if model.denoiser.num_classes:  # p(x | c): the class is known, and the classes are equally frequent
             data_log_prob = data_log_prob + math.log(model.data.num_classes)
         gap = model_log_prob - data_log_prob
-        conditions = model.conditions(sigma=model.sigma_min, entropy=-data_log_prob.mean().item(), unit="nats")
         n = len(x)
+        error = standard_error(gap)
+        conditions = model.conditions(
+            log_det=kind_of_log_det(model, error),
+            sigma=model.sigma_min,
+            entropy=-data_log_prob.mean().item(),
+            unit="nats",
+        )
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),
-            "log_likelihood_gap": Result(
-                gap.mean().item(), n, conditions | {"standard_error": gap.std().item() / math.sqrt(n)}
-            ),
+            "log_likelihood_gap": Result(gap.mean().item(), n, conditions | {"standard_error": error}),
         }

@@ -42,6 +42,22 @@ class Ancestral(Sampler):
         denoised = denoise(x, sigma)
         if to == 0:
             return denoised
+        return self.move(x, denoised, noise, sigma, to)
+
+    def move(self, x: Tensor, denoised: Tensor, noise: NoiseSource, sigma: float, to: float) -> Tensor:
+        """x at the level ``to`` > 0 from x and D at the level ``sigma``."""
         down, up = ancestral_step(sigma, to, self.eta)
         x = x + (down - sigma) * (x - denoised) / sigma
         return x + up * noise() if up > 0 else x
+
+
+class Ddim(Ancestral):
+    """Ancestral sampling without fresh noise: DDIM (Song et al. 2021, arXiv:2010.02502). N evaluations.
+
+    Args:
+        num_steps: N.
+        eta: as for ``Ancestral``, and the eta of that paper.
+    """
+
+    def __init__(self, num_steps: int, eta: float = 0.0) -> None:
+        super().__init__(num_steps, eta)

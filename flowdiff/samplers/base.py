@@ -11,26 +11,51 @@ The walks differ in ``step``: they all rest on the probability-flow ODE of x = x
 Levels are Python floats (float64); x keeps the dtype and the device of the noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from flowdiff.activations import per_sample
 from flowdiff.errors import FlowdiffError, at_least
 from flowdiff.names import snake_case
 
 NoiseSource = Callable[[], Tensor]
 """Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
 
-Denoise = Callable[[Tensor, float], Tensor]
-"""D(x; sigma) with the labels already bound: (n, *shape), float -> (n, *shape)."""
-
 
 class DenoiserLike(Protocol):
     """k-diffusion's and EDM's interface: x (n, *shape), sigma (n,), labels (n,) or None -> D (n, *shape)."""
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor: ...
+
+
+class Denoise:
+    """A denoiser with its labels bound: ``D = denoise(x, sigma)``, (n, *shape) and a float -> (n, *shape).
+
+    Args:
+        denoiser: ``D = denoiser(x, sigma, labels)``.
+        labels: (n,) or None.
+    """
+
+    def __init__(self, denoiser: Any, labels: Tensor | None = None) -> None:
+        self.denoiser = denoiser
+        self.labels = labels
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.denoiser(x, x.new_full((len(x),), sigma), self.labels)
+
+    def score_and_log_prob(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """The score (n, *shape) and log p (n,), up to a constant, of a denoiser with a density."""
+        return score_and_log_prob(self.denoiser, x, x.new_full((len(x),), sigma), self.labels)
+
+
+def score_and_log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The denoiser's own, from one pass; of one that has only D and ``log_prob``, (D - x) / sigma^2 and that."""
+    if hasattr(denoiser, "score_and_log_prob"):
+        return denoiser.score_and_log_prob(x, sigma, labels)
+    return (denoiser(x, sigma, labels) - x) / per_sample(sigma**2, x), denoiser.log_prob(x, sigma, labels)
 
 
 class Step(NamedTuple):
@@ -46,15 +71,30 @@ class Step(NamedTuple):
 class Sampler:
     """Base of the samplers: subclasses give ``step`` and, where they don't begin with pure noise, ``start``.
 
+    One that remembers something from step to step forgets it in ``reset``. What it measures on its way it puts
+    into ``records``, by name, a row a sample; ``report`` makes plain values of them.
+
     Args:
         num_steps: how many levels the walk goes down, >= 1.
     """
 
     needs_inverse: bool = False
+    needs_density: bool = False
+    stays: bool = False  # its levels may be equal
     sigma_start: float | None = None  # None: begin at the schedule's sigma_max
+    records: dict[str, Tensor]
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = at_least("sampler.num_steps", num_steps, 1)
+        self.records = {}
+
+    def reset(self) -> None:
+        """Forget the last call; called at the start of each."""
+        self.records = {}
+
+    def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the ``records`` of one or more calls say, their rows joined: plain values for JSON."""
+        return {}
 
     def sigmas(self, schedule: Callable[..., Tensor]) -> Tensor:
         """The levels of this sampler on a schedule: (num_steps + 1,) float64, decreasing, ending in 0."""
@@ -76,15 +116,18 @@ class Sampler:
         sigmas: Tensor,
         labels: Tensor | None = None,
         callback: Callable[[Step], None] | None = None,
+        correct: Callable[[Tensor, float], Tensor] | None = None,
     ) -> Tensor:
         """Draw one batch.
 
         Args:
-            denoiser: ``D = denoiser(x, sigma, labels)``; with ``inverse`` if ``needs_inverse``.
+            denoiser: ``D = denoiser(x, sigma, labels)``; with ``inverse`` if ``needs_inverse``, with ``log_prob``
+                if ``needs_density``.
             noise: fresh standard normals (n, *shape) at each call, e.g. ``IndexedNoise``.
             sigmas: (num_steps + 1,) decreasing, the last one 0, e.g. ``sampler.sigmas(schedule)``.
             labels: (n,) class labels, or None.
             callback: called with a ``Step`` after each step.
+            correct: x and its level to another x at that level, before each step, e.g. ``Conditioned``.
 
         Returns:
             (n, *shape) samples.
@@ -92,19 +135,23 @@ class Sampler:
         levels = sigmas.tolist()
         if len(levels) != self.num_steps + 1 or levels[-1] != 0:
             raise ValueError(f"sigmas must be {self.num_steps + 1} levels ending in 0, not {levels}")
-        if any(b >= a for a, b in zip(levels, levels[1:], strict=False)):
+        if any(b > a or (b == a and not self.stays) for a, b in zip(levels, levels[1:], strict=False)):
             raise ValueError(f"sigmas must decrease, not {levels}")
         if self.needs_inverse and not getattr(denoiser, "has_inverse", hasattr(denoiser, "inverse")):
             raise FlowdiffError(
                 f"sampler={self.name}: needs a denoiser that can be inverted (an invertible flow, "
                 "conditioned by film or none, with leak > 0); choose euler, heun or ancestral instead"
             )
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            return denoiser(x, x.new_full((x.shape[0],), sigma), labels)
-
+        if self.needs_density and not getattr(denoiser, "has_density", hasattr(denoiser, "log_prob")):
+            raise FlowdiffError(
+                f"sampler={self.name}: needs a denoiser with a density (a flow); choose ula, euler, heun or "
+                "ancestral instead"
+            )
+        self.reset()
+        denoise = Denoise(denoiser, labels)
         x = self.start(denoiser, noise, levels[0], labels)
         for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+            x = x if correct is None else correct(x, sigma)
             x = self.step(denoise, noise, x, sigma, sigma_next)
             if callback is not None:
                 callback(Step(i + 1, self.num_steps, sigma, sigma_next, x))

@@ -1,10 +1,13 @@
 r"""Wrappers around a denoiser. Each is a denoiser again: ``Clipped(Guided(Counted(denoiser), 2.0), -1, 1)``.
 
-Guided   classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): D = D_null + w (D_c - D_null)
+Guided   classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): D = D_null + w (D_c - D_null), which
+         is the D of log p = log p_c + (w - 1)(log p_c - log p_null)
 Clipped  D into the range of the data. An exact D is a mean of data and lies there already; an inexact one may
          not, and its errors feed back into the walk: clipped, x stays between the data and the noise.
-         (NaN stays NaN: it is not hidden.)
-Counted  counts evaluations (NFE).
+         (NaN stays NaN: it is not hidden.) log p stays what it is, so that Metropolis' test stays exact: the
+         clipped score is only what makes the proposals.
+Counted  counts evaluations (NFE), their forward passes and gradients.
+Tiled    the network sees a fixed number of rows at a time.
 """
 
 from typing import Any
@@ -12,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowdiff.activations import per_sample
 from flowdiff.errors import ConfigError, is_number
+from flowdiff.samplers.base import score_and_log_prob
 
 
 class Wrapper:
-    """A denoiser around a denoiser: passes on its facts and its inverse.
+    """A denoiser around a denoiser: passes on its facts, its density and its inverse.
 
     Args:
         denoiser: ``D = denoiser(x, sigma, labels)``.
@@ -37,9 +42,25 @@ class Wrapper:
     def has_inverse(self) -> bool:
         return getattr(self.denoiser, "has_inverse", hasattr(self.denoiser, "inverse"))
 
+    @property
+    def has_density(self) -> bool:
+        return getattr(self.denoiser, "has_density", hasattr(self.denoiser, "log_prob"))
+
+    @property
+    def by_gradient(self) -> bool:
+        return getattr(self.denoiser, "by_gradient", False)
+
     def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x from z, by the flow itself: guidance and clipping concern D only."""
+        """x from z, by the flow itself: guidance and clipping concern D and the density only."""
         return self.denoiser.inverse(z, sigma, labels)
+
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z from x, by the flow itself."""
+        return self.denoiser.latent(x, sigma, labels)
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score (n, *shape) and log p (n,), up to a constant."""
+        return score_and_log_prob(self.denoiser, x, sigma, labels)
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoiser(x, sigma, labels)
@@ -67,6 +88,15 @@ class Guided(Wrapper):
             return null
         return torch.lerp(null, self.denoiser(x, sigma, labels), self.scale)
 
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if labels is None or self.scale == 1:
+            return super().score_and_log_prob(x, sigma, labels)
+        null = super().score_and_log_prob(x, sigma, None)
+        if self.scale == 0:
+            return null
+        score, log_prob = super().score_and_log_prob(x, sigma, labels)
+        return torch.lerp(null[0], score, self.scale), torch.lerp(null[1], log_prob, self.scale)
+
 
 class Clipped(Wrapper):
     """D clamped into [low, high], elementwise.
@@ -86,11 +116,24 @@ class Clipped(Wrapper):
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoiser(x, sigma, labels).clamp(self.low, self.high)
 
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        score, log_prob = super().score_and_log_prob(x, sigma, labels)
+        variance = per_sample(sigma**2, x)
+        denoised = x + variance * score
+        held = denoised.clamp(self.low, self.high)
+        return torch.where(held == denoised, score, (held - x) / variance), log_prob
+
 
 class Counted(Wrapper):
-    """Counts calls of a denoiser (``nfe``) and of its inverse (``inversions``) since the last ``reset``.
+    """Counts what is asked of a denoiser since the last ``reset``.
 
     Put it innermost: guidance then counts twice, as it should.
+
+    Attributes:
+        nfe: evaluations of D, of score and log p, or of z.
+        forward: forward passes through the network: one an evaluation.
+        gradient: gradients by x: one an evaluation of a score, or of a D that is made of one (``by_gradient``).
+        inversions: of the flow.
     """
 
     def __init__(self, denoiser: Any) -> None:
@@ -99,13 +142,50 @@ class Counted(Wrapper):
 
     def reset(self) -> None:
         """Start again at zero."""
-        self.nfe = 0
-        self.inversions = 0
+        self.nfe = self.forward = self.gradient = self.inversions = 0
 
     def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         self.inversions += 1
         return super().inverse(z, sigma, labels)
 
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.nfe += 1
+        self.forward += 1
+        return super().latent(x, sigma, labels)
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.nfe += 1
+        self.forward += 1
+        self.gradient += 1
+        return super().score_and_log_prob(x, sigma, labels)
+
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         self.nfe += 1
+        self.forward += 1
+        self.gradient += self.by_gradient
         return super().__call__(x, sigma, labels)
+
+
+class Tiled(Wrapper):
+    """A denoiser whose network sees ``tile`` rows at a time. Its batches hold a multiple of ``tile`` rows."""
+
+    def __init__(self, denoiser: Any, tile: int) -> None:
+        super().__init__(denoiser)
+        self.tile = tile
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat(self._by_tile(super().__call__, x, sigma, labels))
+
+    def inverse(self, z: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat(self._by_tile(super().inverse, z, sigma, labels))
+
+    def latent(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.cat(self._by_tile(super().latent, x, sigma, labels))
+
+    def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scores, log_probs = zip(*self._by_tile(super().score_and_log_prob, x, sigma, labels), strict=True)
+        return torch.cat(scores), torch.cat(log_probs)
+
+    def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> list[Any]:
+        rows = [slice(i, i + self.tile) for i in range(0, len(x), self.tile)]
+        return [function(x[here], sigma[here], None if labels is None else labels[here]) for here in rows]

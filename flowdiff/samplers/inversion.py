@@ -19,10 +19,17 @@ from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
 
 
-def _check_sigma_start(sigma_start: float) -> float:
+def check_sigma_start(sigma_start: float) -> float:
+    """A noise level, or a :class:`ConfigError` that names ``sigma_start``."""
     if not (is_number(sigma_start) and sigma_start > 0):
         raise ConfigError("sigma_start", sigma_start, "must be a noise level > 0 to invert at")
     return float(sigma_start)
+
+
+def inverted(denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+    """Samples (n, *shape) of p(x; sigma, labels) by the flow's inverse."""
+    z = noise()
+    return denoiser.inverse(z, z.new_full((len(z),), sigma), labels)
 
 
 class Inversion(Sampler):
@@ -36,11 +43,10 @@ class Inversion(Sampler):
 
     def __init__(self, sigma_start: float) -> None:
         super().__init__(num_steps=1)
-        self.sigma_start: float = _check_sigma_start(sigma_start)
+        self.sigma_start: float = check_sigma_start(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        z = noise()
-        return denoiser.inverse(z, z.new_full((z.shape[0],), sigma), labels)
+        return inverted(denoiser, noise, sigma, labels)
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         return denoise(x, sigma)
@@ -67,8 +73,7 @@ class InversionDenoise(Heun):
         s_noise: float = 1.0,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)
-        self.sigma_start: float = _check_sigma_start(sigma_start)
+        self.sigma_start: float = check_sigma_start(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        z = noise()
-        return denoiser.inverse(z, z.new_full((z.shape[0],), sigma), labels)
+        return inverted(denoiser, noise, sigma, labels)

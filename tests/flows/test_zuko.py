@@ -14,7 +14,7 @@ from zuko.transforms import ComposedTransform, CouplingTransform, DependentTrans
 from flowdiff.activations import GatedActivation
 from flowdiff.denoisers import ScoreFlow
 from flowdiff.flows.base import soft_limit
-from flowdiff.flows.coupling import AffineCoupling
+from flowdiff.flows.coupling import Coupling
 
 SLOPE = 1e-3
 
@@ -24,7 +24,7 @@ def zuko_affine(log_scale: Tensor, shift: Tensor) -> MonotonicAffineTransform:
     return MonotonicAffineTransform(shift, log_scale / (1 - log_scale.abs() / -math.log(SLOPE)), slope=SLOPE)
 
 
-def copied_mlp(step: AffineCoupling) -> Callable[[Tensor], Tensor]:
+def copied_mlp(step: Coupling) -> Callable[[Tensor], Tensor]:
     """zuko's MLP with the weights of our first and last layer; ours has a residual block between, set to 0."""
     network = step.network
     for layer in network.outer:
@@ -38,16 +38,14 @@ def copied_mlp(step: AffineCoupling) -> Callable[[Tensor], Tensor]:
     return lambda x_a: mlp(soft_limit(x_a))
 
 
-def zuko_coupling(
-    step: AffineCoupling, network: Callable[[Tensor], Tensor], dim: int, kappa: float
-) -> CouplingTransform:
+def zuko_coupling(step: Coupling, network: Callable[[Tensor], Tensor], dim: int, kappa: float) -> CouplingTransform:
     """The same coupling made of zuko's parts."""
     mask = torch.zeros(dim, dtype=torch.bool)
     mask[step.seen] = True
 
     def meta(x_a: Tensor) -> DependentTransform:
         a, b = network(x_a).chunk(2, -1)
-        bound = step.max_log_scale
+        bound = step.transform.max_log_scale
         return DependentTransform(zuko_affine(bound * torch.tanh(kappa * a / bound), kappa * b), 1)
 
     return CouplingTransform(meta, mask)
@@ -66,7 +64,7 @@ def test_affine_couplings_have_zukos_log_prob(residual: bool, sigma: float) -> N
     kappa = model.precondition.kappa(level)[0].item()
     embedding = model.embed(level, labels)
     couplings = [step for step in model.flow.steps if not isinstance(step, GatedActivation)]
-    assert len(couplings) == 3 and all(isinstance(step, AffineCoupling) for step in couplings)
+    assert len(couplings) == 3 and all(isinstance(step, Coupling) for step in couplings)
     networks = [partial(step.network, embedding=embedding) if residual else copied_mlp(step) for step in couplings]
     steps = [zuko_coupling(step, f, dim, kappa) for step, f in zip(couplings, networks, strict=True)]
     flow = zuko.distributions.NormalizingFlow(

@@ -1,0 +1,1 @@
+"""flowdiff beside other libraries' flows: same data, same seconds, same measures."""

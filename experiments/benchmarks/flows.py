@@ -1,0 +1,66 @@
+"""flowdiff's flows beside other libraries'.   python -m experiments.benchmarks.flows --dataset digits --seconds 120
+
+Every contender of contenders.yaml is trained for the same seconds, one after the other, on all cores, and measured
+alike. Written to --out, for each dataset: <dataset>.csv, <dataset>.md, <dataset>.png and a JSON file a contender,
+which is not measured again. One that fails is a row with its error.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.benchmarks import contenders, table
+from experiments.benchmarks.contenders import Result, Results
+from experiments.benchmarks.plot import plot
+from flowdiff.errors import FlowdiffError, positive
+
+DATASETS = ("digits", "mnist")
+COLUMNS = (
+    *(table.NAME, table.GIVEN, table.BITS, table.BITS_ERROR, table.FD, table.FD_REAL, table.RECOGNISED),
+    *table.DENOISING,
+    *(table.PARAMETERS, table.SECONDS, table.STEPS, table.SPEED, table.SAMPLER, table.NFE, table.SAMPLING),
+    table.ERROR,
+)
+
+
+def report(results: Sequence[Result], out: Path, dataset: str) -> None:
+    """CSV, Markdown and plot of one dataset."""
+    table.write(out / f"{dataset}.csv", table.to_csv(COLUMNS, results))
+    parts = [f"# {dataset}", table.conditions(results), table.to_markdown(COLUMNS, results).rstrip()]
+    parts += ["\n".join(table.ahead(results))]
+    table.write(out / f"{dataset}.md", "\n\n".join(part for part in parts if part) + "\n")
+    plot(results, out / f"{dataset}.png")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.flows", description=__doc__)
+    parser.add_argument("--dataset", choices=[*DATASETS, "both"], default="digits")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of training, for each contender")
+    parser.add_argument("--models", help="some of the contenders, with commas (default: all)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="takes the results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
+    parser.add_argument("--contenders", type=Path, default=contenders.FILE, help="another list of contenders")
+    parser.add_argument("--runs", type=Path, default=contenders.RUNS, help="takes the run folders")
+    given = parser.parse_args(words)
+    try:
+        positive("--seconds", given.seconds)
+        for dataset in DATASETS if given.dataset == "both" else (given.dataset,):
+            everyone = contenders.contenders(dataset, given.seconds, given.seed, given.contenders)
+            now = contenders.chosen(everyone, given.models)
+            results = Results(given.out / dataset, given.runs, given.again)
+            for contender in now:
+                results.get(contender)
+                rows = [row for c in everyone if (row := results.kept(c)) is not None]
+                report(rows, given.out, dataset)
+            print((given.out / f"{dataset}.md").read_text())
+    except FlowdiffError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Results as tables: one row a contender, the same columns in CSV (full precision) and Markdown (rounded)."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.contenders import Result
+from flowdiff.files import write_whole
+
+Cell = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in CSV, its heading in Markdown, where its value is, and how it is rounded."""
+
+    name: str
+    heading: str
+    value: Callable[[Result], Cell]
+    form: str = "{}"
+
+    def text(self, result: Result) -> str:
+        """The cell in Markdown; a dash where there is no value."""
+        value = self.value(result)
+        return "–" if value is None or value == "" else self.form.format(value).replace("|", "\\|")
+
+
+def metric(result: Result, key: str, what: str = "value") -> Any:
+    """An entry of the metrics, None where it was not measured."""
+    return (result.get("metrics") or {}).get(key, {}).get(what)
+
+
+def distance(result: Result) -> str:
+    """The key of the Fréchet distance, which names its extractor."""
+    keys = (key for key in result.get("metrics") or {} if key.startswith("fd_") and not key.endswith("/real"))
+    return next(keys, "")
+
+
+def given_class(result: Result) -> str | None:
+    """Whether likelihood and samples are given the class."""
+    known = result.get("given_class")
+    return None if known is None else "yes" if known else "no"
+
+
+def denoising(sigma: str) -> Column:
+    """RMSE of D over the Wiener filter's."""
+    key = f"denoising_ratio/{sigma}"
+    return Column(f"denoising_{sigma}", f"D, σ = {sigma}", lambda r: metric(r, key), "{:.3f}")
+
+
+NAME = Column("model", "model", lambda r: r["request"]["name"])
+GIVEN = Column("given_class", "given class", given_class)
+BITS = Column("bits_per_dim", "bits/dim", lambda r: metric(r, "bits_per_dim"), "{:.3f}")
+BITS_ERROR = Column("bits_per_dim_error", "±", lambda r: metric(r, "bits_per_dim", "standard_error"), "{:.3f}")
+FD = Column("fd", "FD", lambda r: metric(r, distance(r)), "{:.3g}")
+FD_REAL = Column("fd_real", "real", lambda r: metric(r, f"{distance(r)}/real"), "{:.3g}")
+RECOGNISED = Column("recognised", "recognised", lambda r: metric(r, "recognised"), "{:.1%}")
+DENOISING = [denoising(sigma) for sigma in ("0.2", "1", "5")]
+PARAMETERS = Column("parameters", "parameters", lambda r: r.get("parameters"), "{:,}")
+SECONDS = Column("seconds", "seconds", lambda r: r.get("seconds"), "{:.0f}")
+STEPS = Column("steps", "steps", lambda r: r.get("steps"), "{:,}")
+SPEED = Column("images_per_second", "images/s", lambda r: r.get("images_per_second"), "{:,.0f}")
+SAMPLER = Column("sampler", "sampler", lambda r: metric(r, distance(r), "sampler"))
+NFE = Column("nfe", "NFE", lambda r: metric(r, distance(r), "nfe"), "{:g}")
+SAMPLING = Column("seconds_per_100", "s per 100", lambda r: r.get("seconds_per_100"), "{:.2g}")
+INVERSION = Column(
+    "inversion_seconds_per_100", "s per 100, inversion", lambda r: r.get("inversion_seconds_per_100"), "{:.2g}"
+)
+ERROR = Column("error", "error", lambda r: r.get("error") or r.get("note"))
+
+
+def to_csv(columns: Sequence[Column], results: Sequence[Result]) -> str:
+    """The table with full precision; an empty cell where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in columns])
+    writer.writerows([["" if (v := c.value(r)) is None else v for c in columns] for r in results])
+    return text.getvalue()
+
+
+def to_markdown(columns: Sequence[Column], results: Sequence[Result]) -> str:
+    """The table in Markdown, without the columns that are empty."""
+    shown = [c for c in columns if any(c.value(r) is not None for r in results)]
+    lines = [[c.heading for c in shown], ["---"] * len(shown), *([c.text(r) for c in shown] for r in results)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def conditions(results: Sequence[Result]) -> str:
+    """One line on what the numbers depend on: budget, seed, machine, samples, extractor."""
+    first, request = results[0]["machine"], results[0]["request"]
+    done = next((r for r in results if distance(r)), None)
+    samples = "" if done is None else f"; FD is `{distance(done)}` of {metric(done, distance(done), 'n'):,} samples"
+    return (
+        f"{request['seconds']:g} seconds of training each (evaluation not counted), seed {request['seed']}, "
+        f"{first['threads']} threads on {first['cores']} cores, torch {first['torch']}{samples}."
+    )
+
+
+def ahead(results: Sequence[Result]) -> list[str]:
+    """For each measure, the best of ours and the best of the peers: who leads, and by how much."""
+    with_class = [r for r in results if r.get("given_class")]
+    without = [r for r in results if r.get("given_class") is False]
+    lines = []
+    for what, among, column, lower in (
+        ("bits/dim given the class", with_class, BITS, True),
+        ("bits/dim without the class", without, BITS, True),
+        ("Fréchet distance", results, FD, True),
+        ("recognised share", with_class, RECOGNISED, False),
+    ):
+        best = {}
+        for side in ("flowdiff", "peer"):
+            own = [r for r in among if r["request"]["kind"] == side and column.value(r) is not None]
+            if own:
+                best[side] = (min if lower else max)(own, key=column.value)  # type: ignore[arg-type]
+        if len(best) == 2:
+            ours, theirs = (best[side] for side in ("flowdiff", "peer"))
+            a, b = column.value(ours), column.value(theirs)
+            assert isinstance(a, float) and isinstance(b, float)
+            verdict = "equal" if a == b else "flowdiff leads" if (a < b) == lower else "**flowdiff loses**"
+            names = [f"{r['request']['name']} {column.text(r)}" for r in (ours, theirs)]
+            lines.append(f"* {what}: {verdict}, {names[0]} to {names[1]}.")
+    return lines
+
+
+def write(path: Path, text: str) -> None:
+    """Write it whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))

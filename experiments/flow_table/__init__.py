@@ -1,0 +1,1 @@
+"""Every flow of conf/flow on digits under one budget."""

@@ -1,0 +1,62 @@
+"""Every flow of conf/flow on digits under one budget.   python -m experiments.flow_table --seconds 120
+
+Each is trained by `flowdiff.train experiment=digits flow=NAME`, one after the other, on all cores, with its own
+settings. Written to --out: flows.csv, flows.md (the README's table) and a JSON file a flow, which is not measured
+again. One that fails is a row with its error.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.benchmarks import contenders, table
+from experiments.benchmarks.contenders import Contender, Result, Results
+from flowdiff import cli
+from flowdiff.errors import FlowdiffError, positive
+
+DATASET = "digits"
+RUNS = Path("outputs/flow_table")
+COLUMNS = (
+    *(table.NAME, table.BITS, table.FD, table.FD_REAL, table.RECOGNISED, *table.DENOISING, table.PARAMETERS),
+    *(table.SPEED, table.STEPS, table.SECONDS, table.SAMPLER, table.NFE, table.SAMPLING, table.INVERSION, table.ERROR),
+)
+
+
+def flows(seconds: float, seed: int) -> list[Contender]:
+    """One contender for each file in conf/flow."""
+    names = sorted(file.stem for file in (cli.config_dir() / "flow").glob("*.yaml"))
+    return [Contender(name, "flowdiff", [f"flow={name}"], DATASET, seconds, seed) for name in names]
+
+
+def report(results: Sequence[Result], out: Path) -> None:
+    """CSV and Markdown."""
+    table.write(out / "flows.csv", table.to_csv(COLUMNS, results))
+    table.write(out / "flows.md", f"{table.conditions(results)}\n\n{table.to_markdown(COLUMNS, results)}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.flow_table", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of training, for each flow")
+    parser.add_argument("--models", help="some of the flows, with commas (default: all)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="takes the results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="takes the run folders")
+    given = parser.parse_args(words)
+    try:
+        everyone = flows(positive("--seconds", given.seconds), given.seed)
+        results = Results(given.out / "flows", given.runs, given.again)
+        for contender in contenders.chosen(everyone, given.models):
+            results.get(contender)
+            report([row for c in everyone if (row := results.kept(c)) is not None], given.out)
+    except FlowdiffError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print((given.out / "flows.md").read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+r"""Predictor-corrector sampling (Song et al. 2021, arXiv:2011.13456): Langevin steps at every noise level.
+
+    x <- an ancestral step from s to s'                              the predictor
+    x <- n_corrector Langevin steps for p(x; s'), with tau = r s'^2    the corrector; none at s' = 0
+
+Ula's steps are unadjusted: they only need D, for s(x) = (D - x) / sigma^2, and are biased by the size of r.
+Mala's pass the Metropolis test of the exact density (``langevin``), under guidance that of
+log p_c + (w - 1)(log p_c - log p_null): whatever r is, they leave p(x; s') as it is and only take away the
+predictor's errors. Each sample's r follows its own acceptance to 57 %.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import at_least, positive
+from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Denoise, NoiseSource
+from flowdiff.samplers.langevin import State, StepSize, langevin_step, optimal_step, uniforms
+
+GROUPS = 8
+"""So many groups of neighbouring levels does a report tell apart."""
+
+
+class Ula(Ancestral):
+    """Ancestral steps, each followed by unadjusted Langevin steps. 2 + (N - 1)(1 + n_corrector) evaluations.
+
+    The last evaluation of a corrector is the predictor's, too.
+
+    Args:
+        num_steps: N.
+        eta: share of fresh noise of the predictor, >= 0.
+        n_corrector: Langevin steps at each level, >= 1.
+        step_size: r, > 0.
+    """
+
+    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float = 0.1) -> None:
+        super().__init__(num_steps, eta)
+        self.n_corrector = at_least("sampler.n_corrector", n_corrector, 1)
+        self.step_size = positive("sampler.step_size", step_size)
+
+    def reset(self) -> None:
+        super().reset()
+        self._state: State | None = None
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        if to == 0:
+            return denoise(x, sigma)
+        state = self._state
+        # its score is that of x unless x was changed since (``correct`` of the call)
+        denoised = denoise(x, sigma) if state is None or state.x is not x else x + sigma**2 * state.score
+        self._state = self.correct(denoise, noise, self.move(x, denoised, noise, sigma, to), to)
+        return self._state.x
+
+    def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
+        """``n_corrector`` Langevin steps at sigma."""
+
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            return (denoise(x, sigma) - x) / sigma**2, x.new_zeros(len(x))
+
+        state = State(x, *density(x))
+        step = x.new_full((len(x),), self.step_size * sigma**2)
+        for _ in range(self.n_corrector):
+            state, _ = langevin_step(density, state, step, noise())
+        return state
+
+
+class Mala(Ula):
+    """Ancestral steps, each followed by Metropolis-adjusted Langevin steps. Evaluations as for ``Ula``.
+
+    Needs a density. Its report: the acceptance, in all and by sigma, and the r that the samples end with.
+
+    Args:
+        num_steps: N.
+        eta: share of fresh noise of the predictor, >= 0.
+        n_corrector: Langevin steps at each level, >= 1.
+        step_size: r at the start, > 0; None: the best for independent Gaussians of variance sigma^2.
+    """
+
+    needs_density = True
+
+    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float | None = None) -> None:
+        super().__init__(num_steps, eta, n_corrector, 1.0 if step_size is None else step_size)
+        self.initial = step_size
+
+    def reset(self) -> None:
+        super().reset()
+        self._rate: StepSize | None = None
+
+    def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            return denoise.score_and_log_prob(x, sigma)
+
+        if self._rate is None:
+            initial = optimal_step(x) if self.initial is None else self.initial
+            self._rate = StepSize(x.new_full((len(x),), initial), decay=0.0)
+        state = State(x, *density(x))
+        total = x.new_zeros(len(x))
+        for _ in range(self.n_corrector):
+            state, accepted = langevin_step(density, state, self._rate.value * sigma**2, noise(), uniforms(noise))
+            self._rate.update(accepted)
+            total += accepted
+        self._record(total / self.n_corrector, sigma)
+        return state
+
+    def _record(self, acceptance: Tensor, sigma: float) -> None:
+        assert self._rate is not None
+        found = {"acceptance": acceptance, "sigma": torch.full_like(acceptance, sigma)}
+        for key, row in found.items():
+            before = self.records.get(key)
+            self.records[key] = row[:, None] if before is None else torch.cat([before, row[:, None]], 1)
+        self.records["step_size"] = self._rate.value
+
+    def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
+        """``acceptance``, ``acceptance_by_sigma`` (a level in each of some groups to their mean), ``step_size`` (the
+        median r at the end)."""
+        if "acceptance" not in records:
+            return {}
+        levels, rates = records["sigma"][0], records["acceptance"].mean(0)
+        groups = zip(levels.tensor_split(GROUPS), rates.tensor_split(GROUPS), strict=True)
+        by_sigma = {f"{s.log().mean().exp():.3g}": round(float(a.mean()), 3) for s, a in groups if len(s)}
+        return {
+            "acceptance": round(float(rates.mean()), 3),
+            "acceptance_by_sigma": by_sigma,
+            "step_size": float(f"{records['step_size'].median():.3g}"),
+        }

@@ -1,0 +1,136 @@
+r"""Markov chains at one noise level: Metropolis-adjusted Langevin steps for p(x; sigma), then D(x; sigma).
+
+A chain starts at a sample of p (the flow's inverse) or far from one (sigma z); its step size follows its own
+acceptance in the warm-up and stays from then on, so that the rest of the chain is exact (``langevin``). Rows of
+equal class are chains of one density, and ``chains`` tells how far they agree: started at samples of p, they
+disagree as far as they can't get from mode to mode.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.errors import ConfigError, is_number, positive
+from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.chains import ess, rhat
+from flowdiff.samplers.inversion import check_sigma_start, inverted
+from flowdiff.samplers.langevin import State, StepSize, langevin_step, optimal_step, uniforms
+
+COORDINATES = 32
+"""So many coordinates of a sample, evenly spaced, are kept of each draw, with log p."""
+
+
+class Mcmc(Sampler):
+    """Chains of ``num_steps`` steps at ``sigma_start``, then D. 2 + num_steps evaluations, 1 inversion.
+
+    Needs a density, and an inverse to start from. Its report: the acceptance, the r = tau / sigma^2 and the number
+    of draws after the warm-up, R-hat and the effective number of draws of a class, the worst and the median over
+    coordinates, log p and classes.
+
+    Args:
+        sigma_start: the noise level.
+        num_steps: steps of a chain, >= 1.
+        start: where chains start, ``inverse`` or ``noise``.
+        warmup: share of the steps in which the step size adapts, in [0, 1).
+        step_size: r at the start, > 0; None: the best for independent Gaussians of variance sigma^2.
+    """
+
+    needs_density = True
+    stays = True
+
+    def __init__(
+        self,
+        sigma_start: float,
+        num_steps: int,
+        start: str = "inverse",
+        warmup: float = 0.5,
+        step_size: float | None = None,
+    ) -> None:
+        super().__init__(num_steps)
+        self.sigma_start: float = check_sigma_start(sigma_start)
+        if start not in ("inverse", "noise"):
+            raise ConfigError("sampler.start", start, "must be inverse (the flow's) or noise")
+        if not (is_number(warmup) and 0 <= warmup < 1):
+            raise ConfigError("sampler.warmup", warmup, "must be a share of the steps, from 0 to below 1")
+        self.needs_inverse = start == "inverse"
+        self.warmup = math.floor(warmup * num_steps)
+        self.step_size = None if step_size is None else positive("sampler.step_size", step_size)
+
+    def sigmas(self, schedule: Any) -> Tensor:
+        """sigma_start once a step, then 0; the schedule only says which sigma is too low."""
+        level, end = schedule(1, sigma_max=self.sigma_start)
+        return torch.cat([level.expand(self.num_steps), end[None]])
+
+    def reset(self) -> None:
+        super().reset()
+        self._state: State | None = None
+        self._labels: Tensor | None = None
+        self._draws: list[Tensor] = []
+        self._accepted: list[Tensor] = []
+        self._done = 0
+
+    def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+        self._labels = labels
+        return inverted(denoiser, noise, sigma, labels) if self.needs_inverse else sigma * noise()
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            return denoise.score_and_log_prob(x, sigma)
+
+        if self._state is None:
+            rate = optimal_step(x) if self.step_size is None else self.step_size
+            self._size = StepSize(x.new_full((len(x),), rate * sigma**2))
+            self._state = State(x, *density(x))
+        if self._done == self.warmup:
+            self._size.freeze()
+        self._state, accepted = langevin_step(density, self._state, self._size.value, noise(), uniforms(noise))
+        self._size.update(accepted)
+        self._done += 1
+        if self._done > self.warmup:
+            self._keep(accepted)
+        if to > 0:
+            return self._state.x
+        self._record(sigma)
+        return denoise(self._state.x, sigma)
+
+    def _keep(self, accepted: Tensor) -> None:
+        assert self._state is not None
+        flat = self._state.x.flatten(1)
+        chosen = torch.linspace(0, flat.shape[1] - 1, min(COORDINATES, flat.shape[1])).round().long()
+        self._draws.append(torch.cat([flat[:, chosen.to(flat.device)], self._state.log_prob[:, None]], 1).cpu())
+        self._accepted.append(accepted.cpu())
+
+    def _record(self, sigma: float) -> None:
+        n = len(self._draws[0])
+        self.records = {
+            "draws": torch.stack(self._draws, 1),
+            "accepted": torch.stack(self._accepted, 1),
+            "rate": (self._size.value / sigma**2).cpu(),
+            "class": torch.full((n,), -1) if self._labels is None else self._labels.cpu(),
+        }
+
+    def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
+        if not records:
+            return {}
+        draws, classes = records["draws"], records["class"]
+        found = {
+            "acceptance": float(records["accepted"].double().mean()),
+            "step_size": float(records["rate"].median()),
+            "chains": len(draws),
+            "draws": draws.shape[1],
+        }
+        groups = [draws[classes == c] for c in classes.unique()] if draws.shape[1] >= 8 else []
+        apart = torch.cat([rhat(g) for g in groups]) if groups else torch.empty(0)
+        size = torch.cat([ess(g) for g in groups]) if groups else torch.empty(0)
+        apart, size = apart[apart.isfinite()], size[size.isfinite()]
+        if len(apart) and len(size):
+            found |= {
+                "rhat_max": float(apart.max()),
+                "rhat_median": float(apart.median()),
+                "ess_min": float(size.min()),
+                "ess_median": float(size.median()),
+            }
+        return {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in found.items()}

@@ -1,0 +1,101 @@
+r"""Samplers that use the evaluations of earlier steps again: high order at one evaluation a step.
+
+Dpmpp2mSde   DPM-Solver++(2M), its stochastic form (Lu et al. 2022, arXiv:2211.01095), from s_{i-1}, s to s':
+             D' = D + (D - D_old) / (2 r),   r = log(s_{i-1} / s) / log(s / s')
+             x' = D' + a (x - D') + s_noise s' (1 - (s'/s)^(2 eta))^(1/2) eps,   a = (s'/s)^(1 + eta)
+Dpmpp2m      the same with eta = 0: the ODE
+Lms          Adams-Bashforth: d = (x - D) / s as a polynomial through its last ``order`` values, integrated
+             exactly from s to s'
+
+As in k-diffusion's ``sample_dpmpp_2m_sde`` (midpoint), ``sample_dpmpp_2m`` and ``sample_lms``.
+"""
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from flowdiff.errors import ConfigError, at_least, is_number
+from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+
+
+def check_stochastic(eta: float, s_noise: float) -> None:
+    """Raise a :class:`ConfigError` unless both are numbers >= 0."""
+    for key, value in (("eta", eta), ("s_noise", s_noise)):
+        if not (is_number(value) and value >= 0):
+            raise ConfigError(f"sampler.{key}", value, "must be a number >= 0")
+
+
+class Dpmpp2m(Sampler):
+    """DPM-Solver++(2M), error O(1/N^2). N evaluations."""
+
+    eta, s_noise = 0.0, 1.0
+
+    def reset(self) -> None:
+        super().reset()
+        self._last: tuple[float, Tensor] | None = None  # s_{i-1} and D there
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        denoised = denoise(x, sigma)
+        if to == 0:
+            return denoised
+        ahead = denoised
+        if self._last is not None:
+            above, before = self._last
+            ahead = denoised + (denoised - before) * math.log(sigma / to) / (2 * math.log(above / sigma))
+        self._last = sigma, denoised
+        x = ahead + (to / sigma) ** (1 + self.eta) * (x - ahead)
+        up = self.s_noise * to * math.sqrt(1 - (to / sigma) ** (2 * self.eta))
+        return x + up * noise() if up > 0 else x
+
+
+class Dpmpp2mSde(Dpmpp2m):
+    """DPM-Solver++(2M) with fresh noise in each step but the last. N evaluations.
+
+    Args:
+        num_steps: N.
+        eta: amount of fresh noise, >= 0; 0 is ``Dpmpp2m``.
+        s_noise: scale of the noise added, >= 0.
+    """
+
+    def __init__(self, num_steps: int, eta: float = 1.0, s_noise: float = 1.0) -> None:
+        super().__init__(num_steps)
+        check_stochastic(eta, s_noise)
+        self.eta, self.s_noise = eta, s_noise
+
+
+class Lms(Sampler):
+    """The probability-flow ODE by the linear multistep method. N evaluations.
+
+    Args:
+        num_steps: N.
+        order: how many slopes are used, >= 1; 1 is ``Euler``.
+    """
+
+    def __init__(self, num_steps: int, order: int = 4) -> None:
+        super().__init__(num_steps)
+        self.order = at_least("sampler.order", order, 1)
+
+    def reset(self) -> None:
+        super().reset()
+        self._slopes: list[tuple[float, Tensor]] = []  # the latest last
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        denoised = denoise(x, sigma)
+        self._slopes = [*self._slopes, (sigma, (x - denoised) / sigma)][-self.order :]
+        weights = adams_bashforth([level for level, _ in self._slopes], to)
+        for weight, (_, slope) in zip(weights, self._slopes, strict=True):
+            x = x + weight * slope
+        return x
+
+
+def adams_bashforth(levels: list[float], to: float) -> list[float]:
+    """The integral from ``levels[-1]`` to ``to`` of each of the Lagrange polynomials on the levels."""
+    nodes, weights = np.polynomial.legendre.leggauss(len(levels))
+    half = (to - levels[-1]) / 2
+    points = levels[-1] + half * (nodes + 1)
+    found = []
+    for j, level in enumerate(levels):
+        factors = [(points - other) / (level - other) for k, other in enumerate(levels) if k != j]
+        found.append(float(half * (weights * np.prod(factors, axis=0)).sum()))
+    return found

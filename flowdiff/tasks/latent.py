@@ -1,0 +1,195 @@
+r"""The latent space of the flow: what lies between two images, and one latent at every noise level.
+
+    Interpolate   z_a = f(x_a; s), z_b = f(x_b; s);   x_t = f^{-1}(slerp(z_a, z_b, t); s), then Heun from s to 0
+    Traverse      x_s = f^{-1}(z; s) and D(x_s; s) for one z, s from sigma_max down to sigma_min
+
+    slerp(z_a, z_b, t) = ( sin((1-t) w) z_a + sin(t w) z_b ) / sin w,      cos w = z_a z_b / |z_a||z_b|
+
+Standard normal latents are nearly on a sphere of radius sqrt(d): the arc stays there, the chord leaves it
+(Shoemake 1985; White 2016, arXiv:1609.04468). At t = 0 and t = 1 the inverse gives x_a and x_b back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.api import Model
+from flowdiff.errors import at_least
+from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.samplers import InversionDenoise, NoiseSource
+from flowdiff.schedules import Geometric
+from flowdiff.tasks.base import Drawn, Request, Task, choose_images
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """The arc from a (n, ...) to b at t (n,) in [0, 1]; the chord where they are parallel. Exact at 0 and 1."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double())
+    angle = cosine.clamp(-1, 1).acos()
+    straight, sine, t = angle.sin() < 1e-4, angle.sin().clamp(min=1e-4), t.double()
+    of_a = torch.where(straight, 1 - t, ((1 - t) * angle).sin() / sine).to(a)
+    of_b = torch.where(straight, t, (t * angle).sin() / sine).to(b)
+    each = (-1, *[1] * (a.dim() - 1))
+    return of_a.view(each) * a + of_b.view(each) * b
+
+
+class Interpolate(Task):
+    """From one image of a pair to the other, through the latent. Without a class unless the request has one.
+
+    Args:
+        steps: images from x_a to x_b, both counted, >= 2.
+        sigma_start: the noise level of the latent; None: the checkpoint's.
+        denoise_steps: Heun steps from there to 0.
+        split: train, val or test.
+        index: the images, two for each row: a list, or the number of the first; None: the first ones.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        denoise_steps: int,
+        sigma_start: float | None = None,
+        split: str = "test",
+        index: int | Sequence[int] | None = None,
+    ) -> None:
+        self.steps = at_least("task.steps", steps, 2)
+        self.denoise_steps = at_least("task.denoise_steps", denoise_steps, 1)
+        self.sigma_start = sigma_start
+        self.split = split
+        self.index = index
+
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+        self.need_images(model)
+        self.need_inverse(model)
+        sigma = model.config["sigma_start"] if self.sigma_start is None else self.sigma_start
+        walk = InversionDenoise(sigma, self.denoise_steps)
+        images = choose_images(request, model, self.split, self.index, self.rows, each=2)
+        n = len(images.x) // 2
+        t = torch.linspace(0, 1, self.steps).repeat(n)
+        rows = torch.arange(n).repeat_interleave(self.steps)
+        a, b = images.x[::2][rows], images.x[1::2][rows]
+        labels = None if request.class_label is None else resolve_labels(request.class_label, n, model.num_classes)
+        own = None if labels is None else labels[rows]
+        seeds = seeds_from(request.seed, n * self.steps)
+        batched = replace(batched, sampler=walk)
+        x, inverted, *log_probs = _between(batched, walk, a, b, t, own, seeds)
+        path, blend = (values.view(n, -1).mean(0).tolist() for values in log_probs)
+        start, end = t == 0, t == 1
+        measured = {
+            "split": self.split,
+            "index": images.index.tolist(),
+            "steps": self.steps,
+            "end_error": float(torch.cat([(inverted - a)[start], (inverted - b)[end]]).abs().max()),
+            "end_mse": float(torch.cat([(x - a)[start], (x - b)[end]]).square().mean()),
+            "log_prob_path": path,
+            "log_prob_blend": blend,
+        }
+        middle = self.steps // 2
+        report = [
+            f"ends: |f^-1(f(x)) - x| at most {measured['end_error']:.2g}; denoised, mse {measured['end_mse']:.2g}",
+            f"log p at sigma {walk.sigma_start:g}: {path[0]:.1f} nats at the first end, {path[middle]:.1f} in the "
+            f"middle of the path, {blend[middle]:.1f} in the middle of the pixels' blend",
+        ]
+        shown = [images.x[::2, None], x.unflatten(0, (n, -1)), images.x[1::2, None]]
+        return Drawn(
+            batched=batched,
+            x=x,
+            labels=own,
+            seeds=seeds,
+            picture=torch.cat(shown, 1).flatten(0, 1),
+            columns=["original", *(f"t = {value:.2g}" for value in t[: self.steps].tolist()), "original"],
+            measured=measured,
+            report=report,
+            arrays={"originals": model.to_uint8(images.x), "index": images.index, "inverted": inverted, "t": t},
+        )
+
+
+def _between(
+    batched: BatchedSampler,
+    walk: InversionDenoise,
+    a: Tensor,
+    b: Tensor,
+    t: Tensor,
+    labels: Tensor | None,
+    seeds: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The images at t between a and b (n, C, H, W): denoised, as inverted, and log p (n,) of these and of the blend."""
+    sigmas = batched.sigmas()
+    inverted, of_path, of_blend = torch.empty_like(a), torch.empty_like(t), torch.empty_like(t)
+
+    def one_batch(
+        denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
+    ) -> Tensor:
+        here = rows.cpu()
+        one, other, at = (v[here].to(rows.device) for v in (a, b, t))
+        sigma = one.new_full((len(rows),), walk.sigma_start)
+        z = slerp(denoiser.latent(one, sigma, classes), denoiser.latent(other, sigma, classes), at)
+        x = denoiser.inverse(z, sigma, classes)
+        inverted[here] = x.float().cpu()
+        of_path[here] = denoiser.score_and_log_prob(x, sigma, classes)[1].float().cpu()
+        blend = torch.lerp(one, other, at.view(-1, 1, 1, 1))
+        of_blend[here] = denoiser.score_and_log_prob(blend, sigma, classes)[1].float().cpu()
+        return walk(denoiser, lambda: z, sigmas, classes, callback=lambda _step: advance())
+
+    x = batched.each(one_batch, labels, seeds, len(sigmas) - 1, what="interpolating")
+    return x, inverted, of_path, of_blend
+
+
+class Traverse(Task):
+    """One latent a row, at noise levels from sigma_max down to sigma_min: x, and D(x) below it.
+
+    x is shown as x / sqrt(1 + sigma^2), so that it stays in the range of a picture.
+
+    Args:
+        levels: how many, >= 2, equally far apart in log sigma.
+    """
+
+    rows = 4
+
+    def __init__(self, levels: int) -> None:
+        self.levels = at_least("task.levels", levels, 2)
+
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+        self.need_images(model)
+        self.need_inverse(model)
+        n = request.num_samples or self.rows
+        wanted = "balanced" if request.class_label is None else request.class_label
+        labels, seeds = resolve_labels(wanted, n, model.num_classes), seeds_from(request.seed, n)
+        schedule = batched.schedule
+        sigmas = Geometric(schedule.sigma_min, schedule.sigma_max)(self.levels)[:-1].tolist()
+
+        def one_batch(
+            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
+        ) -> Tensor:
+            z = noise()
+            found = []
+            for level in sigmas:
+                sigma = z.new_full((len(z),), level)
+                x = denoiser.inverse(z, sigma, classes)
+                found.append(torch.stack([x, denoiser(x, sigma, classes)], 1))
+                advance()
+            return torch.stack(found, 1)
+
+        found = batched.each(one_batch, labels, seeds, len(sigmas), what="traversing")
+        x, denoised = found.unbind(2)
+        scale = (1 + torch.tensor(sigmas).square()).rsqrt().view(-1, 1, 1, 1)
+        change = (denoised[:, 1:] - denoised[:, :-1]).square().mean((0, 2, 3, 4)).sqrt()
+        how = {"sampler": "inversion", "num_steps": self.levels, "sigma_start": None}
+        largest = int(change.argmax())
+        report = [
+            f"D changes most from sigma {sigmas[largest]:.3g} to {sigmas[largest + 1]:.3g}: "
+            f"by {float(change[largest]):.3g} rms a pixel"
+        ]
+        return Drawn(
+            batched=batched,
+            x=denoised.flatten(0, 1),
+            labels=None if labels is None else labels.repeat_interleave(self.levels),
+            seeds=seeds.repeat_interleave(self.levels),
+            picture=torch.stack([x * scale, denoised], 1).flatten(0, 2),
+            columns=[f"sigma = {sigma:.3g}" for sigma in sigmas],
+            measured=how | {"sigmas": sigmas, "change": change.tolist()},
+            report=report,
+            arrays={"x": x.flatten(0, 1), "sigmas": torch.tensor(sigmas).repeat(n)},
+        )

@@ -1,0 +1,208 @@
+r"""Inpainting and super-resolution: several completions of each image, judged against the truth.
+
+Both sample Q x given P x for an orthogonal projector P (`flowdiff.samplers.conditional`), and both are measured by
+
+    mse = |Q (x - x0)|^2 / dim Q             in units of [-1, 1], over what was missing
+
+of a completion and of the mean of an image's completions. A perfect sampler's completion has twice the posterior
+variance as mse, the mean of K has (1 + 1/K) times it. The yardstick is the mean training image: Q m in place of Q x.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.api import Model
+from flowdiff.completion import complete
+from flowdiff.data import ImageData
+from flowdiff.data.quantise import centres
+from flowdiff.errors import ConfigError, at_least
+from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.masks import missing_pixels
+from flowdiff.samplers import BlockMean, Known, Mask
+from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
+
+
+class Restore(Task):
+    """Completes images of the dataset. A subclass says what is known of them.
+
+    Args:
+        completions: of each image.
+        n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0 is replacement alone.
+        split: train, val or test.
+        index: which images: the number of the first, or a list; null: the first ones.
+    """
+
+    def __init__(
+        self, completions: int, n_corrector: int, split: str = "test", index: int | Sequence[int] | None = None
+    ) -> None:
+        self.completions = at_least("task.completions", completions, 1)
+        self.n_corrector = at_least("task.n_corrector", n_corrector, 0)
+        self.split = split
+        self.index = index
+
+    def known(self, x0: Tensor, seeds: Tensor) -> Known:
+        """What is known of the images x0 (n, C, H, W); random choices follow from the seeds (n,)."""
+        raise NotImplementedError
+
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+        self.need_images(model)
+        images = choose_images(request, model, self.split, self.index, self.rows)
+        n = len(images.x)
+        seeds = seeds_from(request.seed, n * self.completions)
+        known = self.known(images.x, seeds[:: self.completions])
+        labels = images.labels if model.num_classes else None
+        if request.class_label is not None:
+            labels = resolve_labels(request.class_label, n, model.num_classes)
+        each = torch.arange(n).repeat_interleave(self.completions)
+        own = None if labels is None else labels[each]
+        done = complete(batched, known[each], images.x[each], own, seeds, self.n_corrector, key="task.n_corrector")
+        measured = self._settings(images) | self._acceptance(done.acceptance, batched)
+        measured |= _errors(done.x, images, known, request.data(), self.completions)
+        if model.has_density:
+            measured |= _log_probs(model, batched, done.x, images.x, own, labels)
+        blank = known.project(images.x)
+        rows = [images.x[:, None], blank[:, None], done.x.unflatten(0, (n, self.completions))]
+        columns = ["original", "known", *(f"completion {i + 1}" for i in range(self.completions))]
+        return Drawn(
+            batched=batched,
+            x=done.x,
+            labels=own,
+            seeds=seeds,
+            picture=torch.cat(rows, 1).flatten(0, 1),
+            columns=columns,
+            measured=measured,
+            report=_report(measured),
+            arrays={"originals": model.to_uint8(images.x), "index": images.index} | self._arrays(known, blank),
+        )
+
+    def _settings(self, images: Chosen) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "index": images.index.tolist(),
+            "completions": self.completions,
+            "n_corrector": self.n_corrector,
+        }
+
+    def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
+        """For samples.npz: what was known of the images, ``blank`` being its projection."""
+        return {"known": blank}
+
+    def _acceptance(self, rates: Tensor, batched: BatchedSampler) -> dict[str, Any]:
+        if not self.n_corrector:
+            return {}
+        by_level = {
+            f"{sigma:.4g}": float(r) for sigma, r in zip(batched.sigmas().tolist(), rates.mean(0), strict=False)
+        }
+        return {"acceptance": float(rates.mean()), "acceptance_by_sigma": by_level}
+
+
+class Inpaint(Restore):
+    """Some pixels are missing.
+
+    Args:
+        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.masks`); None is ``left``.
+        completions, n_corrector, split, index: see `Restore`.
+    """
+
+    def __init__(self, mask: str | None, completions: int, n_corrector: int, **which: Any) -> None:
+        super().__init__(completions, n_corrector, **which)
+        self.mask = "left" if mask is None else mask
+
+    def known(self, x0: Tensor, seeds: Tensor) -> Known:
+        return Mask(missing_pixels(self.mask, tuple(x0.shape[1:]), seeds))
+
+    def _settings(self, images: Chosen) -> dict[str, Any]:
+        return {"mask": self.mask} | super()._settings(images)
+
+    def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
+        assert isinstance(known, Mask)
+        return {"missing": known.missing}
+
+
+class SuperResolution(Restore):
+    """The mean of every block of factor x factor pixels is known.
+
+    Args:
+        factor: how many times larger the image becomes, at least 2; divides its height and width.
+        completions, n_corrector, split, index: see `Restore`.
+    """
+
+    def __init__(self, factor: int, completions: int, n_corrector: int, **which: Any) -> None:
+        super().__init__(completions, n_corrector, **which)
+        self.factor = at_least("task.factor", factor, 2)
+
+    def known(self, x0: Tensor, seeds: Tensor) -> Known:
+        height, width = x0.shape[2:]
+        if height % self.factor or width % self.factor:
+            allowed = f"must divide the image's height and width, {height} x {width}"
+            raise ConfigError("task.factor", self.factor, allowed)
+        return BlockMean(self.factor)
+
+    def _settings(self, images: Chosen) -> dict[str, Any]:
+        return {"factor": self.factor} | super()._settings(images)
+
+
+def _errors(x: Tensor, images: Chosen, known: Known, data: ImageData, completions: int) -> dict[str, float]:
+    """Mean squares over what is missing."""
+    k, labels = data.images("train")
+    free = known.free(images.x)
+
+    def mse(other: Tensor) -> float:
+        """Of one proposal for each image, (n, C, H, W) or (1, C, H, W)."""
+        return float((known.rest(other - images.x).square().flatten(1).sum(1) / free).mean())
+
+    each = x.unflatten(0, (len(images.x), completions))
+    found = {
+        "mse": sum(mse(each[:, i]) for i in range(completions)) / completions,
+        "mse_of_mean": mse(each.mean(1)),
+        "mse_mean_image": mse(_mean_image(k, data)),
+    }
+    if data.num_classes:
+        of_class = {int(c): _mean_image(k[labels == c], data) for c in images.labels.unique()}
+        found["mse_class_mean"] = mse(torch.cat([of_class[int(c)] for c in images.labels]))
+    return found
+
+
+def _mean_image(k: Tensor, data: ImageData) -> Tensor:
+    """(1, C, H, W) in [-1, 1]."""
+    assert data.levels is not None
+    return centres(k.float().mean(0, keepdim=True), data.levels)
+
+
+@torch.no_grad()
+def _log_probs(
+    model: Model, batched: BatchedSampler, x: Tensor, x0: Tensor, own: Tensor | None, labels: Tensor | None
+) -> dict[str, Any]:
+    """Mean log p at sigma_min, in nats, of the completions and of the originals."""
+    device = next(model.parameters()).device
+    sigma = float(batched.schedule.sigma_min)
+
+    def mean(x: Tensor, labels: Tensor | None) -> float:
+        found = []
+        for rows in torch.arange(len(x)).split(batched.batch_size):
+            classes = None if labels is None else labels[rows].to(device)
+            found.append(model.log_prob(x[rows].to(device), sigma, classes).cpu())
+        return float(torch.cat(found).mean())
+
+    return {"log_prob": mean(x, own), "log_prob_original": mean(x0, labels), "log_prob_sigma": sigma}
+
+
+def _report(measured: dict[str, Any]) -> list[str]:
+    class_mean = f", class mean {measured['mse_class_mean']:.4g}" if "mse_class_mean" in measured else ""
+    lines = [
+        f"mse of what was missing: {measured['mse']:.4g} a completion, {measured['mse_of_mean']:.4g} the mean of "
+        f"{measured['completions']}; mean training image {measured['mse_mean_image']:.4g}{class_mean}"
+    ]
+    if "log_prob" in measured:
+        lines.append(
+            f"log p at sigma {measured['log_prob_sigma']:g}: {measured['log_prob']:.1f} nats completed, "
+            f"{measured['log_prob_original']:.1f} original"
+        )
+    if "acceptance" in measured:
+        lines.append(
+            f"accepted: {100 * measured['acceptance']:.1f} % of {measured['n_corrector']} Langevin steps a level"
+        )
+    return lines
