@@ -1,11 +1,11 @@
 r"""A causal transformer over the patches of a sample: output t is a function of the patches before t (TarFlow,
 Zhai et al. 2024, arXiv:2412.06329).
 
-    h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          e the embedding of σ and class
+    h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          p ~ N(0, 1) at the start
     h  ← h + attention(norm(h)),     h ← h + W₂·GELU(W₁·norm(h))                   pre-norm, ``depth`` times
     out_t = W·norm(h_t),                                                           0 at initialisation
 
-σ and the class are added to every token (iTARFlow, arXiv:2604.20041), and so to the one that stands for the first
+σ and the class, embedded as e, are added to every token (iTARFlow, arXiv:2604.20041), also to the one of the first
 patch, which sees nothing else. One token at a time, with the keys and values of those before it kept in a
 :class:`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
 """
@@ -50,13 +50,28 @@ def attend(query: Tensor, pair: Tensor, causal: bool) -> Tensor:
         return F.scaled_dot_product_attention(query, pair[0], pair[1], is_causal=causal)
 
 
+class RMSNorm(nn.Module):
+    """h/√(mean h² + 1e-5), times a learned factor for each of the ``width`` values (Zhang & Sennrich 2019,
+    arXiv:1910.07467).
+
+    In plain operations: the losses need third derivatives, and those of torch's fused layer norm are wrong.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
 class Layer(nn.Module):
     """One pre-norm layer of causal self-attention and an MLP on tokens (B, T, width)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.mix = nn.Linear(width, width)
         self.mlp = nn.Sequential(
@@ -104,10 +119,10 @@ class CausalTransformer(nn.Module):
         if at_least("flow.width", width, 1) % at_least("flow.heads", heads, 1):
             raise ConfigError("flow.heads", heads, f"must divide flow.width={width}")
         self.first = nn.Linear(inputs, width)
-        self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.position = nn.Parameter(torch.randn(tokens, width))
         self.condition = nn.Linear(context_dim, width)
         self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(at_least("flow.depth", depth, 1))))
-        self.norm = nn.LayerNorm(width)
+        self.norm = RMSNorm(width)
         self.last = zero_linear(width, outputs)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class TransformerFlow(Flow):
         context_dim: int,
         activation: ActivationFactory,
         n_flows: int = 4,
-        width: int = 96,
+        width: int = 64,
         depth: int = 2,
         heads: int = 4,
         patch: int | None = None,

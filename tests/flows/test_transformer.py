@@ -49,8 +49,7 @@ def by_hand(network: CausalTransformer, seen: list[Tensor], embedding: Tensor) -
     """The output after the patches ``seen``, of one sample: every formula of the module, one vector at a time."""
 
     def norm(h: Tensor, layer: torch.nn.Module) -> Tensor:
-        h = (h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt()
-        return h * layer.weight + layer.bias  # type: ignore[operator]
+        return h / ((h**2).mean() + 1e-5).sqrt() * layer.weight
 
     def limited(x: Tensor) -> Tensor:
         return x / (1 + (x / 8) ** 2).sqrt()
