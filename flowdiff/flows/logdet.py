@@ -37,11 +37,17 @@ class _LogAbsDet(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (inverse,) = ctx.saved_tensors
-        return gradient[:, None, None] * inverse.mT.contiguous(), None
+        return gradient[..., None, None] * inverse.mT.contiguous(), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return (inverse.mT * tangent).sum((-2, -1))
 
 
 def exact_log_det(matrix: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ResidualBlock(Flow):
         self.lipschitz = lipschitz
         self.network = LipschitzMLP(dim, context_dim, width, depth)
         self.inverse_iterations = at_least("flow.inverse_iterations", inverse_iterations, 1)
-        size, terms = min(dim, width), at_least("flow.terms", terms, 0)
+        size, terms = min(dim, width), at_least("flow.terms", terms, 1)
         exact = size <= at_least("flow.exact_dim", exact_dim, 0)
         self.probes = None if exact else Probes(size, terms, lipschitz)
 
