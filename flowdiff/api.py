@@ -119,7 +119,7 @@ class Model(nn.Module):
         Args:
             n: how many.
             labels: ``"balanced"`` (0..K-1 in turn), one class, a list of them, or None: the null class.
-            sampler: a name (euler, heun, ancestral, inversion, inversion_denoise), a `Sampler`,
+            sampler: a name (heun, ancestral, dpmpp_2m, mala, inversion_denoise, …: see conf/sampler), a `Sampler`,
                 or None: the one of the training configuration. Likewise ``schedule``.
             num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
             seed: sample i has the seed ``seed + i``.

@@ -23,6 +23,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
 from flowdiff.samplers import Clipped, Counted, Guided, IndexedNoise, NoiseSource, Sampler, Tiled
+from flowdiff.samplers.base import OTHERS
 from flowdiff.schedules import Schedule
 
 Labels = int | Sequence[int] | Tensor | str | None
@@ -108,7 +109,7 @@ class BatchedSampler:
     tile: int | None = None
     nfe: float = field(default=0.0, init=False)
     """Network evaluations, inversions too, that each sample of the last call took."""
-    evaluations: dict[str, float] = field(default_factory=dict, init=False)
+    evaluations: dict[str, int] = field(default_factory=dict, init=False)
     """The same apart: ``nfe_forward``, ``nfe_gradient``, ``inversions``; ``nfe_schedule``, in all, of one that is
     made from the model."""
     statistics: dict[str, Any] = field(default_factory=dict, init=False)
@@ -125,19 +126,13 @@ class BatchedSampler:
             raise ConfigError(
                 "guidance_scale", self.guidance_scale, "this model has no classes to guide by: leave it at 1"
             )
-        if self.sampler.needs_inverse and not self.denoiser.has_inverse:
+        lacking = self.sampler.lacks(self.denoiser)
+        if lacking is not None:
             raise ConfigError(
                 "sampler",
                 self.sampler.name,
-                f"needs a flow with an inverse, and this {type(self.denoiser).__name__} has none: "
-                "choose euler, heun or ancestral",
-            )
-        if self.sampler.needs_density and not self.denoiser.has_density:
-            raise ConfigError(
-                "sampler",
-                self.sampler.name,
-                f"needs a density for its Metropolis test, and this {type(self.denoiser).__name__} has none: "
-                "choose ula, euler, heun or ancestral",
+                f"needs a flow with {'an' if lacking == 'inverse' else 'a'} {lacking}, and this "
+                f"{type(self.denoiser).__name__} has none: choose {OTHERS}",
             )
         self._schedule: Schedule | None = None
 
@@ -164,7 +159,8 @@ class BatchedSampler:
         def walk(
             denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
         ) -> Tensor:
-            return self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
+            x = self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
+            return x if self.clip is None else x.clamp(*self.clip)  # not every last step returns D
 
         return self.each(walk, labels, seeds, len(sigmas) - 1, quiet, what)
 
@@ -200,7 +196,7 @@ class BatchedSampler:
         denoiser = self._held(counted)
         out: list[Tensor] = []
         records: list[dict[str, Tensor]] = []
-        self.sampler.reset()
+        self.sampler.reset()  # a function that doesn't call it shall not find an earlier call's records
         with _evaluating(self.denoiser), Progress(what, steps * -(-n // size), quiet=quiet) as progress:
             for i in range(0, n, size):
                 rows = _filled(torch.arange(n)[i : i + size], tile)
@@ -227,9 +223,9 @@ class BatchedSampler:
         """Every row of a batch takes part in each call."""
         self.nfe = (counted.nfe + counted.inversions) / batches
         self.evaluations |= {
-            "nfe_forward": counted.forward / batches,
-            "nfe_gradient": counted.gradient / batches,
-            "inversions": counted.inversions / batches,
+            "nfe_forward": counted.forward // batches,
+            "nfe_gradient": counted.gradient // batches,
+            "inversions": counted.inversions // batches,
         }
 
     def sigmas(self) -> Tensor:
@@ -261,7 +257,7 @@ class BatchedSampler:
             "schedule": self.schedule.name,
             "num_steps": self.sampler.num_steps,
             "nfe": round(self.nfe, 2),
-            **{key: round(value, 2) for key, value in self.evaluations.items()},
+            **self.evaluations,
             "sigma_min": float(self.schedule.sigma_min),
             "sigma_max": float(sigmas[0]),
             "sigma_start": None if start is None else float(start),

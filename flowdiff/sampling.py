@@ -67,7 +67,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     _write_json(folder / "samples.json", conditions)
     if images and earlier > n:
         print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
-    _report(folder, n, "images" if images else "points", labels, conditions, written)
+    _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
@@ -275,6 +275,7 @@ def _report(
     labels: Tensor | None,
     conditions: Mapping[str, Any],
     written: Mapping[str, Path],
+    statistics: Mapping[str, Any],
 ) -> None:
     classes = "no class" if labels is None else f"classes {sorted(set(labels.tolist()))}"
     print(
@@ -283,6 +284,14 @@ def _report(
         f"{conditions['nfe']:g} evaluations each, guidance {conditions['guidance_scale']:g}, "
         f"{conditions['weights']} weights"
     )
+    if statistics:
+        print(f"{conditions['sampler']}: " + ", ".join(f"{key} {_shown(value)}" for key, value in statistics.items()))
     print(f"output_dir: {folder}")
     for name, path in written.items():
         print(f"{name}: {path}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key}: {each:g}" for key, each in value.items()) + ")"
+    return f"{value:g}"

@@ -235,10 +235,11 @@ def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> N
         config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
         print("this model has no likelihood of x: training with loss=denoising", flush=True)
     sampler = make(config["sampler"])
-    if "sampler" not in asked and sampler.needs_inverse and not denoiser.has_inverse:
+    lacking = sampler.lacks(denoiser)
+    if "sampler" not in asked and lacking is not None:
         steps = sampler.num_steps if "num_steps" in asked else 64
         config["sampler"] = {"_target_": "flowdiff.samplers.Ancestral", "num_steps": steps}
-        print(f"this model has no inverse: sampling with sampler=ancestral num_steps={steps}", flush=True)
+        print(f"this model has no {lacking}: sampling with sampler=ancestral num_steps={steps}", flush=True)
 
 
 def given_overrides() -> list[str]:

@@ -58,6 +58,13 @@ def score_and_log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor |
     return (denoiser(x, sigma, labels) - x) / per_sample(sigma**2, x), denoiser.log_prob(x, sigma, labels)
 
 
+OTHERS = "euler, heun or ancestral"
+NEEDS = {
+    "inverse": "that can be inverted (an invertible flow, conditioned by film or none, with leak > 0)",
+    "density": "with a density (a flow)",
+}
+
+
 class Step(NamedTuple):
     """What a callback hears after each step."""
 
@@ -96,6 +103,14 @@ class Sampler:
         """What the ``records`` of one or more calls say, their rows joined: plain values for JSON."""
         return {}
 
+    def lacks(self, denoiser: Any) -> str | None:
+        """What it needs and the denoiser has not, ``inverse`` or ``density``; None: nothing."""
+        if self.needs_inverse and not getattr(denoiser, "has_inverse", hasattr(denoiser, "inverse")):
+            return "inverse"
+        if self.needs_density and not getattr(denoiser, "has_density", hasattr(denoiser, "log_prob")):
+            return "density"
+        return None
+
     def sigmas(self, schedule: Callable[..., Tensor]) -> Tensor:
         """The levels of this sampler on a schedule: (num_steps + 1,) float64, decreasing, ending in 0."""
         return schedule(self.num_steps, sigma_max=self.sigma_start)
@@ -105,7 +120,7 @@ class Sampler:
         return sigma * noise()
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
-        """x at the level ``to`` from x at the level ``sigma``; D where ``to`` is 0."""
+        """x at the level ``to`` from x at the level ``sigma``; D (for ``Lms`` nearly) where ``to`` is 0."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -137,16 +152,9 @@ class Sampler:
             raise ValueError(f"sigmas must be {self.num_steps + 1} levels ending in 0, not {levels}")
         if any(b > a or (b == a and not self.stays) for a, b in zip(levels, levels[1:], strict=False)):
             raise ValueError(f"sigmas must decrease, not {levels}")
-        if self.needs_inverse and not getattr(denoiser, "has_inverse", hasattr(denoiser, "inverse")):
-            raise FlowdiffError(
-                f"sampler={self.name}: needs a denoiser that can be inverted (an invertible flow, "
-                "conditioned by film or none, with leak > 0); choose euler, heun or ancestral instead"
-            )
-        if self.needs_density and not getattr(denoiser, "has_density", hasattr(denoiser, "log_prob")):
-            raise FlowdiffError(
-                f"sampler={self.name}: needs a denoiser with a density (a flow); choose ula, euler, heun or "
-                "ancestral instead"
-            )
+        lacking = self.lacks(denoiser)
+        if lacking is not None:
+            raise FlowdiffError(f"sampler={self.name}: needs a denoiser {NEEDS[lacking]}; choose {OTHERS} instead")
         self.reset()
         denoise = Denoise(denoiser, labels)
         x = self.start(denoiser, noise, levels[0], labels)

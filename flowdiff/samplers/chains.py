@@ -28,7 +28,7 @@ def normal_scores(draws: Tensor) -> Tensor:
     values = draws.double().reshape(m * n, q).T.contiguous()
     ordered = values.sort(1).values
     below, upto = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-    rank = (below + upto + 1) / 2
+    rank = (below + upto + 1).double() / 2
     return torch.special.ndtri((rank - 0.375) / (m * n + 0.25)).T.reshape(m, n, q)
 
 

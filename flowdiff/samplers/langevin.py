@@ -50,7 +50,7 @@ def langevin_step(
 
     Returns:
         Where they are then, and (n,) bool, which chains moved. Metropolis' test rejects a proposal with a value,
-        a score or a density that is not finite.
+        a score or a density that is not finite, and takes any other from a point whose density is not finite.
     """
     tau = per_sample(step, state.x)
     x = state.x + tau * state.score + (2 * tau).sqrt() * noise
@@ -60,7 +60,7 @@ def langevin_step(
     delta = (tau / 2).sqrt() * (state.score + proposal.score)
     log_ratio = proposal.log_prob - state.log_prob - (delta * (noise + delta / 2)).flatten(1).sum(1)
     finite = (x + proposal.score).flatten(1).isfinite().all(1) & proposal.log_prob.isfinite()
-    accepted = finite & (uniform.log() <= log_ratio)
+    accepted = finite & ((uniform.log() <= log_ratio) | ~state.log_prob.isfinite())
     moved = per_sample(accepted, x)
     return State(
         torch.where(moved, x, state.x),

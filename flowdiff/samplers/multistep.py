@@ -5,7 +5,7 @@ Dpmpp2mSde   DPM-Solver++(2M), its stochastic form (Lu et al. 2022, arXiv:2211.0
              x' = D' + a (x - D') + s_noise s' (1 - (s'/s)^(2 eta))^(1/2) eps,   a = (s'/s)^(1 + eta)
 Dpmpp2m      the same with eta = 0: the ODE
 Lms          Adams-Bashforth: d = (x - D) / s as a polynomial through its last ``order`` values, integrated
-             exactly from s to s'
+             exactly from s to s', also to s' = 0, where the other samplers return D
 
 As in k-diffusion's ``sample_dpmpp_2m_sde`` (midpoint), ``sample_dpmpp_2m`` and ``sample_lms``.
 """

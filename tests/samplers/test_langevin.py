@@ -107,9 +107,10 @@ def test_what_is_not_finite_is_rejected(bad: float, where: str) -> None:
     assert not accepted.any() and torch.equal(forward.x, x)
 
 
-def test_a_chain_may_leave_a_point_without_density() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_chain_leaves_a_point_without_density(bad: float) -> None:
     def density(x: Tensor) -> tuple[Tensor, Tensor]:
-        return -x, torch.where(x[:, 0] == 0, -math.inf, -x.square().sum(1) / 2)
+        return -x, torch.where(x[:, 0] == 0, bad, -x.square().sum(1) / 2)
 
     x = torch.zeros(3, 2, dtype=torch.float64)
     _, accepted = langevin_step(

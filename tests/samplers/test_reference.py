@@ -9,8 +9,21 @@ from analytic import MixtureDenoiser
 from k_diffusion_sampling import sampling
 from torch import Tensor
 
-from flowdiff.samplers import Ancestral, Euler, Heun, ancestral_step
-from flowdiff.schedules import Geometric, Karras
+from flowdiff.samplers import (
+    Ancestral,
+    Ddim,
+    Dpmpp2m,
+    Dpmpp2mSde,
+    DpmppSde,
+    Euler,
+    Heun,
+    HeunStochastic,
+    Lms,
+    Sampler,
+    ancestral_step,
+)
+from flowdiff.samplers.multistep import adams_bashforth
+from flowdiff.schedules import Geometric, Karras, Polyexponential, Vp
 
 STEPS = 12
 
@@ -24,8 +37,8 @@ def denoiser() -> MixtureDenoiser:
 
 @pytest.fixture
 def draws() -> Tensor:
-    """The standard normals of one run, in the order they are drawn: (STEPS + 1, n, 2)."""
-    return torch.randn(STEPS + 1, 64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    """The standard normals of one run, in the order they are drawn: (2 STEPS + 1, n, 2)."""
+    return torch.randn(2 * STEPS + 1, 64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def feed(draws: Tensor) -> Iterator[Tensor]:
@@ -43,11 +56,36 @@ def test_geometric_schedule() -> None:
     torch.testing.assert_close(Geometric(0.002, 80.0)(20).float(), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
+def test_polyexponential_schedule(rho: float) -> None:
+    theirs = sampling.get_sigmas_polyexponential(20, 0.002, 80.0, rho=rho)
+    torch.testing.assert_close(Polyexponential(0.002, 80.0, rho)(20).float(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_vp_schedule() -> None:
+    """Between the ends that k-diffusion's own range of t has; theirs is in float32."""
+    theirs = sampling.get_sigmas_vp(20)
+    ours = Vp(float(theirs[-2]), float(theirs[0]))(20)
+    torch.testing.assert_close(ours.float(), theirs, rtol=1e-4, atol=1e-5)
+    t = torch.linspace(1, 1e-3, 20, dtype=torch.float64)
+    exact = (19.9 * t**2 / 2 + 0.1 * t).expm1().sqrt()
+    torch.testing.assert_close(Vp(float(exact[-1]), float(exact[0]))(20)[:-1], exact, rtol=1e-9, atol=0)
+
+
+ODE = [
+    (Euler(STEPS), sampling.sample_euler),
+    (Heun(STEPS), sampling.sample_heun),
+    (Ddim(STEPS), sampling.sample_euler),
+    (Dpmpp2m(STEPS), sampling.sample_dpmpp_2m),
+    (Dpmpp2mSde(STEPS, eta=0.0), sampling.sample_dpmpp_2m),
+    (Lms(STEPS), sampling.sample_lms),
+    (Lms(STEPS, order=1), sampling.sample_euler),
+]
+
+
 @pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [(Euler(STEPS), sampling.sample_euler), (Heun(STEPS), sampling.sample_heun)]
-)
-def test_ode(denoiser: MixtureDenoiser, draws: Tensor, ours: Euler, theirs, labelled: bool) -> None:
+@pytest.mark.parametrize(("ours", "theirs"), ODE, ids=lambda case: getattr(case, "name", ""))
+def test_ode(denoiser: MixtureDenoiser, draws: Tensor, ours: Sampler, theirs, labelled: bool) -> None:
     sigmas = Karras(0.002, 80.0)(STEPS)
     labels = torch.arange(64) % 3 if labelled else None
     expected = theirs(denoiser, sigmas[0] * draws[0], sigmas, extra_args={"labels": labels}, disable=True)
@@ -84,6 +122,45 @@ def test_ancestral(denoiser: MixtureDenoiser, draws: Tensor, eta: float) -> None
         disable=True,
     )
     actual = Ancestral(STEPS, eta)(denoiser, feed(draws).__next__, sigmas)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+SDE = [(Dpmpp2mSde, sampling.sample_dpmpp_2m_sde), (DpmppSde, sampling.sample_dpmpp_sde)]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), SDE)
+@pytest.mark.parametrize("settings", [{}, {"eta": 0.5}, {"eta": 0.0}, {"s_noise": 1.1}])
+@pytest.mark.parametrize("schedule", [Karras(0.002, 80.0), Geometric(0.01, 20.0)])
+def test_sde(denoiser: MixtureDenoiser, draws: Tensor, ours, theirs, settings: dict[str, float], schedule) -> None:
+    sigmas, noise = schedule(STEPS), feed(draws)
+    sampler = lambda sigma, to: next(noise)  # noqa: E731
+    expected = theirs(denoiser, sigmas[0] * next(noise), sigmas, noise_sampler=sampler, disable=True, **settings)
+    actual = ours(STEPS, **settings)(denoiser, feed(draws).__next__, sigmas)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [0.3, 1.0])
+def test_dpmpp_sde_with_another_point_between(denoiser: MixtureDenoiser, draws: Tensor, r: float) -> None:
+    sigmas, noise = Karras(0.002, 80.0)(STEPS), feed(draws)
+    expected = sampling.sample_dpmpp_sde(
+        denoiser, sigmas[0] * next(noise), sigmas, noise_sampler=lambda s, t: next(noise), disable=True, r=r
+    )
+    actual = DpmppSde(STEPS, r=r)(denoiser, feed(draws).__next__, sigmas)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 6])
+def test_adams_bashforth_integrates_polynomials_of_its_order(order: int) -> None:
+    levels = [5.0, 3.0, 2.5, 1.0, 0.4, 0.3][-order:]
+    for power in range(order):
+        integral = sum(w * s**power for w, s in zip(adams_bashforth(levels, 0.1), levels, strict=True))
+        assert integral == pytest.approx((0.1 ** (power + 1) - 0.3 ** (power + 1)) / (power + 1), rel=1e-9)
+
+
+def test_heun_stochastic_is_heun_with_the_published_churn(denoiser: MixtureDenoiser, draws: Tensor) -> None:
+    sigmas, noise = Karras(0.002, 80.0)(STEPS), feed(draws)
+    expected = edm_sampler(denoiser, next(noise), noise, sigmas, None, 40.0, 0.05, 50.0, 1.003)
+    actual = HeunStochastic(STEPS)(denoiser, feed(draws).__next__, sigmas)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 

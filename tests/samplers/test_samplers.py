@@ -11,14 +11,22 @@ from flowdiff.samplers import (
     Ancestral,
     Clipped,
     Counted,
+    Dpmpp2m,
+    Dpmpp2mSde,
+    DpmppSde,
     Euler,
     Guided,
     Heun,
     IndexedNoise,
     Inversion,
     InversionDenoise,
+    Lms,
+    Mala,
+    Mcmc,
     Sampler,
     Step,
+    Tiled,
+    Ula,
 )
 from flowdiff.schedules import Karras
 
@@ -81,16 +89,63 @@ def test_indexed_noise() -> None:
         (Ancestral(6), 6, 0),
         (Inversion(0.3), 1, 1),
         (InversionDenoise(0.3, 6), 11, 1),
+        (Dpmpp2m(6), 6, 0),
+        (Dpmpp2mSde(6), 6, 0),
+        (DpmppSde(6), 11, 0),
+        (Lms(6), 6, 0),
+        (Ula(6), 2 + 5 * 2, 0),
+        (Mala(6, n_corrector=3), 2 + 5 * 4, 0),
+        (Mcmc(0.3, 6), 2 + 6, 1),
+        (Mcmc(0.3, 6, start="noise"), 2 + 6, 0),
     ],
 )
-def test_number_of_evaluations(sampler: Sampler, nfe: int, inversions: int, denoiser: MixtureDenoiser) -> None:
-    counted = Counted(denoiser)
+@pytest.mark.parametrize("by_gradient", [True, False])
+def test_number_of_evaluations(
+    sampler: Sampler, nfe: int, inversions: int, by_gradient: bool, denoiser: MixtureDenoiser
+) -> None:
+    class Known(MixtureDenoiser):
+        def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+            return self.score(x, sigma, labels), self.log_prob(x, sigma, labels)
+
+    known = Known(denoiser.means, denoiser.covariances, denoiser.weights, SHAPE)
+    known.by_gradient = by_gradient
+    counted = Counted(known)
     labels = torch.tensor([0, 1])
-    sampler(counted, IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
-    assert (counted.nfe, counted.inversions) == (nfe, inversions)
-    counted.reset()
-    sampler(Guided(counted, 2.0), IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
-    assert (counted.nfe, counted.inversions) == (2 * nfe, inversions)
+    for scale in (1, 2):
+        counted.reset()
+        sampler(Guided(counted, scale), IndexedNoise([0, 1], SHAPE), sampler.sigmas(SCHEDULE), labels)
+        assert (counted.nfe, counted.forward, counted.inversions) == (scale * nfe, scale * nfe, inversions)
+        if by_gradient:
+            assert counted.gradient == scale * nfe
+        else:  # the score of a Metropolis step takes one all the same
+            assert counted.gradient == scale * (nfe - 2 + isinstance(sampler, Mcmc) if sampler.needs_density else 0)
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_a_sampler_can_be_used_again(name: str, denoiser: MixtureDenoiser) -> None:
+    """Nothing of one call is left in the next, not even after one that failed half-way."""
+    sampler, sigmas = build("sampler", name, **VALUES), Karras(0.002, 80.0)
+
+    def draw(seeds: list[int], callback=None) -> Tensor:
+        labels = torch.tensor(seeds) % 2
+        return sampler(denoiser, IndexedNoise(seeds, SHAPE), sampler.sigmas(sigmas), labels, callback)
+
+    def fail(step: Step) -> None:
+        if step.number == min(3, step.total):
+            raise KeyboardInterrupt
+
+    first, records = draw([1, 2, 3]), {key: value.clone() for key, value in sampler.records.items()}
+    draw([4, 5])
+    with pytest.raises(KeyboardInterrupt):
+        draw([6], fail)
+    assert torch.equal(draw([1, 2, 3]), first)
+    assert records.keys() == sampler.records.keys()
+    assert all(torch.equal(sampler.records[key], value) and len(value) == 3 for key, value in records.items())
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_a_sampler_has_the_name_of_its_choice(name: str) -> None:
+    assert build("sampler", name, **VALUES).name == name
 
 
 def test_guidance(denoiser: MixtureDenoiser) -> None:
@@ -102,6 +157,18 @@ def test_guidance(denoiser: MixtureDenoiser) -> None:
     assert torch.equal(Guided(denoiser, 3.0)(x, sigma, None), null)
     guided = Guided(denoiser, 3.0)
     assert (guided.shape, guided.num_classes, guided.has_inverse) == (SHAPE, 2, True)
+
+
+def test_guided_score_and_density(denoiser: MixtureDenoiser) -> None:
+    x = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    sigma, labels = torch.full((5,), 0.6), torch.tensor([0, 1, 1, 0, 0])
+    conditional, null = denoiser.log_prob(x, sigma, labels), denoiser.log_prob(x, sigma)
+    for scale in (0.0, 0.5, 1.0, 3.0):
+        guided = Guided(denoiser, scale)
+        score, log_prob = guided.score_and_log_prob(x, sigma, labels)
+        torch.testing.assert_close(log_prob, conditional + (scale - 1) * (conditional - null))
+        torch.testing.assert_close(x + 0.36 * score, guided(x, sigma, labels))
+    torch.testing.assert_close(Guided(denoiser, 3.0).score_and_log_prob(x, sigma)[1], null)
 
 
 def test_guidance_makes_more_of_the_class(denoiser: MixtureDenoiser) -> None:
@@ -127,11 +194,15 @@ def test_clipping_keeps_a_wild_denoiser_in_range() -> None:
 
 
 def test_wrappers_nest(denoiser: MixtureDenoiser) -> None:
-    wrapped = Clipped(Guided(Counted(denoiser), 2.0), -1, 1)
+    wrapped = Clipped(Guided(Counted(Tiled(denoiser, 2)), 2.0), -1, 1)
     assert (wrapped.shape, wrapped.num_classes, wrapped.has_inverse) == (SHAPE, 2, True)
+    assert (wrapped.has_density, wrapped.by_gradient) == (True, False)
     z = torch.randn(3, *SHAPE)
     sigma = torch.full((3,), 0.5)
     torch.testing.assert_close(wrapped.inverse(z, sigma), denoiser.inverse(z, sigma))
+    score, log_prob = wrapped.score_and_log_prob(z, sigma)
+    torch.testing.assert_close(log_prob, denoiser.log_prob(z, sigma))
+    torch.testing.assert_close(z + 0.25 * score, denoiser(z, sigma).clamp(-1, 1))
 
 
 @pytest.mark.parametrize("name", choices("sampler"))
@@ -155,7 +226,7 @@ def test_the_last_step_returns_the_denoised_image(denoiser: MixtureDenoiser) -> 
         seen.append(denoiser(x, sigma, labels))
         return seen[-1]
 
-    for sampler in (Euler(4), Heun(4), Heun(4, s_churn=1.0), Ancestral(4)):
+    for sampler in (Euler(4), Heun(4, s_churn=1.0), Ancestral(4), Dpmpp2m(4), Dpmpp2mSde(4), DpmppSde(4), Ula(4)):
         assert torch.equal(sampler(listen, IndexedNoise([1, 2], SHAPE), SCHEDULE(4)), seen[-1])
 
 
@@ -179,9 +250,32 @@ def test_a_denoiser_without_inverse(name: str) -> None:
             sampler(wrapped, IndexedNoise([0], (2,)), sampler.sigmas(SCHEDULE))
 
 
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_a_denoiser_without_density(name: str, denoiser: MixtureDenoiser) -> None:
+    sampler = build("sampler", name, **VALUES)
+    if sampler.needs_inverse:
+        return
+    noise, sigmas = IndexedNoise([0], SHAPE), sampler.sigmas(SCHEDULE)
+
+    def plain(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return denoiser(x, sigma, labels)
+
+    if not sampler.needs_density:
+        assert sampler(plain, noise, sigmas).isfinite().all()
+        return
+    for wrapped in (plain, Guided(plain, 2.0)):
+        with pytest.raises(FlowdiffError, match=f"sampler={name}: needs a denoiser with a density") as caught:
+            sampler(wrapped, noise, sigmas)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Dpmpp2mSde(5, eta=-1.0), r"^sampler\.eta=-1\.0: "),
+        (lambda: Dpmpp2mSde(5, s_noise="much"), r"^sampler\.s_noise=much: "),
+        (lambda: DpmppSde(5, r=0.0), r"^sampler\.r=0\.0: "),
+        (lambda: Lms(5, order=0), r"^sampler\.order=0: must be an integer >= 1"),
         (lambda: Euler(0), r"^sampler\.num_steps=0: must be an integer >= 1$"),
         (lambda: Heun(-3), r"^sampler\.num_steps=-3: "),
         (lambda: Ancestral(2.5), r"^sampler\.num_steps=2\.5: "),
