@@ -139,8 +139,9 @@ class Results:
         result = {"request": contender.request, "error": None, "machine": machine()}
         try:
             result |= contender.run(run, limit)
-        except (FlowdiffError, RuntimeError, OSError) as error:
-            result["error"] = " ".join(str(error).split()) or type(error).__name__
+        except Exception as error:  # whatever it is, the others are measured
+            kind = "" if isinstance(error, FlowdiffError) else f"{type(error).__name__}: "
+            result["error"] = kind + " ".join(str(error).split())
             self.say(f"{contender.name}: {result['error']}")
         write_json(self.folder / f"{contender.name}.json", result)
         return result

@@ -20,7 +20,7 @@ COLUMNS = (
     *(table.NAME, table.GIVEN, table.BITS, table.BITS_ERROR, table.FD, table.FD_REAL, table.RECOGNISED),
     *table.DENOISING,
     *(table.PARAMETERS, table.SECONDS, table.STEPS, table.SPEED, table.SAMPLER, table.NFE, table.SAMPLING),
-    table.ERROR,
+    *(table.ERROR, table.NOTE),
 )
 
 

@@ -26,15 +26,12 @@ def plot(results: Sequence[Result], path: Path) -> None:
     for panel, values in ((axes[1], [FD_REAL.value(r) for r in results]), (axes[2], real)):
         known = [value for value in values if isinstance(value, float)]
         if known:
-            panel.axvline(known[0], color="black", linestyle=":", linewidth=1, label="real images")
-            panel.legend(loc="lower right", fontsize=8)
+            panel.axvline(known[0], color="black", linestyle=":", linewidth=1)
     axes[0].set_yticks(range(len(results)), [r["request"]["name"] for r in results])
     axes[0].invert_yaxis()
     dataset = results[0]["request"]["dataset"]
-    figure.suptitle(
-        f"{dataset}: {conditions(results)}\nblue: flowdiff, orange: other libraries; pale: without the class",
-        fontsize=9,
-    )
+    key = "blue: flowdiff, orange: other libraries; pale: without the class; dotted: real images"
+    figure.suptitle(f"{dataset}: {conditions(results)}\n{key}", fontsize=9)
     FigureCanvasAgg(figure)
     write_whole(path, lambda file: figure.savefig(file, format="png"))
 

@@ -69,7 +69,8 @@ SAMPLING = Column("seconds_per_100", "s per 100", lambda r: r.get("seconds_per_1
 INVERSION = Column(
     "inversion_seconds_per_100", "s per 100, inversion", lambda r: r.get("inversion_seconds_per_100"), "{:.2g}"
 )
-ERROR = Column("error", "error", lambda r: r.get("error") or r.get("note"))
+ERROR = Column("error", "error", lambda r: r.get("error"))
+NOTE = Column("note", "note", lambda r: r.get("note"))
 
 
 def to_csv(columns: Sequence[Column], results: Sequence[Result]) -> str:
@@ -90,12 +91,16 @@ def to_markdown(columns: Sequence[Column], results: Sequence[Result]) -> str:
 
 def conditions(results: Sequence[Result]) -> str:
     """One line on what the numbers depend on: budget, seed, machine, samples, extractor."""
-    first, request = results[0]["machine"], results[0]["request"]
+    request, machines = results[0]["request"], [r["machine"] for r in results]
+    threads, cores, torch = (
+        " or ".join(sorted({str(m[key]) for m in machines})) for key in ("threads", "cores", "torch")
+    )
     done = next((r for r in results if distance(r)), None)
     samples = "" if done is None else f"; FD is `{distance(done)}` of {metric(done, distance(done), 'n'):,} samples"
     return (
         f"{request['seconds']:g} seconds of training each (evaluation not counted), seed {request['seed']}, "
-        f"{first['threads']} threads on {first['cores']} cores, torch {first['torch']}{samples}."
+        f"threads: {threads}, cores: {cores}, load before it at most {max(m['load'] for m in machines):g}, "
+        f"torch {torch}{samples}."
     )
 
 

@@ -18,8 +18,9 @@ from flowdiff.errors import FlowdiffError, positive
 DATASET = "digits"
 RUNS = Path("outputs/flow_table")
 COLUMNS = (
-    *(table.NAME, table.BITS, table.FD, table.FD_REAL, table.RECOGNISED, *table.DENOISING, table.PARAMETERS),
-    *(table.SPEED, table.STEPS, table.SECONDS, table.SAMPLER, table.NFE, table.SAMPLING, table.INVERSION, table.ERROR),
+    *(table.NAME, table.BITS, table.FD, table.FD_REAL, table.RECOGNISED, *table.DENOISING),
+    *(table.PARAMETERS, table.SPEED, table.STEPS, table.SECONDS),
+    *(table.SAMPLER, table.NFE, table.SAMPLING, table.INVERSION, table.ERROR, table.NOTE),
 )
 
 

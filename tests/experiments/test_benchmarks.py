@@ -195,7 +195,7 @@ def test_a_benchmark_from_end_to_end(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     listed = {
-        "flowdiff": {"ours": TINY, "wrong": ["flow.n_flows=0"], "elsewhere": {"mnist": []}},
+        "flowdiff": {"ours": TINY, "wrong": ["flow=nope"], "elsewhere": {"mnist": []}},
         "peers": {"theirs": small("zuko_maf_class")},
     }
     OmegaConf.save(listed, "contenders.yaml")
@@ -204,7 +204,7 @@ def test_a_benchmark_from_end_to_end(
 
     rows = read(tmp_path / "out" / "digits.csv")
     assert list(rows) == ["ours", "wrong", "theirs"]
-    assert rows["wrong"]["error"] == "flow.n_flows=0: must be an integer >= 1"
+    assert rows["wrong"]["error"].startswith("flow=nope: must be one of ")
     for name in ("ours", "theirs"):
         row = rows[name]
         assert row["error"] == "" and row["given_class"] == "yes"
@@ -217,7 +217,11 @@ def test_a_benchmark_from_end_to_end(
     assert (rows["ours"]["sampler"], rows["theirs"]["sampler"]) == ("ancestral", "inverse")
     run = Path(json.loads((tmp_path / "out" / "digits" / "ours.json").read_text())["run"])
     config = OmegaConf.load(run / "config.yaml")
-    assert config.decay_steps == config.trainer.max_steps == int(rows["ours"]["steps"])
+    steps = int(rows["ours"]["steps"])
+    assert config.decay_steps == config.trainer.max_steps == steps
+    log = list(csv.DictReader((run / "csv" / "metrics.csv").open(newline="")))
+    validations = [int(row["step"]) for row in log if row["val/loss"]]
+    assert len(validations) == 4 and validations[-1] == steps - 1
 
     text = (tmp_path / "out" / "digits.md").read_text()
     assert "| wrong | – |" in text and "bits/dim given the class: " in text
