@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowdiff import samplers, schedules
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
-from flowdiff.completion import complete
+from flowdiff.completion import complete, from_the_top
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.generate import BatchedSampler, Labels, check_positive, from_config, resolve_labels, seeds_from
@@ -166,7 +166,8 @@ class Model(nn.Module):
             labels: the class of each image, see `Labels`.
             completions: of each image; number c of image i has the seed ``seed + i·completions + c``.
             n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0: replacement alone.
-            batched: how, e.g. ``model.batched("heun", num_steps=18)``; None: as in the training configuration.
+            batched: how, e.g. ``model.batched("heun", num_steps=18)``; None: as in the training configuration. A
+                sampler that begins at ``sigma_start`` gives way to 64 ancestral steps from sigma_max.
             seed: of the first completion.
             quiet: no progress.
 
@@ -223,7 +224,9 @@ class Model(nn.Module):
         classes = resolve_labels(labels, len(x), self.num_classes, "labels")
         own = None if classes is None else classes[each]
         seeds = seeds_from(seed, len(each))
-        done = complete(batched or self.batched(), known[each], x.cpu()[each], own, seeds, n_corrector, quiet)
+        done = complete(
+            from_the_top(batched or self.batched()), known[each], x.cpu()[each], own, seeds, n_corrector, quiet
+        )
         return done.x.unflatten(0, (len(x), completions))
 
     def batched(

@@ -4,7 +4,7 @@ Completion i is a function of its seed, its label and its image: neither the bat
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.generate import BatchedSampler
-from flowdiff.samplers import Conditioned, Denoise, Known, NoiseSource
+from flowdiff.samplers import Ancestral, Conditioned, Denoise, Known, NoiseSource
 
 
 @dataclass
@@ -28,6 +28,20 @@ class Completed:
     acceptance: Tensor
 
 
+NUM_STEPS = 64
+
+
+def from_the_top(batched: BatchedSampler, num_steps: int | None = None) -> BatchedSampler:
+    """A sampler that begins at sigma_max, where nothing of an image is decided yet.
+
+    One that begins lower (``sigma_start``) begins with an image of its own, to which the known part would come too
+    late: `NUM_STEPS` ancestral steps, or ``num_steps``, take its place.
+    """
+    if batched.sampler.sigma_start is None:
+        return batched
+    return replace(batched, sampler=Ancestral(NUM_STEPS if num_steps is None else num_steps))
+
+
 def complete(
     batched: BatchedSampler,
     known: Known,
@@ -41,7 +55,7 @@ def complete(
     """Draw the unknown part of each image given its known part.
 
     Args:
-        batched: the sampler, its schedule, guidance and batch size.
+        batched: the sampler, its schedule, guidance and batch size, e.g. `from_the_top`.
         known: the projectors of the n images, on the CPU.
         x0: (n, C, H, W) on the CPU, in [-1, 1]; only their known part is looked at.
         labels: (n,) int64, or None.
@@ -51,15 +65,12 @@ def complete(
         key: the option's name in an error.
 
     Raises:
-        ConfigError: ``n_corrector`` is negative, or above 0 for a denoiser without a density; the sampler stays at
-            one level.
+        ConfigError: ``n_corrector`` is negative, or above 0 for a denoiser without a density.
     """
     denoiser = batched.denoiser
     if at_least(key, n_corrector, 0) and not denoiser.has_density:
         allowed = f"its test needs a density, and this {type(denoiser).__name__} has none: choose 0"
         raise ConfigError(key, n_corrector, allowed)
-    if batched.sampler.stays:
-        raise ConfigError("sampler", batched.sampler.name, "stays at one noise level: choose one that goes down to 0")
     sigmas = batched.sigmas()
     rates = torch.zeros(len(x0), len(sigmas) - 1 if n_corrector else 0)
 

@@ -46,12 +46,13 @@ def missing_pixels(mask: str, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
         ConfigError: an unknown name, a file that can't be read or of another size, nothing or everything missing.
     """
     height, width = shape[1:]
-    name, _, share = str(mask).partition(":")
+    mask = str(mask)
+    name, _, share = mask.partition(":")
     if mask in SHAPES:
         found = SHAPES[mask](height, width)
     elif name == "random":
         found = torch.stack([_random(mask, share, height, width, int(seed)) for seed in seeds])[:, None]
-    elif str(mask).lower().endswith((".png", ".npy")):
+    elif mask.lower().endswith((".png", ".npy")):
         found = _from_file(mask, shape)
     else:
         raise ConfigError("mask", mask, ALLOWED)

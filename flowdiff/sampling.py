@@ -57,16 +57,12 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     labels = resolve_labels(wanted, n, model.num_classes)
     seeds = seeds_from(cfg.seed, n)
     folder = output_folder(cfg.output_dir)
-    earlier = len(list(folder.glob("[0-9]*.png")))
-
     x = batched(labels, seeds)
     conditions = _conditions(cfg, model, batched, n)
     written = _write_images(folder, model, x, labels, seeds) if images else {}
     if not images:
         written = _write_points(folder, model, x, labels, seeds, batched)
     _write_json(folder / "samples.json", conditions)
-    if images and earlier > n:
-        print(f"note: {folder} holds {earlier - n} images of an earlier call beside these", file=sys.stderr)
     _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
@@ -95,7 +91,8 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
     _write_json(folder / "samples.json", conditions)
     rows = len(drawn.picture) // len(drawn.columns)
-    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {drawn.batched.nfe:g} evaluations each")
+    how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
+    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
     print("\n".join(drawn.report))
     print(f"output_dir: {folder}")
     print(f"npz: {written['npz']}")
@@ -224,6 +221,9 @@ def _write_images(
 ) -> dict[str, Path]:
     """Each image, all in samples.npz with ``arrays`` beside them, and grid.png: ``picture``, or all of them."""
     images = model.to_uint8(x.nan_to_num())
+    earlier = len(list(folder.glob("[0-9]*.png")))
+    if earlier > len(images):
+        print(f"note: {folder} holds {earlier - len(images)} images of an earlier call beside these", file=sys.stderr)
     paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
     _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1), **(arrays or {})}, labels, seeds)
     for i, image in enumerate(images):

@@ -155,8 +155,19 @@ def test_guidance_and_sampler_are_those_of_the_command_line(tmp_path: Path) -> N
     plain, _ = perform(tmp_path / "plain", *words)
     guided, about = perform(tmp_path / "guided", *words, "guidance_scale=3")
     assert about["guidance_scale"] == 3 and not np.array_equal(plain["images"], guided["images"])
-    inverted, about = perform(tmp_path / "inverted", *words, "sampler=inversion_denoise", "sigma_start=0.5")
-    assert about["sampler"] == "inversion_denoise" and list(about["acceptance_by_sigma"])[0] == "0.5"
+    _, about = perform(tmp_path / "heun", *words, "sampler=heun", "sigma_max=20")
+    assert about["sampler"] == "heun" and list(about["acceptance_by_sigma"])[0] == "20"
+
+
+@pytest.mark.parametrize("sampler", ["inversion", "inversion_denoise", "mcmc"])
+def test_a_sampler_that_begins_with_an_image_of_its_own_gives_way(sampler: str, tmp_path: Path) -> None:
+    words = ("task=inpaint", "num_samples=2")
+    found, about = perform(tmp_path / "a", *words, f"sampler={sampler}", "num_steps=3")
+    assert (about["sampler"], about["num_steps"], about["sigma_max"]) == ("ancestral", 3, 80)
+    plain, _ = perform(tmp_path / "b", *words, "sampler=ancestral", "num_steps=3")
+    assert np.array_equal(found["images"], plain["images"])
+    _, about = perform(tmp_path / "c", *words, f"sampler={sampler}", "task.n_corrector=0")
+    assert about["num_steps"] == 64
 
 
 # -- the latent ---------------------------------------------------------------------------------------------
@@ -250,6 +261,7 @@ def test_wrong_calls(call: Callable[[Model], Any], message: str) -> None:
         ("digits", ["task=inpaint", "mask=middle"], "mask=middle: must be the part to leave out: left, right"),
         ("digits", ["task=inpaint", "task.mask=middle"], "mask=middle: must be"),
         ("digits", ["task=inpaint", "mask=3"], "mask=3: must be"),
+        ("digits", ["task=inpaint", "mask=[left,top]"], r"mask=\['left', 'top'\]: must be"),
         ("digits", ["mask=left"], "mask=left: needs task=inpaint"),
         ("digits", ["task=traverse", "mask=left"], "mask=left: needs task=inpaint"),
         ("digits", ["task=inpaint", "num_samples=0"], "num_samples=0"),
@@ -269,7 +281,6 @@ def test_wrong_calls(call: Callable[[Model], Any], message: str) -> None:
         ("digits", ["task=interpolate", "task.index=[1,2,3]"], r"task.index=\[1, 2, 3\]: must hold 2 images"),
         ("digits", ["task=interpolate", "sigma_start=-1"], "sigma_start=-1"),
         ("digits", ["task=traverse", "task.levels=1"], "task.levels=1: must be an integer >= 2"),
-        ("digits", ["task=inpaint", "sampler=mcmc"], "sampler=mcmc: stays at one noise level"),
         ("unet", ["task=inpaint"], "task.n_corrector=4: .* density"),
         ("unet", ["task=super_resolution"], "task.n_corrector=4: .* density"),
         ("unet", ["task=interpolate"], "task=interpolate: needs a flow with an inverse"),

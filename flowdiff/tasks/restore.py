@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.completion import complete
+from flowdiff.completion import complete, from_the_top
 from flowdiff.data import ImageData
 from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError, at_least
@@ -31,15 +31,22 @@ class Restore(Task):
     Args:
         completions: of each image.
         n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0 is replacement alone.
+        num_steps: of the ancestral steps in place of a sampler that begins at ``sigma_start``; None: 64.
         split: train, val or test.
-        index: which images: the number of the first, or a list; null: the first ones.
+        index: which images: the number of the first, or a list; None: the first ones.
     """
 
     def __init__(
-        self, completions: int, n_corrector: int, split: str = "test", index: int | Sequence[int] | None = None
+        self,
+        completions: int,
+        n_corrector: int,
+        num_steps: int | None = None,
+        split: str = "test",
+        index: int | Sequence[int] | None = None,
     ) -> None:
         self.completions = at_least("task.completions", completions, 1)
         self.n_corrector = at_least("task.n_corrector", n_corrector, 0)
+        self.num_steps = num_steps
         self.split = split
         self.index = index
 
@@ -49,6 +56,7 @@ class Restore(Task):
 
     def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
         self.need_images(model)
+        batched = from_the_top(batched, self.num_steps)
         images = choose_images(request, model, self.split, self.index, self.rows)
         n = len(images.x)
         seeds = seeds_from(request.seed, n * self.completions)
@@ -104,7 +112,7 @@ class Inpaint(Restore):
 
     Args:
         mask: what is missing: a name, ``random:P`` or a file (`flowdiff.masks`); None is ``left``.
-        completions, n_corrector, split, index: see `Restore`.
+        completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
     def __init__(self, mask: str | None, completions: int, n_corrector: int, **which: Any) -> None:
@@ -127,7 +135,7 @@ class SuperResolution(Restore):
 
     Args:
         factor: how many times larger the image becomes, at least 2; divides its height and width.
-        completions, n_corrector, split, index: see `Restore`.
+        completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
     def __init__(self, factor: int, completions: int, n_corrector: int, **which: Any) -> None:
@@ -169,7 +177,7 @@ def _errors(x: Tensor, images: Chosen, known: Known, data: ImageData, completion
 def _mean_image(k: Tensor, data: ImageData) -> Tensor:
     """(1, C, H, W) in [-1, 1]."""
     assert data.levels is not None
-    return centres(k.float().mean(0, keepdim=True), data.levels)
+    return centres(k.mean(0, keepdim=True, dtype=torch.float32), data.levels)
 
 
 @torch.no_grad()
