@@ -192,7 +192,7 @@ class Adaptive(Geometric):
         even: share of F that is log sigma, in (0, 1]: no step becomes too long where D hardly moves.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, grid: int = 128, even: float = 0.1) -> None:
+    def __init__(self, sigma_min: float, sigma_max: float, grid: int = 64, even: float = 0.1) -> None:
         super().__init__(sigma_min, sigma_max)
         self.grid = at_least("schedule.grid", grid, 2)
         if not (is_number(even) and 0 < even <= 1):

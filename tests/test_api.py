@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import choices
 from trained import checkpoint
 
 import flowdiff
@@ -84,7 +85,7 @@ def test_sample(digits: Model) -> None:
     assert byte.dtype == torch.uint8 and byte.shape == x.shape
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "ancestral", "inversion", "inversion_denoise"])
+@pytest.mark.parametrize("name", choices("sampler"))
 def test_sampler_by_name(digits: Model, name: str) -> None:
     assert digits.sample(2, sampler=name, num_steps=2, sigma_start=0.3).isfinite().all()
 
@@ -95,7 +96,7 @@ def test_schedule_by_name(digits: Model) -> None:
 
 
 def test_mistakes(digits: Model) -> None:
-    with pytest.raises(FlowdiffError, match="sampler=foo: must be one of ancestral, euler, heun"):
+    with pytest.raises(FlowdiffError, match="sampler=foo: must be one of ancestral, ddim, dpmpp_2m, "):
         digits.sample(1, sampler="foo")
     with pytest.raises(FlowdiffError, match="n=0"):
         digits.sample(0)

@@ -73,13 +73,30 @@ def test_levels_become_bytes_of_the_data(tmp_path: Path) -> None:
 # -- a sample is a function of its seed and label ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "heun", "inversion_denoise"])
+SAMPLERS = sorted(p.stem for p in (cli.config_dir() / "sampler").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_size_changes_nothing(sampler: str, tmp_path: Path) -> None:
-    words = (f"sampler={sampler}", "num_steps=6", "num_samples=70", "guidance_scale=1.5")
+    """Not even the report of chains that are made in several batches."""
+    words = (f"sampler={sampler}", "num_steps=16", "num_samples=70", "guidance_scale=1.5")
     whole = draw(tmp_path / "whole", *words)["images"]
     assert len(np.unique(whole.reshape(70, -1), axis=0)) == 70
-    for size in (1, 65, 1000):
+    about = json.loads((tmp_path / "whole" / "samples.json").read_text())
+    for size in (1, 1000) if sampler in ("ancestral", "mala") else (1,):
         assert np.array_equal(draw(tmp_path / str(size), *words, f"batch_size={size}")["images"], whole)
+        assert json.loads((tmp_path / str(size) / "samples.json").read_text()) == about
+
+
+def test_a_schedule_from_the_model_is_the_same_for_every_sample(tmp_path: Path) -> None:
+    words = ("schedule=adaptive", "num_steps=6", "guidance_scale=1.5")
+    many = draw(tmp_path / "many", *words, "num_samples=70")["images"]
+    one = draw(tmp_path / "one", *words, "num_samples=1", "seed=67", "class_label=7", "batch_size=1", "tile=64")
+    assert np.array_equal(one["images"], many[67:68])
+    about = json.loads((tmp_path / "one" / "samples.json").read_text())
+    assert about["schedule"] == "adaptive" and about["nfe"] == 12 and about["nfe_schedule"] == 2 * 64 * 64
+    even = draw(tmp_path / "even", *words, "schedule=geometric", "num_samples=70")["images"]
+    assert not np.array_equal(even, many)
 
 
 def test_number_of_samples_and_position_change_nothing(tmp_path: Path) -> None:
@@ -159,13 +176,46 @@ def test_guidance_of_one_is_none_and_more_is_different(tmp_path: Path) -> None:
     assert not np.array_equal(draw(tmp_path / "four", *words, "guidance_scale=4")["images"], plain)
 
 
-@pytest.mark.parametrize("sampler", sorted(p.stem for p in (cli.config_dir() / "sampler").glob("*.yaml")))
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler(sampler: str, tmp_path: Path) -> None:
     draw(tmp_path, f"sampler={sampler}", "num_samples=2", "num_steps=3", "sigma_start=0.5", "sigma_max=20")
     about = json.loads((tmp_path / "samples.json").read_text())
     assert about["sampler"] == sampler and about["nonfinite"] == 0
-    assert about["sigma_max"] == (0.5 if "inversion" in sampler else 20)
+    assert about["sigma_max"] == (0.5 if "inversion" in sampler or sampler == "mcmc" else 20)
     assert about["num_steps"] == (1 if sampler == "inversion" else 3)
+    assert about["inversions"] == (1 if "inversion" in sampler or sampler == "mcmc" else 0)
+    assert about["nfe_forward"] == about["nfe_gradient"] == about["nfe"] - about["inversions"]
+
+
+def test_evaluations_are_counted_apart(tmp_path: Path) -> None:
+    """D of a flow is a forward pass and a gradient, that of a UNet a forward pass; guidance makes two of each."""
+    words = ("sampler=heun", "num_steps=3", "num_samples=2", "guidance_scale=2")
+    for model, gradients in (("digits", 10), ("unet", 0)):
+        draw(tmp_path / model, *words, model=model)
+        about = json.loads((tmp_path / model / "samples.json").read_text())
+        assert [about[key] for key in ("nfe", "nfe_forward", "nfe_gradient", "inversions")] == [10, 10, gradients, 0]
+
+
+def test_what_a_sampler_measures_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "mala", "sampler=mala", "num_steps=12", "num_samples=20")
+    about, said = json.loads((tmp_path / "mala" / "samples.json").read_text()), capsys.readouterr().out
+    assert 0.2 < about["acceptance"] < 0.95 and len(about["acceptance_by_sigma"]) == 8
+    assert f"mala: acceptance {about['acceptance']:g}, acceptance_by_sigma (" in said
+    draw(tmp_path / "mcmc", "sampler=mcmc", "num_steps=40", "sigma_start=0.1", "num_samples=30", model="toy")
+    about, said = json.loads((tmp_path / "mcmc" / "samples.json").read_text()), capsys.readouterr().out
+    assert about["chains"] == 30 and about["draws"] == 20 and about["nfe"] == 43 and about["sigma_max"] == 0.1
+    assert about["rhat_max"] >= about["rhat_median"] > 0.9 and about["ess_median"] >= about["ess_min"] > 0
+    assert f"rhat_max {about['rhat_max']:g}" in said
+    draw(tmp_path / "heun", "sampler=heun", "num_samples=2", "num_steps=2")
+    assert "acceptance" not in (tmp_path / "heun" / "samples.json").read_text()
+
+
+def test_ula_needs_no_density_and_its_images_stay_in_range() -> None:
+    sampler = BatchedSampler(Toy(), samplers.Ula(5), schedules.Karras(0.002, 80.0), clip=(-1.0, 1.0))
+    x = sampler(None, seeds_from(0, 4))
+    assert x.abs().max() <= 1 and sampler.evaluations == {"nfe_forward": 10, "nfe_gradient": 0, "inversions": 0}
+    lms = BatchedSampler(Toy(), samplers.Lms(5), schedules.Karras(0.002, 80.0), clip=(-1.0, 1.0))
+    assert lms(None, seeds_from(0, 4)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("schedule", sorted(p.stem for p in (cli.config_dir() / "schedule").glob("*.yaml")))
@@ -224,6 +274,12 @@ def test_raw_weights_are_those_of_the_last_step(tmp_path: Path) -> None:
         ("digits", ["device=tpu"], "device=tpu: must be one of"),
         ("digits", ["weights=best"], "weights=best: must be one of ema, raw"),
         ("unet", ["sampler=inversion"], "sampler=inversion: needs a flow with an inverse"),
+        ("unet", ["sampler=mala"], "sampler=mala: needs a flow with a density"),
+        ("unet", ["sampler=mcmc"], "sampler=mcmc: needs a flow with an inverse"),
+        ("unet", ["sampler=mcmc", "sampler.start=noise"], "sampler=mcmc: needs a flow with a density"),
+        ("digits", ["sampler=mcmc", "sampler.start=data"], "sampler.start=data: must be inverse"),
+        ("digits", ["sampler=mala", "sampler.n_corrector=0"], "sampler.n_corrector=0: must be an integer >= 1"),
+        ("digits", ["schedule=adaptive", "schedule.even=0"], "schedule.even=0: must be a number above 0"),
         ("digits", ["ckpt_path=null"], "ckpt_path=null: must be a checkpoint"),
         ("digits", ["ckpt_path=/nowhere/last.ckpt"], "no such file"),
     ],

@@ -33,7 +33,7 @@ class Contender:
 
     Attributes:
         name: of its row.
-        kind: flowdiff, or peer.
+        kind: flowdiff, baseline (a model of this package without a flow) or peer (another library's).
         settings: the words of the command line, or the peer's entry.
         dataset: an experiment of conf/experiment.
         seconds: of training.
@@ -59,7 +59,7 @@ class Contender:
         Raises:
             FlowdiffError: it failed; the message is one line.
         """
-        if self.kind == "flowdiff":
+        if self.kind != "peer":
             words = [f"experiment={self.dataset}", *self.settings]
             return budget.train(words, self.seconds, self.seed, folder, limit)
         write_json(folder / "request.json", self.request)
@@ -74,12 +74,12 @@ def contenders(dataset: str, seconds: float, seed: int, file: Path = FILE) -> li
     table = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(table, dict)
     found = []
-    for name, words in (table.get("flowdiff") or {}).items():
-        words = words.get(dataset) if isinstance(words, dict) else words
-        if words is not None:
-            found.append(Contender(name, "flowdiff", words, dataset, seconds, seed))
-    for name, entry in (table.get("peers") or {}).items():
-        found.append(Contender(name, "peer", entry, dataset, seconds, seed))
+    for section, kind in (("flowdiff", "flowdiff"), ("baselines", "baseline"), ("peers", "peer")):
+        for name, settings in (table.get(section) or {}).items():
+            if kind != "peer" and isinstance(settings, dict):
+                settings = settings.get(dataset)
+            if settings is not None:
+                found.append(Contender(name, kind, settings, dataset, seconds, seed))
     return found
 
 

@@ -11,7 +11,7 @@ from experiments.benchmarks.contenders import Result
 from experiments.benchmarks.table import BITS, FD, FD_REAL, RECOGNISED, Column, conditions, metric
 from flowdiff.files import write_whole
 
-COLOURS = {"flowdiff": "#2a6f97", "peer": "#e07a5f"}
+COLOURS = {"flowdiff": "#2a6f97", "baseline": "#6c757d", "peer": "#e07a5f"}
 
 
 def plot(results: Sequence[Result], path: Path) -> None:
@@ -30,7 +30,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     axes[0].set_yticks(range(len(results)), [r["request"]["name"] for r in results])
     axes[0].invert_yaxis()
     dataset = results[0]["request"]["dataset"]
-    key = "blue: flowdiff, orange: other libraries; pale: without the class; dotted: real images"
+    key = "blue: flowdiff, gray: no flow, orange: other libraries; pale: without the class; dotted: real images"
     figure.suptitle(f"{dataset}: {conditions(results)}\n{key}", fontsize=9)
     FigureCanvasAgg(figure)
     write_whole(path, lambda file: figure.savefig(file, format="png"))

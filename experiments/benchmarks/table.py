@@ -105,29 +105,29 @@ def conditions(results: Sequence[Result]) -> str:
 
 
 def ahead(results: Sequence[Result]) -> list[str]:
-    """For each measure, the best of ours and the best of the peers: who leads, and by how much."""
-    with_class = [r for r in results if r.get("given_class")]
-    without = [r for r in results if r.get("given_class") is False]
+    """For each measure, the best of flowdiff's flows and the best of the others: who leads."""
     lines = []
-    for what, among, column, lower in (
-        ("bits/dim given the class", with_class, BITS, True),
-        ("bits/dim without the class", without, BITS, True),
-        ("Fréchet distance", results, FD, True),
-        ("recognised share", with_class, RECOGNISED, False),
+    for what, column, given, lower in (
+        ("bits/dim given the class", BITS, "yes", True),
+        ("bits/dim without the class", BITS, "no", True),
+        ("Fréchet distance", FD, None, True),
+        ("recognised share", RECOGNISED, None, False),
+        *((f"denoising error at σ = {column.name.split('_')[1]}", column, None, True) for column in DENOISING),
     ):
-        best = {}
-        for side in ("flowdiff", "peer"):
-            own = [r for r in among if r["request"]["kind"] == side and column.value(r) is not None]
-            if own:
-                best[side] = (min if lower else max)(own, key=column.value)  # type: ignore[arg-type]
-        if len(best) == 2:
-            ours, theirs = (best[side] for side in ("flowdiff", "peer"))
-            a, b = column.value(ours), column.value(theirs)
-            assert isinstance(a, float) and isinstance(b, float)
+        fit = [r for r in results if column.value(r) is not None and given in (None, given_class(r))]
+        ours = sorted((r for r in fit if r["request"]["kind"] == "flowdiff"), key=number(column), reverse=not lower)
+        others = sorted((r for r in fit if r["request"]["kind"] != "flowdiff"), key=number(column), reverse=not lower)
+        if ours and others:
+            a, b = number(column)(ours[0]), number(column)(others[0])
             verdict = "equal" if a == b else "flowdiff leads" if (a < b) == lower else "**flowdiff loses**"
-            names = [f"{r['request']['name']} {column.text(r)}" for r in (ours, theirs)]
+            names = [f"{r['request']['name']} {column.text(r)}" for r in (ours[0], others[0])]
             lines.append(f"* {what}: {verdict}, {names[0]} to {names[1]}.")
     return lines
+
+
+def number(column: Column) -> Callable[[Result], float]:
+    """The column's value, where there is one."""
+    return lambda result: float(column.value(result) or 0.0)
 
 
 def write(path: Path, text: str) -> None:

@@ -116,7 +116,7 @@ class ResidualFlow(Composite):
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 16,
+        n_flows: int = 8,
         width: int = 32,
         depth: int = 1,
         lipschitz: float = 0.9,

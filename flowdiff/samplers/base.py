@@ -87,7 +87,7 @@ class Sampler:
 
     needs_inverse: bool = False
     needs_density: bool = False
-    stays: bool = False  # its levels may be equal
+    stays: bool = False  # all its levels but the last are equal
     sigma_start: float | None = None  # None: begin at the schedule's sigma_max
     records: dict[str, Tensor]
 
@@ -139,7 +139,8 @@ class Sampler:
             denoiser: ``D = denoiser(x, sigma, labels)``; with ``inverse`` if ``needs_inverse``, with ``log_prob``
                 if ``needs_density``.
             noise: fresh standard normals (n, *shape) at each call, e.g. ``IndexedNoise``.
-            sigmas: (num_steps + 1,) decreasing, the last one 0, e.g. ``sampler.sigmas(schedule)``.
+            sigmas: (num_steps + 1,) decreasing (or, if it ``stays``, equal), the last one 0, e.g.
+                ``sampler.sigmas(schedule)``.
             labels: (n,) class labels, or None.
             callback: called with a ``Step`` after each step.
             correct: x and its level to another x at that level, before each step, e.g. ``Conditioned``.
@@ -150,7 +151,9 @@ class Sampler:
         levels = sigmas.tolist()
         if len(levels) != self.num_steps + 1 or levels[-1] != 0:
             raise ValueError(f"sigmas must be {self.num_steps + 1} levels ending in 0, not {levels}")
-        if any(b > a or (b == a and not self.stays) for a, b in zip(levels, levels[1:], strict=False)):
+        if self.stays and len(set(levels[:-1])) > 1:
+            raise ValueError(f"sigmas must be one level, repeated, and 0, not {levels}")
+        if not self.stays and any(b >= a for a, b in zip(levels, levels[1:], strict=False)):
             raise ValueError(f"sigmas must decrease, not {levels}")
         lacking = self.lacks(denoiser)
         if lacking is not None:

@@ -6,7 +6,8 @@ r"""Predictor-corrector sampling (Song et al. 2021, arXiv:2011.13456): Langevin 
 Ula's steps are unadjusted: they only need D, for s(x) = (D - x) / sigma^2, and are biased by the size of r.
 Mala's pass the Metropolis test of the exact density (``langevin``), under guidance that of
 log p_c + (w - 1)(log p_c - log p_null): whatever r is, they leave p(x; s') as it is and only take away the
-predictor's errors. Each sample's r follows its own acceptance to 57 %.
+predictor's errors. Each sample's r follows its own acceptance to 57 %, so that samples don't depend on their batch;
+what r has learnt from the path of a sample is the one thing that is not exact (``mcmc`` stops learning).
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch import Tensor
 from flowdiff.errors import at_least, positive
 from flowdiff.samplers.ancestral import Ancestral
 from flowdiff.samplers.base import Denoise, NoiseSource
-from flowdiff.samplers.langevin import State, StepSize, langevin_step, optimal_step, uniforms
+from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
 
 GROUPS = 8
 """So many groups of neighbouring levels does a report tell apart."""
@@ -33,13 +34,13 @@ class Ula(Ancestral):
         num_steps: N.
         eta: share of fresh noise of the predictor, >= 0.
         n_corrector: Langevin steps at each level, >= 1.
-        step_size: r, > 0.
+        step_size: r, > 0; None: the best for independent Gaussians of variance sigma^2.
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float = 0.1) -> None:
+    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float | None = 0.1) -> None:
         super().__init__(num_steps, eta)
         self.n_corrector = at_least("sampler.n_corrector", n_corrector, 1)
-        self.step_size = positive("sampler.step_size", step_size)
+        self.step_size = None if step_size is None else positive("sampler.step_size", step_size)
 
     def reset(self) -> None:
         super().reset()
@@ -61,7 +62,7 @@ class Ula(Ancestral):
             return (denoise(x, sigma) - x) / sigma**2, x.new_zeros(len(x))
 
         state = State(x, *density(x))
-        step = x.new_full((len(x),), self.step_size * sigma**2)
+        step = first_steps(x, self.step_size) * sigma**2
         for _ in range(self.n_corrector):
             state, _ = langevin_step(density, state, step, noise())
         return state
@@ -76,14 +77,13 @@ class Mala(Ula):
         num_steps: N.
         eta: share of fresh noise of the predictor, >= 0.
         n_corrector: Langevin steps at each level, >= 1.
-        step_size: r at the start, > 0; None: the best for independent Gaussians of variance sigma^2.
+        step_size: r at the start, > 0; None: as for ``Ula``.
     """
 
     needs_density = True
 
     def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float | None = None) -> None:
-        super().__init__(num_steps, eta, n_corrector, 1.0 if step_size is None else step_size)
-        self.initial = step_size
+        super().__init__(num_steps, eta, n_corrector, step_size)
 
     def reset(self) -> None:
         super().reset()
@@ -94,8 +94,7 @@ class Mala(Ula):
             return denoise.score_and_log_prob(x, sigma)
 
         if self._rate is None:
-            initial = optimal_step(x) if self.initial is None else self.initial
-            self._rate = StepSize(x.new_full((len(x),), initial), decay=0.0)
+            self._rate = StepSize(first_steps(x, self.step_size), decay=0.0)
         state = State(x, *density(x))
         total = x.new_zeros(len(x))
         for _ in range(self.n_corrector):

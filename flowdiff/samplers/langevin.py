@@ -79,6 +79,11 @@ def optimal_step(x: Tensor) -> float:
     return 1.36 * x[0].numel() ** (-1 / 3)
 
 
+def first_steps(x: Tensor, step_size: float | None) -> Tensor:
+    """``step_size``, or the optimal step if None, for each row of x: (n,)."""
+    return x.new_full((len(x),), optimal_step(x) if step_size is None else step_size)
+
+
 class StepSize:
     """A step size for each chain, which follows the chain's own acceptance.
 

@@ -17,7 +17,7 @@ from flowdiff.errors import ConfigError, is_number, positive
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.chains import ess, rhat
 from flowdiff.samplers.inversion import check_sigma_start, inverted
-from flowdiff.samplers.langevin import State, StepSize, langevin_step, optimal_step, uniforms
+from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
 
 COORDINATES = 32
 """So many coordinates of a sample, evenly spaced, are kept of each draw, with log p."""
@@ -81,8 +81,7 @@ class Mcmc(Sampler):
             return denoise.score_and_log_prob(x, sigma)
 
         if self._state is None:
-            rate = optimal_step(x) if self.step_size is None else self.step_size
-            self._size = StepSize(x.new_full((len(x),), rate * sigma**2))
+            self._size = StepSize(first_steps(x, self.step_size) * sigma**2)
             self._state = State(x, *density(x))
         if self._done == self.warmup:
             self._size.freeze()

@@ -292,30 +292,33 @@ def test_a_result_answers_its_request_only(tmp_path: Path, runs: list[str]) -> N
 
 
 def test_who_leads_is_said() -> None:
-    def result(name: str, kind: str, given: bool, bits: float) -> dict[str, Any]:
-        metrics = {"bits_per_dim": {"value": bits}}
+    def result(name: str, kind: str, given: bool, **values: float) -> dict[str, Any]:
+        metrics = {key.replace("__", "/"): {"value": value} for key, value in values.items()}
         return {"request": {"name": name, "kind": kind}, "given_class": given, "metrics": metrics, "error": None}
 
     lines = table.ahead(
         [
-            result("a", "flowdiff", True, 2.5),
-            result("b", "flowdiff", True, 2.25),
-            result("c", "peer", True, 2.4),
-            result("d", "flowdiff", False, 2.6),
-            result("e", "peer", False, 2.5),
+            result("a", "flowdiff", True, bits_per_dim=2.5, recognised=0.9, denoising_ratio__1=0.9),
+            result("b", "flowdiff", True, bits_per_dim=2.25, recognised=0.8, denoising_ratio__1=0.8),
+            result("c", "peer", True, bits_per_dim=2.4, recognised=0.85),
+            result("d", "flowdiff", False, bits_per_dim=2.6),
+            result("e", "peer", False, bits_per_dim=2.5),
+            result("f", "baseline", True, recognised=0.5, denoising_ratio__1=0.7),
         ]
     )
     assert lines == [
         "* bits/dim given the class: flowdiff leads, b 2.250 to c 2.400.",
         "* bits/dim without the class: **flowdiff loses**, d 2.600 to e 2.500.",
+        "* recognised share: flowdiff leads, a 90.0% to c 85.0%.",
+        "* denoising error at σ = 1: **flowdiff loses**, b 0.800 to f 0.700.",
     ]
 
 
 @pytest.mark.parametrize("dataset", flows.DATASETS)
 def test_every_contender_composes(dataset: str) -> None:
     everyone = contenders.contenders(dataset, 120.0, 0)
-    assert {c.kind for c in everyone} == {"flowdiff", "peer"}
+    assert {c.kind for c in everyone} == {"flowdiff", "baseline", "peer"}
     with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         for contender in everyone:
-            if contender.kind == "flowdiff":
+            if contender.kind != "peer":
                 assert compose("config", overrides=[f"experiment={dataset}", *contender.settings])

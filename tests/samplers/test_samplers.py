@@ -304,3 +304,7 @@ def test_sigmas_of_another_length_or_order_are_refused(denoiser: MixtureDenoiser
     increasing = torch.tensor([1.0, 2.0, 3.0, 0.5, 0.1, 0.0])
     with pytest.raises(ValueError, match="decrease"):
         Euler(5)(denoiser, noise, increasing)
+    with pytest.raises(ValueError, match="decrease"):
+        Euler(2)(denoiser, noise, torch.tensor([1.0, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="one level"):
+        Mcmc(1.0, 2)(denoiser, noise, torch.tensor([1.0, 0.5, 0.0]))
