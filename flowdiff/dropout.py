@@ -7,11 +7,12 @@ nothing by themselves; a training step opens them with the share it wants, and c
         loss(model, …)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flowdiff.modes import within
 
 
 class Dropout(nn.Module):
@@ -23,14 +24,6 @@ class Dropout(nn.Module):
         return F.dropout(x, self.share) if self.share else x
 
 
-@contextmanager
-def dropout(model: nn.Module, share: float) -> Iterator[None]:
+def dropout(model: nn.Module, share: float) -> AbstractContextManager[None]:
     """Within it, every :class:`Dropout` of ``model`` drops this share of its values."""
-    layers = [m for m in model.modules() if isinstance(m, Dropout)]
-    for layer in layers:
-        layer.share = share
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.share = 0.0
+    return within(model, Dropout, share=share)

@@ -3,7 +3,6 @@
 Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evaluate` (`evaluate`).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import write_whole
+from flowdiff.files import write_json
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
@@ -193,8 +192,7 @@ def report(
     if failed and not results:
         raise next(iter(failed.values()))
     entries = {name: result.to_json() for name, result in results.items()}
-    text = json.dumps(entries, indent=2, allow_nan=False, default=_refuse) + "\n"
-    write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))
+    write_json(folder / "metrics.json", entries, allow_nan=False, default=_refuse)
     print_table(entries, f"{evaluand.data.name}: {evaluand.weights} weights of {ckpt_path.name}")
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")

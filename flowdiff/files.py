@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -37,6 +38,16 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) 
         write_atomically(path, write, sync=False)
     except OSError as error:
         raise FlowdiffError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`write_whole` for text, in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
+    """`write_whole` for plain values, as indented JSON; ``options`` are those of ``json.dumps``."""
+    write_text(path, json.dumps(content, indent=2, **options) + "\n")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any], sync: bool = True) -> None:

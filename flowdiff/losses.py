@@ -139,9 +139,7 @@ class Mixture(Likelihood):
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        nll, error = nll_and_error(denoiser, batch)
-        loss = self.weight(denoiser, batch.sigma) * nll + self.denoising_weight * error
-        return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
+        return mixture(denoiser, batch, self.weight(denoiser, batch.sigma), self.denoising_weight)
 
 
 class AnnealedMixture(Likelihood):
@@ -170,11 +168,9 @@ class AnnealedMixture(Likelihood):
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        nll, error = nll_and_error(denoiser, batch)
         (a, a_end), (b, b_end), t = self.likelihood_weight, self.denoising_weight, batch.progress
-        likelihood = (a + (a_end - a) * t) * self.weight(denoiser, batch.sigma) * nll
-        loss = likelihood + (b + (b_end - b) * t) * error
-        return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
+        likelihood_weight = (a + (a_end - a) * t) * self.weight(denoiser, batch.sigma)
+        return mixture(denoiser, batch, likelihood_weight, b + (b_end - b) * t)
 
 
 class FokkerPlanck(Likelihood):
@@ -213,6 +209,15 @@ def start_and_end(key: str, values: Sequence[float]) -> tuple[float, float]:
     if not right:
         raise ConfigError(key, values, "must be two numbers >= 0, at the start and at the end, as [0.0,1.0]")
     return float(values[0]), float(values[1])
+
+
+def mixture(
+    denoiser: ScoreFlow, batch: Noised, likelihood_weight: Tensor, denoising_weight: Tensor | float
+) -> dict[str, Tensor]:
+    """The terms of likelihood_weight (B,) · likelihood + denoising_weight · denoising."""
+    nll, error = nll_and_error(denoiser, batch)
+    loss = likelihood_weight * nll + denoising_weight * error
+    return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
 
 
 def nll_and_error(denoiser: ScoreFlow, batch: Noised) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,12 @@ def _density(t: Tensor) -> Tensor:
     return (-0.5 * t.square() - LOG_ROOT_2PI).exp()
 
 
+def _broad(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and standard deviation (B, d) of the Gaussian that is mixed in at σ (B, 1), float64."""
+    mean, variance = marginals.moments()
+    return mean.double(), 2 * (variance.double() + sigma.square()).sqrt()
+
+
 def _log_sum(p: Tensor, log_q: Tensor) -> Tensor:
     """log(p + q)."""
     log_p = torch.where(p > TINY, p.clamp(min=TINY).log(), -math.inf)
@@ -121,9 +127,8 @@ def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> tuple[Tensor,
     cdf = sigma * (share * (left[..., :-1] - left[..., 1:])).sum(-1)
     survival = sigma * (share * (right[..., 1:] - right[..., :-1])).sum(-1)
 
-    mean, variance = marginals.moments()
-    scale = 2 * (variance.double() + sigma.square()).sqrt()
-    far = (x - mean.double()) / scale
+    mean, scale = _broad(sigma, marginals)
+    far = (x - mean) / scale
     low = cdf + BROAD * torch.special.ndtr(far) < 0.5
     log_broad = math.log(BROAD) + torch.special.log_ndtr(torch.where(low, far, -far))
     log_tail = _log_sum(torch.where(low, cdf, survival), log_broad)
@@ -139,8 +144,8 @@ def gaussianise_inverse(z: Tensor, sigma: Tensor, marginals: Marginals) -> Tenso
     A quantile of a mixture lies between those of its components: a histogram's between its ends moved by σz.
     """
     z, sigma = z.double(), sigma.double().reshape(-1, 1)
-    mean, variance = marginals.moments()
-    broad = mean.double() + 2 * (variance.double() + sigma.square()).sqrt() * z
+    mean, scale = _broad(sigma, marginals)
+    broad = mean + scale * z
     low = torch.minimum(marginals.edges[0].double() + sigma * z, broad) - 1e-9
     high = torch.maximum(marginals.edges[-1].double() + sigma * z, broad) + 1e-9
     x = (low + high) / 2

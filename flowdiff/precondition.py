@@ -152,8 +152,9 @@ class Gaussianised(Standardized):
 
     def fit(self, statistics: DataStatistics) -> None:
         super().fit(statistics)
-        self.edges.copy_(statistics.marginals.edges)
-        self.masses.copy_(statistics.marginals.masses)
+        marginals = statistics.marginals()
+        self.edges.copy_(marginals.edges)
+        self.masses.copy_(marginals.masses)
 
     @property
     def _marginals(self) -> Marginals:

@@ -5,7 +5,6 @@ Neither the training data nor the run's folder is needed, unless a task (`flowdi
 """
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.errors import ConfigError
-from flowdiff.files import made, write_whole
+from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
@@ -62,7 +61,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     written = _write_images(folder, model, x, labels, seeds) if images else {}
     if not images:
         written = _write_points(folder, model, x, labels, seeds, batched)
-    _write_json(folder / "samples.json", conditions)
+    write_json(folder / "samples.json", conditions)
     _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
@@ -89,7 +88,7 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
     written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
     conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
-    _write_json(folder / "samples.json", conditions)
+    write_json(folder / "samples.json", conditions)
     rows = len(drawn.picture) // len(drawn.columns)
     how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
     print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
@@ -131,11 +130,6 @@ def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) 
         "n": n,
         "nonfinite": batched.nonfinite,
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:

@@ -8,6 +8,8 @@ under x = x0 + σε has the posterior mean (the Wiener filter)
 It is the reference of every denoising error in this project.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +28,14 @@ class DataStatistics:
         eigenvalues: (d,), λ of the within-class covariance, descending, ≥ 0.
         eigenvectors: (d, d), Q, one eigenvector a column.
         sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
-        marginals: the histogram of each coordinate.
+        marginals: measures the histogram of each coordinate, which takes seconds and which most models do not need.
     """
 
     class_means: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
     sigma_data: float
-    marginals: Marginals
+    marginals: Callable[[], Marginals]
 
     @classmethod
     def from_data(
@@ -72,7 +74,7 @@ class DataStatistics:
             eigenvalues=(eigenvalues.flip(0).clamp(min=0) + noise_variance).float(),
             eigenvectors=eigenvectors.flip(1).float().contiguous(),
             sigma_data=float((flat.var(correction=0) + noise_variance).sqrt()),
-            marginals=Marginals.from_data(flat, bin_width=(12 * noise_variance) ** 0.5),
+            marginals=functools.partial(Marginals.from_data, x.detach().flatten(1), (12 * noise_variance) ** 0.5),
         )
 
     def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -69,7 +69,7 @@ def statistics(shape: tuple[int, ...] = IMAGE, num_classes: int = CLASSES) -> Da
     means = 0.3 * normal(num_classes + 1, d)
     means[-1] = means[:-1].mean(0) if num_classes else means[-1]
     edges, histograms = torch.linspace(-1.2, 1.2, PIECES + 1, dtype=torch.float64), (2 * normal(d, PIECES)).softmax(1)
-    return DataStatistics(means, eigenvalues, basis, 0.6, Marginals(edges, histograms))
+    return DataStatistics(means, eigenvalues, basis, 0.6, lambda: Marginals(edges, histograms))
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

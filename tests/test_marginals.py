@@ -70,7 +70,7 @@ def test_noised_digits_become_normal(sigma: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x = data.to_model(k, generator)
     x = (x + sigma * torch.randn(x.shape, generator=generator)).flatten(1)
-    z, _ = at(x, sigma, data.statistics(0).marginals)
+    z, _ = at(x, sigma, data.statistics(0).marginals())
     assert z.mean().abs() < 0.02
     assert z.std().item() == pytest.approx(1, abs=0.02)
     assert (z.quantile(torch.tensor([0.1, 0.9], dtype=z.dtype)) / 1.2816).abs().sub(1).abs().max() < 0.05

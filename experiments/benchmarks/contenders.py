@@ -5,12 +5,13 @@ was measured of the training, and ``metrics`` as in a run's metrics.json. A resu
 not measured again.
 """
 
+import argparse
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 from experiments.benchmarks import budget
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import write_whole
+from flowdiff.files import write_json
 
 Result = dict[str, Any]
 FILE = Path(__file__).with_name("contenders.yaml")
@@ -62,7 +63,7 @@ class Contender:
         if self.kind != "peer":
             words = [f"experiment={self.dataset}", *self.settings]
             return budget.train(words, self.seconds, self.seed, folder, limit)
-        write_json(folder / "request.json", self.request)
+        write_json(folder / "request.json", self.request, ensure_ascii=False)
         budget.command("experiments.benchmarks.fit", [str(folder)], folder / "run.log", limit)
         found = json.loads((folder / "result.json").read_text())
         assert isinstance(found, dict)
@@ -81,6 +82,18 @@ def contenders(dataset: str, seconds: float, seed: int, file: Path = FILE) -> li
             if settings is not None:
                 found.append(Contender(name, kind, settings, dataset, seconds, seed))
     return found
+
+
+def command_line(prog: str, description: str | None, out: Path, runs: Path) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of training, for each")
+    parser.add_argument("--models", help="some of them, with commas (default: all)")
+    parser.add_argument("--out", type=Path, default=out, help="takes the results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
+    parser.add_argument("--runs", type=Path, default=runs, help="takes the run folders")
+    return parser
 
 
 def chosen(everyone: list[Contender], names: str | None) -> list[Contender]:
@@ -143,8 +156,14 @@ class Results:
             kind = "" if isinstance(error, FlowdiffError) else f"{type(error).__name__}: "
             result["error"] = kind + " ".join(str(error).split())
             self.say(f"{contender.name}: {result['error']}")
-        write_json(self.folder / f"{contender.name}.json", result)
+        write_json(self.folder / f"{contender.name}.json", result, ensure_ascii=False)
         return result
+
+    def measure(self, everyone: list[Contender], names: str | None, report: Callable[[Sequence[Result]], None]) -> None:
+        """Get those with these names (see `chosen`), one after the other; ``report`` is given all rows after each."""
+        for contender in chosen(everyone, names):
+            self.get(contender)
+            report([row for c in everyone if (row := self.kept(c)) is not None])
 
 
 def machine() -> Result:
@@ -157,9 +176,3 @@ def machine() -> Result:
         "python": platform.python_version(),
         "system": sys.platform,
     }
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write it whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_whole(file, lambda target: target.write(text.encode()))

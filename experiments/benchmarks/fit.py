@@ -34,7 +34,7 @@ from flowdiff import cli, mistakes
 from flowdiff.data import ImageData
 from flowdiff.data.base import loaded
 from flowdiff.errors import FlowdiffError
-from flowdiff.files import write_whole
+from flowdiff.files import write_json
 from flowdiff.metrics import BitsPerDim, Evaluand, FrechetDistance, Metric, Recognised, measure
 
 VALIDATIONS = 12
@@ -175,8 +175,7 @@ def main(folder: Path) -> dict[str, Any]:
         result["seconds_per_100"] = sampler.seconds_per_100
     except (RuntimeError, AssertionError, ValueError) as error:  # an inverse that breaks down: the likelihood stands
         result["note"] = f"no samples: {type(error).__name__}: {' '.join(str(error).split())}"
-    text = json.dumps(result, indent=2) + "\n"
-    write_whole(folder / "result.json", lambda file: file.write(text.encode()))
+    write_json(folder / "result.json", result)
     return result
 
 

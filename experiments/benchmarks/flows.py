@@ -5,7 +5,7 @@ alike. Written to --out, for each dataset: <dataset>.csv, <dataset>.md, <dataset
 which is not measured again. One that fails is a row with its error.
 """
 
-import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from experiments.benchmarks import contenders, table
 from experiments.benchmarks.contenders import Result, Results
 from experiments.benchmarks.plot import plot
 from flowdiff.errors import FlowdiffError, positive
+from flowdiff.files import write_text
 
 DATASETS = ("digits", "mnist")
 COLUMNS = (
@@ -26,35 +27,26 @@ COLUMNS = (
 
 def report(results: Sequence[Result], out: Path, dataset: str) -> None:
     """CSV, Markdown and plot of one dataset."""
-    table.write(out / f"{dataset}.csv", table.to_csv(COLUMNS, results))
+    write_text(out / f"{dataset}.csv", table.to_csv(COLUMNS, results))
     parts = [f"# {dataset}", table.conditions(results), table.to_markdown(COLUMNS, results).rstrip()]
     parts += ["\n".join(table.ahead(results))]
-    table.write(out / f"{dataset}.md", "\n\n".join(part for part in parts if part) + "\n")
+    write_text(out / f"{dataset}.md", "\n\n".join(part for part in parts if part) + "\n")
     plot(results, out / f"{dataset}.png")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.flows", description=__doc__)
+    out = Path(__file__).with_name("results")
+    parser = contenders.command_line("experiments.benchmarks.flows", __doc__, out, contenders.RUNS)
     parser.add_argument("--dataset", choices=[*DATASETS, "both"], default="digits")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of training, for each contender")
-    parser.add_argument("--models", help="some of the contenders, with commas (default: all)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="takes the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
     parser.add_argument("--contenders", type=Path, default=contenders.FILE, help="another list of contenders")
-    parser.add_argument("--runs", type=Path, default=contenders.RUNS, help="takes the run folders")
     given = parser.parse_args(words)
     try:
         positive("--seconds", given.seconds)
         for dataset in DATASETS if given.dataset == "both" else (given.dataset,):
             everyone = contenders.contenders(dataset, given.seconds, given.seed, given.contenders)
-            now = contenders.chosen(everyone, given.models)
             results = Results(given.out / dataset, given.runs, given.again)
-            for contender in now:
-                results.get(contender)
-                rows = [row for c in everyone if (row := results.kept(c)) is not None]
-                report(rows, given.out, dataset)
+            results.measure(everyone, given.models, functools.partial(report, out=given.out, dataset=dataset))
             print((given.out / f"{dataset}.md").read_text())
     except FlowdiffError as error:
         print(error, file=sys.stderr)

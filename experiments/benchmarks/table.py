@@ -4,11 +4,9 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.contenders import Result
-from flowdiff.files import write_whole
 
 Cell = float | int | str | None
 
@@ -128,8 +126,3 @@ def ahead(results: Sequence[Result]) -> list[str]:
 def number(column: Column) -> Callable[[Result], float]:
     """The column's value, where there is one."""
     return lambda result: float(column.value(result) or 0.0)
-
-
-def write(path: Path, text: str) -> None:
-    """Write it whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))

@@ -5,7 +5,7 @@ settings. Written to --out: flows.csv, flows.md (the README's table) and a JSON 
 again. One that fails is a row with its error.
 """
 
-import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from experiments.benchmarks import contenders, table
 from experiments.benchmarks.contenders import Contender, Result, Results
 from flowdiff import cli
 from flowdiff.errors import FlowdiffError, positive
+from flowdiff.files import write_text
 
 DATASET = "digits"
 RUNS = Path("outputs/flow_table")
@@ -32,26 +33,18 @@ def flows(seconds: float, seed: int) -> list[Contender]:
 
 def report(results: Sequence[Result], out: Path) -> None:
     """CSV and Markdown."""
-    table.write(out / "flows.csv", table.to_csv(COLUMNS, results))
-    table.write(out / "flows.md", f"{table.conditions(results)}\n\n{table.to_markdown(COLUMNS, results)}")
+    write_text(out / "flows.csv", table.to_csv(COLUMNS, results))
+    write_text(out / "flows.md", f"{table.conditions(results)}\n\n{table.to_markdown(COLUMNS, results)}")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.flow_table", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of training, for each flow")
-    parser.add_argument("--models", help="some of the flows, with commas (default: all)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="takes the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
-    parser.add_argument("--runs", type=Path, default=RUNS, help="takes the run folders")
-    given = parser.parse_args(words)
+    out = Path(__file__).with_name("results")
+    given = contenders.command_line("experiments.flow_table", __doc__, out, RUNS).parse_args(words)
     try:
         everyone = flows(positive("--seconds", given.seconds), given.seed)
         results = Results(given.out / "flows", given.runs, given.again)
-        for contender in contenders.chosen(everyone, given.models):
-            results.get(contender)
-            report([row for c in everyone if (row := results.kept(c)) is not None], given.out)
+        results.measure(everyone, given.models, functools.partial(report, out=given.out))
     except FlowdiffError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,14 +16,14 @@ With one κ for all rows y has mean 0 and variance 1 over the batch. Data set a 
 and only once: ``initialised`` is saved with the weights. At any other time the model is one function of its input.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, per_sample
 from flowdiff.flows.base import Flow, soft_bound
+from flowdiff.modes import within
 
 BOUND, LIMIT = 4.0, 3.0  # of |s|: what training can reach, and what data may set
 
@@ -80,14 +80,6 @@ def wants_data(model: nn.Module) -> bool:
     return any(isinstance(m, ActNorm) and not m.initialised for m in model.modules())
 
 
-@contextmanager
-def initialising(model: nn.Module) -> Iterator[None]:
+def initialising(model: nn.Module) -> AbstractContextManager[None]:
     """Within it, every :class:`ActNorm` of ``model`` that isn't initialised takes its values from the batch it sees."""
-    layers = [m for m in model.modules() if isinstance(m, ActNorm)]
-    for layer in layers:
-        layer.initialising = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.initialising = False
+    return within(model, ActNorm, initialising=True)

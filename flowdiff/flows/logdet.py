@@ -15,11 +15,13 @@ larger by the score's variance.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flowdiff.modes import within
 
 FIXED_PROBES = 8
 LONG_SERIES = 32
@@ -90,8 +92,7 @@ class Probes(nn.Module):
         return signs.to(self.fixed), [1.0] * always + [self.contraction**-k for k in range(1, further + 1)]
 
 
-@contextmanager
-def fresh_probes(model: nn.Module, long: bool = False) -> Iterator[None]:
+def fresh_probes(model: nn.Module, long: bool = False) -> AbstractContextManager[None]:
     """Within it, every :class:`Probes` of ``model`` draws new vectors and a new length at each call.
 
     They come from torch's global generator on the CPU. Vectors differ between the samples of a batch, N doesn't.
@@ -99,14 +100,7 @@ def fresh_probes(model: nn.Module, long: bool = False) -> Iterator[None]:
     Args:
         long: 32 terms are always there, so that what N adds, the same for a whole batch, is negligible.
     """
-    probes = [m for m in model.modules() if isinstance(m, Probes)]
-    for p in probes:
-        p.fresh, p.long = True, long
-    try:
-        yield
-    finally:
-        for p in probes:
-            p.fresh, p.long = False, False
+    return within(model, Probes, fresh=True, long=long)
 
 
 @contextmanager

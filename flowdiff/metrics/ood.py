@@ -16,13 +16,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
-
-
-def ranks(values: Tensor) -> Tensor:
-    """The rank of each of values (N,), from 1; equal values share the mean of their ranks. (N,) float64."""
-    _, position, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[position]
+from flowdiff.ranks import ranks
 
 
 def auroc(own: Tensor, other: Tensor) -> tuple[float, float]:

@@ -15,6 +15,8 @@ distribution; R-hat is the larger of that of z and that of the scores of |x - me
 import torch
 from torch import Tensor
 
+from flowdiff.ranks import ranks
+
 
 def split(draws: Tensor) -> Tensor:
     """Each chain's two halves as chains: (M, N, q) to (2M, N // 2, q), without the middle draw of an odd N."""
@@ -25,10 +27,7 @@ def split(draws: Tensor) -> Tensor:
 def normal_scores(draws: Tensor) -> Tensor:
     """(M, N, q) to the normal scores of their ranks among all draws of a quantity; equal draws share a mean rank."""
     m, n, q = draws.shape
-    values = draws.double().reshape(m * n, q).T.contiguous()
-    ordered = values.sort(1).values
-    below, upto = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-    rank = (below + upto + 1).double() / 2
+    rank = ranks(draws.double().reshape(m * n, q).T)
     return torch.special.ndtri((rank - 0.375) / (m * n + 0.25)).T.reshape(m, n, q)
 
 

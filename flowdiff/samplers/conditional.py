@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from flowdiff.samplers.base import NoiseSource
-from flowdiff.samplers.langevin import State, StepSize, langevin_step, uniforms
+from flowdiff.samplers.langevin import StepSize, adjusted_steps, optimal_step
 
 
 class Known:
@@ -132,7 +132,7 @@ class Conditioned:
     ) -> None:
         self.density, self.noise = density, noise
         self.known, self.x0, self.n_corrector = known, x0, n_corrector
-        self.rate = StepSize(1.36 * known.free(x0).clamp(min=1) ** (-1 / 3), gain=0.3, decay=0.0)
+        self.rate = StepSize(optimal_step(known.free(x0).clamp(min=1)), gain=0.3, decay=0.0)
         self.acceptance: list[Tensor] = []
         """(n,) at each level: the share of its steps that was accepted."""
 
@@ -142,14 +142,10 @@ class Conditioned:
         if not self.n_corrector:
             return x
         restricted = functools.partial(self._restricted, sigma=sigma)
-        state = State(x, *restricted(x))
-        moved = []
-        for _ in range(self.n_corrector):
-            step, eps = self.rate.value * sigma**2, self.known.rest(self.noise())
-            state, accepted = langevin_step(restricted, state, step, eps, uniforms(self.noise))
-            self.rate.update(accepted)
-            moved.append(accepted.float())
-        self.acceptance.append(torch.stack(moved).mean(0))
+        state, acceptance = adjusted_steps(
+            restricted, x, self.rate, sigma**2, self.noise, self.n_corrector, free=self.known.rest
+        )
+        self.acceptance.append(acceptance)
         return state.x
 
     def _restricted(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from flowdiff.errors import at_least, positive
 from flowdiff.samplers.ancestral import Ancestral
 from flowdiff.samplers.base import Denoise, NoiseSource
-from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
+from flowdiff.samplers.langevin import State, StepSize, adjusted_steps, first_steps, langevin_step
 
 GROUPS = 8
 """So many groups of neighbouring levels does a report tell apart."""
@@ -95,13 +95,8 @@ class Mala(Ula):
 
         if self._rate is None:
             self._rate = StepSize(first_steps(x, self.step_size), decay=0.0)
-        state = State(x, *density(x))
-        total = x.new_zeros(len(x))
-        for _ in range(self.n_corrector):
-            state, accepted = langevin_step(density, state, self._rate.value * sigma**2, noise(), uniforms(noise))
-            self._rate.update(accepted)
-            total += accepted
-        self._record(total / self.n_corrector, sigma)
+        state, acceptance = adjusted_steps(density, x, self._rate, sigma**2, noise, self.n_corrector)
+        self._record(acceptance, sigma)
         return state
 
     def _record(self, acceptance: Tensor, sigma: float) -> None:

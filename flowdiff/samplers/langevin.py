@@ -15,7 +15,7 @@ independent Gaussians of variance v (Roberts & Rosenthal 1998). It is found by R
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -74,14 +74,18 @@ def uniforms(noise: Callable[[], Tensor]) -> Tensor:
     return torch.special.ndtr(noise().flatten(1)[:, 0])
 
 
-def optimal_step(x: Tensor) -> float:
-    """The best tau for d independent standard normals, x being (n, *shape) with d coordinates a row."""
-    return 1.36 * x[0].numel() ** (-1 / 3)
+@overload
+def optimal_step(dims: int) -> float: ...
+@overload
+def optimal_step(dims: Tensor) -> Tensor: ...
+def optimal_step(dims: int | Tensor) -> float | Tensor:
+    """The best tau for ``dims`` independent standard normals; for a tensor of numbers, of each."""
+    return 1.36 * dims ** (-1 / 3)
 
 
 def first_steps(x: Tensor, step_size: float | None) -> Tensor:
     """``step_size``, or the optimal step if None, for each row of x: (n,)."""
-    return x.new_full((len(x),), optimal_step(x) if step_size is None else step_size)
+    return x.new_full((len(x),), optimal_step(x[0].numel()) if step_size is None else step_size)
 
 
 class StepSize:
@@ -116,3 +120,35 @@ class StepSize:
     def freeze(self) -> None:
         """Learn no more."""
         self.frozen = True
+
+
+def adjusted_steps(
+    density: Density,
+    x: Tensor,
+    rate: StepSize,
+    variance: float,
+    noise: Callable[[], Tensor],
+    steps: int,
+    free: Callable[[Tensor], Tensor] = lambda eps: eps,
+) -> tuple[State, Tensor]:
+    """Metropolis-adjusted steps of tau = rate * variance, from which the rate learns.
+
+    Args:
+        density: as for `langevin_step`.
+        x: (n, *shape), where the chains are.
+        rate: the step sizes over ``variance``.
+        variance: sigma^2.
+        noise: standard normals (n, *shape) at each call, two for a step.
+        steps: how many.
+        free: what is kept of a step's noise, e.g. a projection of it.
+
+    Returns:
+        Where they are then, and (n,), the share of the steps that was accepted.
+    """
+    state, total = State(x, *density(x)), x.new_zeros(len(x))
+    for _ in range(steps):
+        eps = free(noise())
+        state, accepted = langevin_step(density, state, rate.value * variance, eps, uniforms(noise))
+        rate.update(accepted)
+        total += accepted
+    return state, total / steps
