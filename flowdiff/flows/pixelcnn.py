@@ -1,0 +1,194 @@
+r"""Autoregressive steps for images, with masked convolutions (PixelCNN: van den Oord et al. 2016, arXiv:1606.05328).
+
+The image is viewed as (C·f², H/f, W/f) (pixel unshuffle). In the order of its rows, its columns and its channels, each
+number is transformed by an increasing map that the ones before it decide, as in :mod:`flowdiff.flows.autoregressive`:
+
+    z_i = T(x_i; θ_i),     θ_i = κ·network_i(x_1, …, x_{i−1}, e),     log|det| = Σ log T'(x_i; θ_i).
+
+The channels of every layer are in C·f² groups. A convolution sees the rows above, the pixels to the left, and at its
+own place the groups up to its own; the first layer only those before its own. So θ is near-sighted: it depends on
+``reach`` rows above. The order is reversed from step to step. The inverse finds one number after the other, each from
+the last reach + 1 rows.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdiff.activations import Context, GatedActivation, per_sample
+from flowdiff.dropout import Dropout
+from flowdiff.errors import ConfigError, at_least
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_limit
+from flowdiff.flows.conv import Unshuffled
+from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution of (B, inputs, H, W) that sees what comes before, in the order of rows, columns and groups.
+
+    Args:
+        inputs, outputs: channels, divided among the groups in order.
+        kernel: odd.
+        groups: number of groups of channels.
+        strict: at its own place it sees the groups before its own, not its own.
+    """
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int, strict: bool = False) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+        seen, own = (torch.arange(n) * groups // n for n in (inputs, outputs))
+        centre = kernel // 2
+        mask = torch.zeros(outputs, inputs, kernel, kernel)
+        mask[:, :, :centre] = 1
+        mask[:, :, centre, :centre] = 1
+        mask[:, :, centre, centre] = (seen < own[:, None] if strict else seen <= own[:, None]).float()
+        self.register_buffer("mask", mask, persistent=False)
+        fan_in = mask.sum((1, 2, 3)).clamp(min=1)
+        with torch.no_grad():  # as large as if the inputs that are not seen did not exist
+            self.weight *= (mask[0].numel() / fan_in).sqrt().clamp(max=3)[:, None, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+
+class PixelCNN(nn.Module):
+    """(B, C, h, W), the last of whose rows is row ``last`` of the image, to (B, size, C, h, W); 0 at initialisation.
+
+    [:, :, c, i, j] depends on what comes before (i, j, c) only, and on no more than ``reach`` rows above i.
+
+    Args:
+        shape: (C, H, W).
+        size: numbers given for each number of the image.
+        context_dim: length of the embedding.
+        width: hidden channels.
+        depth: number of residual blocks, of a 3×3 and a 1×1 convolution.
+        kernel: of the first convolution.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], size: int, context_dim: int, width: int, depth: int, kernel: int = 5
+    ) -> None:
+        super().__init__()
+        at_least("flow.depth", depth, 1)
+        channels, height, breadth = shape
+        self.size, self.reach = size, kernel // 2 + depth
+        self.first = MaskedConv2d(2 * channels, width, kernel, channels, strict=True)
+        self.position = nn.Parameter(torch.zeros(width, height, breadth))
+        self.film = nn.Linear(context_dim, 2 * width * depth)
+        self.inner = nn.ModuleList(MaskedConv2d(width, width, 3, channels) for _ in range(depth))
+        self.outer = nn.ModuleList(MaskedConv2d(width, width, 1, channels) for _ in range(depth))
+        self.last = MaskedConv2d(width, size * channels, 1, channels)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+        self.dropout = Dropout()
+
+    def forward(self, x: Tensor, embedding: Tensor, last: int) -> Tensor:
+        v = soft_limit(x)
+        pairs = torch.stack([v, (1 + v.square()).sqrt()], 2).flatten(1, 2)  # a number and its size, in one group
+        h = self.first(pairs) + self.position[:, last + 1 - x.shape[2] : last + 1]
+        terms = self.film(embedding)[:, :, None, None].chunk(2 * len(self.inner), 1)
+        for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
+            scale, shift = terms[2 * i : 2 * i + 2]
+            r = F.silu(inner(F.silu(torch.addcmul(shift, h, 1 + scale))))
+            h = h + outer(self.dropout(r))
+        out = self.last(F.silu(h)).to(x.dtype)
+        return out.unflatten(1, (-1, self.size)).transpose(1, 2)
+
+
+class MaskedConvolutions(Flow):
+    """One autoregressive step on images (B, C, H, W).
+
+    Args:
+        shape: (C, H, W).
+        transform: what is done to each number.
+        context_dim: length of the embedding.
+        width, depth: of the PixelCNN.
+        backwards: the order is from the last number to the first.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        transform: Transform,
+        context_dim: int,
+        width: int,
+        depth: int,
+        backwards: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backwards = backwards
+        self.network = PixelCNN(shape, transform.size, context_dim, width, depth)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x.flip(1, 2, 3) if self.backwards else x
+
+    def _theta(self, x: Tensor, context: Context, last: int) -> Tensor:
+        theta = self.network(x, context.embedding, last)
+        return per_sample(context.kappa, theta) * theta
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        x = self._turned(x)
+        theta = self._theta(x, context, x.shape[2] - 1)
+        z, log_slope = self.transform.forward(x.flatten(1), theta.flatten(2))
+        return self._turned(z.view_as(x)), log_slope.sum(1)
+
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        """The x with forward(x) = z, exactly, in C·H·W passes over reach + 1 rows."""
+        z = self._turned(z)
+        x = torch.zeros_like(z)
+        channels, height, breadth = z.shape[1:]
+        for i in range(height):
+            rows = slice(max(0, i - self.network.reach), i + 1)
+            for j in range(breadth):
+                for c in range(channels):
+                    theta = self._theta(x[:, :, rows], context, i)[:, :, c, -1, j, None]
+                    x = x.clone()
+                    x[:, c, i, j] = self.transform.inverse(z[:, c, i, j, None], theta)[:, 0]
+        return self._turned(x)
+
+
+class PixelCNNFlow(Composite):
+    """n_flows × [MaskedConvolutions, GatedActivation] on the unshuffled image. Sampling takes n_flows·d passes.
+
+    Args:
+        shape: (C, H, W); H and W must be divisible by factor.
+        context_dim: length of the embedding of σ and class.
+        activation: makes the activation of a step.
+        n_flows: number of steps.
+        width, depth: of each PixelCNN.
+        factor: the image is unshuffled by it; a larger one makes rows and columns fewer and groups more.
+        max_log_scale: soft bound of a step's log-scales.
+        transform: makes what a step does to each number, called with max_log_scale=.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        context_dim: int,
+        activation: ActivationFactory,
+        n_flows: int = 1,
+        width: int = 64,
+        depth: int = 3,
+        factor: int = 2,
+        max_log_scale: float = 3.0,
+        transform: TransformFactory = Affine,
+    ) -> None:
+        if len(shape) != 3:
+            raise ConfigError("flow", "pixelcnn", f"needs images (C, H, W), not data of shape {tuple(shape)}")
+        channels, height, breadth = shape
+        at_least("flow.width", width, 1)
+        at_least("flow.factor", factor, 1)
+        if height % factor or breadth % factor:
+            raise ConfigError("flow.factor", factor, f"must divide the image size {height}×{breadth}")
+        size = (channels * factor**2, height // factor, breadth // factor)
+        steps: list[nn.Module] = []
+        for i in range(at_least("flow.n_flows", n_flows, 1)):
+            made = build(transform, max_log_scale)
+            steps += [
+                MaskedConvolutions(size, made, context_dim, width, depth, backwards=i % 2 == 1),
+                GatedActivation(activation, size),
+            ]
+        super().__init__([Unshuffled(factor, steps, size)], shape)
