@@ -44,9 +44,11 @@ class Conditioning(nn.Module):
         dim: its length E.
         num_classes: the classes that are looked at, 0 for none.
         joint: whether the vector is an input of the density (concat) instead of a condition (film, none).
+        shift: (B, E), added to it; only in a training step that augments its images (flowdiff.augment).
     """
 
     joint = False
+    shift: Tensor | None = None
 
     def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
         super().__init__()
@@ -61,7 +63,9 @@ class Conditioning(nn.Module):
     def forward(self, sigma: Tensor, classes: Tensor) -> Tensor:
         """σ (B,), classes (B,) in [0, K], K the null class, to (B, dim)."""
         embedded = self.noise(sigma)
-        return torch.cat([embedded, self.table(classes)], 1) if self.num_classes else embedded
+        if self.num_classes:
+            embedded = torch.cat([embedded, self.table(classes)], 1)
+        return embedded if self.shift is None else embedded + self.shift
 
 
 class FiLM(Conditioning):

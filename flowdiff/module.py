@@ -1,8 +1,9 @@
 """The LightningModule: it wires data, noise, loss and denoiser together, and holds no mathematics of its own.
 
-Randomness: every random number of training step t (dequantisation, σ, ε, label dropout, dropout in networks,
-probes of an estimated log-determinant) comes from torch's global generator, seeded anew with (seed, t, rank) at the
-start of the step. A run that resumes at step t therefore draws what it would have drawn, whatever happened in between.
+Randomness: every random number of training step t (augmentation, dequantisation, σ, ε, label dropout, dropout in
+networks, probes of an estimated log-determinant) comes from torch's global generator, seeded anew with (seed, t, rank)
+at the start of the step. A run that resumes at step t therefore draws what it would have drawn, whatever happened in
+between.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from flowdiff.augment import Augmentation, augmented
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
@@ -37,6 +39,7 @@ class Diffusion(LightningModule):
         denoiser: the model.
         loss: the training objective.
         noise: the distribution of σ.
+        augmentation: of the training images.
         config: the resolved configuration, plain values.
         entry: what a checkpoint says of the run, `flowdiff.checkpoint.describe`.
     """
@@ -46,13 +49,14 @@ class Diffusion(LightningModule):
         denoiser: Denoiser,
         loss: Loss,
         noise: NoiseDistribution,
+        augmentation: Augmentation,
         config: dict[str, Any],
         entry: dict[str, Any],
     ) -> None:
         super().__init__()
         check(config)
         loss.check(denoiser)
-        self.denoiser, self.loss, self.noise = denoiser, loss, noise
+        self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         self.config, self.entry = config, entry
         self.micro_step = 0
         self.last_grad_norm = torch.tensor(math.nan)
@@ -63,13 +67,18 @@ class Diffusion(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         self._seed(self.micro_step)
         self.micro_step += 1
-        x0, labels = self._prepare(batch)
+        k, shift = self.augmentation(batch[0], self.data.levels)
+        x0, labels = self._prepare((k, batch[1]))
         drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
         sigma = self.noise(len(x0), x0.device)
         eps = torch.randn_like(x0)
         # a tensor: a compiled loss would be compiled anew for every other number
         progress = torch.tensor(min(1.0, self.global_step / int(self.config["decay_steps"])), device=x0.device)
-        with dropout(self.denoiser, float(self.config["dropout"])), fresh_probes(self.denoiser):
+        with (
+            dropout(self.denoiser, float(self.config["dropout"])),
+            fresh_probes(self.denoiser),
+            augmented(self.denoiser, shift),
+        ):
             terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
         loss = terms["loss"].mean()
         if not torch.isfinite(loss):
@@ -107,7 +116,7 @@ class Diffusion(LightningModule):
 
     def configure_optimizers(self) -> Any:
         lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
-        optimizer = AdamW(self.denoiser.parameters(), lr=lr, weight_decay=decay)
+        optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay)
         schedule = LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -142,8 +151,8 @@ class Diffusion(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip to a total norm, and stop before a gradient that isn't finite reaches the weights."""
-        parameters = [p for p in self.denoiser.parameters() if p.grad is not None]
-        grads = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
         self.last_grad_norm = torch.nn.utils.get_total_norm(grads)
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself

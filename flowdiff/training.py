@@ -15,9 +15,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import checkpoint, generate, mistakes
+from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import evaluate_run
 from flowdiff.files import made
@@ -51,6 +53,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     fall_back(config, denoiser, words)
+    augmentation = build_augmentation(config, denoiser, data, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
 
@@ -64,7 +67,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         source=source,
         overrides=words,
     )
-    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), config, entry)
+    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
     if not config.get("ckpt_path"):
         initialise(denoiser, data, module.noise)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
@@ -240,6 +243,26 @@ def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> N
         steps = sampler.num_steps if "num_steps" in asked else 64
         config["sampler"] = {"_target_": "flowdiff.samplers.Ancestral", "num_steps": steps}
         print(f"this model has no {lacking}: sampling with sampler=ancestral num_steps={steps}", flush=True)
+
+
+def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageData, words: list[str]) -> Augmentation:
+    """What is done to the training images: nothing where an experiment's own choice doesn't suit the data or model.
+
+    Raises:
+        ConfigError: the command line asked for it.
+    """
+    context_dim = next((m.dim for m in denoiser.modules() if isinstance(m, Conditioning)), 0)
+    augmentation = make(config["augment"])(context_dim=context_dim)
+    assert isinstance(augmentation, Augmentation)
+    if augmentation.numbers and (data.levels is None or not context_dim):
+        lacking = "images" if data.levels is None else "a model with an embedding of σ"
+        for word in words:
+            if word.split("=")[0].lstrip("+") == "augment":
+                raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")
+        config["augment"] = {"_target_": "flowdiff.augment.Augmentation", "_partial_": True}
+        print(f"augmentation needs {lacking}: training with augment=none", flush=True)
+        return Augmentation(context_dim)
+    return augmentation
 
 
 def given_overrides() -> list[str]:

@@ -12,8 +12,8 @@ from conftest import BARE, Compose
 from hydra.errors import InstantiationException
 from torch import Tensor
 
-from flowdiff import checkpoint, cli
-from flowdiff.errors import FlowdiffError
+from flowdiff import checkpoint, cli, mistakes, training
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.losses import AnnealedMixture
 from flowdiff.module import Diffusion, NonFiniteError
 from flowdiff.train import train
@@ -26,10 +26,22 @@ SMALL = {
     "flow=spectral": ["flow.n_flows=2", "flow.width=8", "flow.leading=16"],
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
+    "flow=pixelcnn": ["flow.width=8", "flow.depth=1"],
     "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
 }
-GROUPS = ("activation", "conditioning", "dataset", "denoiser", "experiment", "flow", "loss", "noise", "precondition")
+GROUPS = (
+    "activation",
+    "augment",
+    "conditioning",
+    "dataset",
+    "denoiser",
+    "experiment",
+    "flow",
+    "loss",
+    "noise",
+    "precondition",
+)
 GROUPS += ("sampler", "schedule", "logger", "callbacks", "debug", "trainer", "metrics")
 
 
@@ -315,7 +327,6 @@ def test_seed_decides_and_seed_zero_is_a_seed(config: Compose, tmp_path: Path) -
 def test_wrong_values_are_refused_before_training(
     word: str, message: str, config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flowdiff import mistakes, training
 
     def never(*args: object) -> None:
         raise AssertionError("training began")
@@ -360,3 +371,19 @@ def test_the_run_folder_is_made_or_refused_by_name(config: Compose, tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(FlowdiffError, match="can't write to run_dir=.*file/run: Not a directory"):
         train(config(*words, run_dir=tmp_path / "file" / "run"))
+
+
+def test_points_are_not_augmented(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*BARE, "dataset=toy", "dataset.num_train=256", "dataset.num_test=64", "augment=affine"]
+    train(config(*small, "trainer.max_steps=1", "trainer.limit_val_batches=1"))  # as if an experiment had chosen it
+    assert "augmentation needs images: training with augment=none" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="augment=affine: needs images: choose augment=none"):
+        training.train(config(*small), ["augment=affine"])
+
+
+def test_augmentation_is_learned_and_not_needed_without_training(config: Compose, tmp_path: Path) -> None:
+    train(config(*BARE, "augment=affine", "trainer.max_steps=3", "trainer.limit_val_batches=1"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = checkpoint.read(path)
+    assert (content["current_model_state"]["augmentation.told.weight"] != 0).any()
+    assert checkpoint.load(path).step == 3
