@@ -11,8 +11,13 @@ them. Then
 
     z = Φ⁻¹(F(x; σ)),        log dz/dx = log f(x; σ) + z²/2 + ½ log 2π
 
-is standard normal if x has this marginal (Gaussianisation: Chen & Gopinath 2000). Everything is in float64, tails in
-logarithms: at σ = 0.002 a pixel is flat over its bin and falls by hundreds of nats beside it.
+is standard normal if x has this marginal (Gaussianisation: Chen & Gopinath 2000). It can be had in part, with a share
+g ∈ [0, 1], as a mean of two increasing maps of the same mean m and variance v + σ²:
+
+    y = (1 − g)·x + g·(m + (v + σ²)^½·z).
+
+Everything is in float64, tails in logarithms: at σ = 0.002 a pixel is flat over its bin and falls by hundreds of nats
+beside it.
 """
 
 import math
@@ -109,6 +114,12 @@ def _broad(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
     return mean.double(), 2 * (variance.double() + sigma.square()).sqrt()
 
 
+def _normal(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and standard deviation (B, d) of the coordinates noised by σ (B,), float64."""
+    mean, variance = marginals.moments()
+    return mean.double(), (variance.double() + sigma.double().reshape(-1, 1).square()).sqrt()
+
+
 def _log_sum(p: Tensor, log_q: Tensor) -> Tensor:
     """log(p + q)."""
     log_p = torch.where(p > TINY, p.clamp(min=TINY).log(), -math.inf)
@@ -138,23 +149,37 @@ def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> tuple[Tensor,
     return z, log_pdf + z.square() / 2 + LOG_ROOT_2PI
 
 
-def gaussianise_inverse(z: Tensor, sigma: Tensor, marginals: Marginals) -> Tensor:
-    """The x (B, d), float64, with gaussianise(x)[0] = z, by bisections and steps of Newton's method in turn.
+def pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> tuple[Tensor, Tensor]:
+    """y and log dy/dx, both (B, d) float64, of x (B, d) noised by σ (B,), with a share g (B,)."""
+    z, log_slope = gaussianise(x, sigma, marginals)
+    g = share.double().reshape(-1, 1)
+    mean, deviation = _normal(sigma, marginals)
+    y = torch.lerp(x.double(), mean + deviation * z, g)
+    left = (1 - g).clamp(min=1e-12).log()
+    return y, torch.logaddexp(left, g.clamp(min=1e-300).log() + deviation.log() + log_slope)
 
-    A quantile of a mixture lies between those of its components: a histogram's between its ends moved by σz.
+
+def pull_inverse(y: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Tensor:
+    """The x (B, d), float64, with pull(x)[0] = y, by bisections and steps of Newton's method in turn.
+
+    It lies between y and the x of g = 1. That is a quantile of a mixture, which lies between those of its components:
+    a histogram's between its ends moved by σz.
     """
-    z, sigma = z.double(), sigma.double().reshape(-1, 1)
-    mean, scale = _broad(sigma, marginals)
-    broad = mean + scale * z
-    low = torch.minimum(marginals.edges[0].double() + sigma * z, broad) - 1e-9
-    high = torch.maximum(marginals.edges[-1].double() + sigma * z, broad) + 1e-9
+    y = y.double()
+    levels = sigma.double().reshape(-1, 1)
+    mean, deviation = _normal(sigma, marginals)
+    z = (y - mean) / deviation
+    centre, scale = _broad(levels, marginals)
+    broad = centre + scale * z
+    low = torch.minimum(torch.minimum(marginals.edges[0].double() + levels * z, broad), y) - 1e-9
+    high = torch.maximum(torch.maximum(marginals.edges[-1].double() + levels * z, broad), y) + 1e-9
     x = (low + high) / 2
     for i in range(120):
-        now, log_slope = gaussianise(x, sigma, marginals)
-        if bool(((now - z).abs() <= 1e-12 * (1 + z.abs())).all()):
+        now, log_slope = pull(x, sigma, marginals, share)
+        if bool(((now - y).abs() <= 1e-12 * (1 + y.abs())).all()):
             break
-        low, high = torch.where(now < z, x, low), torch.where(now > z, x, high)
-        newton = x - (now - z) * (-log_slope).exp()
+        low, high = torch.where(now < y, x, low), torch.where(now > y, x, high)
+        newton = x - (now - y) * (-log_slope).exp()
         inside = (newton > low) & (newton < high)
         x = torch.where(inside, newton, (low + high) / 2) if i % 2 else (low + high) / 2
     return x

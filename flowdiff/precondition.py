@@ -14,10 +14,12 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
                    pixels that hardly vary (an image's border) are stretched to the size of the others, and at its
                    start the model is a product of pixel-wise Gaussians at low noise, the Wiener filter at high noise
 
-    gaussianised   standardized, but of x' = m_i + (v_i + σ²)^½·Φ⁻¹(F_i(x_i; σ)), with F_i the distribution function of
-                   pixel i noised by σ, m_i and v_i its mean and variance without noise (flowdiff.marginals): at high
-                   noise x' is x, at low noise a pixel that is mostly black, or either black or white, has become
-                   Gaussian, and at its start the model is the product of the pixels' own distributions
+    gaussianised   standardized, but of x' = (1 − g)·x_i + g·(m_i + (v_i + σ²)^½·Φ⁻¹(F_i(x_i; σ))), with F_i the
+                   distribution function of pixel i noised by σ, m_i and v_i its mean and variance without noise, and
+                   g = 1/(1 + (σ/σ_g)⁴) (flowdiff.marginals): at low noise a pixel that is mostly black, or either black
+                   or white, becomes Gaussian, and at its start the model is the product of the pixels' own
+                   distributions; above σ_g it is standardized, because between both, where the two modes of a pixel
+                   begin to meet, the bent pixels make the others' linear influence hard to learn
 
 Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power. With the power 1, an
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import positive
-from flowdiff.marginals import PIECES, Marginals, gaussianise, gaussianise_inverse
+from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
 from flowdiff.statistics import DataStatistics
 
 
@@ -140,13 +142,26 @@ class Standardized(Annealed):
 
 
 class Gaussianised(Standardized):
-    """Standardized, after each coordinate was made Gaussian by its own noised marginal."""
+    """Standardized, after each coordinate was made Gaussian by its own noised marginal, at low noise.
+
+    Args:
+        dim, num_classes, sigma_data, kappa_power: as for every whitening.
+        gaussian_below: σ_g, the noise level below which it is.
+    """
 
     edges: Tensor
     masses: Tensor
 
-    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: float = 1.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        sigma_data: float = 0.5,
+        kappa_power: float = 1.0,
+        gaussian_below: float = 0.15,
+    ) -> None:
         super().__init__(dim, num_classes, sigma_data, kappa_power)
+        self.gaussian_below = positive("precondition.gaussian_below", gaussian_below)
         self.register_buffer("edges", torch.linspace(-1, 1, PIECES + 1))
         self.register_buffer("masses", torch.full((dim, PIECES), 1 / PIECES))
 
@@ -156,22 +171,19 @@ class Gaussianised(Standardized):
         self.edges.copy_(marginals.edges)
         self.masses.copy_(marginals.masses)
 
+    def share(self, sigma: Tensor) -> Tensor:
+        """g(σ), shape of σ."""
+        return 1 / (1 + (sigma / self.gaussian_below) ** 4)
+
     @property
     def _marginals(self) -> Marginals:
         return Marginals(self.edges, self.masses)
 
-    def _normal(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and standard deviation (B, d) of the noised coordinates."""
-        mean, variance = self._marginals.moments()
-        return mean, (variance + sigma.reshape(-1, 1).square()).sqrt()
-
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_slope = gaussianise(x, sigma, self._marginals)
-        mean, deviation = self._normal(sigma)
-        u, logdet = super().forward(mean + deviation * z.to(x.dtype), sigma, classes)
-        return u, logdet + (log_slope + deviation.log()).sum(1).to(x.dtype)
+        y, log_slope = pull(x, sigma, self._marginals, self.share(sigma))
+        u, logdet = super().forward(y.to(x.dtype), sigma, classes)
+        return u, logdet + log_slope.sum(1).to(x.dtype)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
-        mean, deviation = self._normal(sigma)
-        z = (super().inverse(u, sigma, classes) - mean) / deviation
-        return gaussianise_inverse(z, sigma, self._marginals).to(u.dtype)
+        y = super().inverse(u, sigma, classes)
+        return pull_inverse(y, sigma, self._marginals, self.share(sigma)).to(u.dtype)

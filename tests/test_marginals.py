@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowdiff.data.base import loaded
 from flowdiff.data.digits import Digits
-from flowdiff.marginals import BROAD, PIECES, Marginals, gaussianise, gaussianise_inverse
+from flowdiff.marginals import BROAD, PIECES, Marginals, gaussianise, pull, pull_inverse
 
 
 @pytest.fixture
@@ -50,9 +50,26 @@ def test_slope_monotone_and_inverse(marginals: Marginals, sigma: float) -> None:
     (slope,) = torch.autograd.grad(z.sum(), x)
     assert (z.diff(dim=0) > 0).all()
     torch.testing.assert_close(slope.log(), log_slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sigma", [0.002, 0.05, 0.7, 20.0])
+def test_in_part(marginals: Marginals, sigma: float, share: float) -> None:
+    """Slope, monotony and inverse of the mean of the identity and the whole map; the ends are those two."""
+    x = torch.linspace(-3, 3, 6001, dtype=torch.float64)[:, None].expand(-1, 3).clone().requires_grad_()
+    level, g = torch.full((6001,), sigma, dtype=torch.float64), torch.full((6001,), share, dtype=torch.float64)
+    y, log_slope = pull(x, level, marginals, g)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (y.diff(dim=0) > 0).all()
+    torch.testing.assert_close(slope.log(), log_slope, rtol=1e-6, atol=1e-6)
+    if share == 0:
+        torch.testing.assert_close(y, x)
+    if share == 1:
+        mean, variance = marginals.moments()
+        torch.testing.assert_close(y, mean + (variance + sigma**2).sqrt() * at(x, sigma, marginals)[0])
     wide = torch.linspace(-60, 60, 241, dtype=torch.float64)[:, None].expand(-1, 3)
-    back = gaussianise_inverse(wide, torch.full((241,), sigma), marginals)
-    torch.testing.assert_close(at(back, sigma, marginals)[0], wide, rtol=1e-7, atol=1e-7)
+    back = pull_inverse(wide, level[:241], marginals, g[:241])
+    torch.testing.assert_close(pull(back, level[:241], marginals, g[:241])[0], wide, rtol=1e-7, atol=1e-7)
 
 
 def test_finite_a_hundred_thousand_away(marginals: Marginals) -> None:
