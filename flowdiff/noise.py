@@ -1,4 +1,10 @@
-r"""Distributions of σ during training. Draws come from torch's global generator, which the training step seeds."""
+r"""Distributions of σ during training, σ = F⁻¹(v) with v uniform.
+
+A batch of n takes one v from each of the n strata [i/n, (i + 1)/n), in random order: each σ alone has the distribution
+asked for, and the batch's mean loss, which differs by orders of magnitude between noise levels, varies less (the
+low-discrepancy sampler of Kingma et al. 2021, arXiv:2107.00630, appendix I.1, with a jitter for each stratum).
+Draws come from torch's global generator, which the training step seeds.
+"""
 
 import math
 
@@ -16,6 +22,11 @@ class NoiseDistribution:
         raise NotImplementedError
 
 
+def strata(n: int, device: torch.device | str) -> Tensor:
+    """n numbers in [0, 1], (n,), one from each of n equal intervals, in random order."""
+    return (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
+
+
 class LogNormal(NoiseDistribution):
     """log σ ~ N(p_mean, p_std²) (Karras et al. 2022, table 1)."""
 
@@ -23,11 +34,12 @@ class LogNormal(NoiseDistribution):
         self.p_mean, self.p_std = p_mean, positive("noise.p_std", p_std)
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
-        return (self.p_mean + self.p_std * torch.randn(n, device=device)).exp()
+        places = strata(n, device).clamp(1e-6, 1 - 1e-6)  # float32 can draw 0 and 1
+        return (self.p_mean + self.p_std * torch.special.ndtri(places)).exp()
 
 
 class LogUniform(NoiseDistribution):
-    """log σ uniform between log sigma_min and log sigma_max, stratified over the batch."""
+    """log σ uniform between log sigma_min and log sigma_max."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         positive("noise.sigma_min", sigma_min)
@@ -36,8 +48,7 @@ class LogUniform(NoiseDistribution):
         self.low, self.high = math.log(sigma_min), math.log(sigma_max)
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
-        strata = (torch.randperm(n, device=device) + torch.rand(n, device=device)) / n
-        return (self.low + (self.high - self.low) * strata).exp()
+        return (self.low + (self.high - self.low) * strata(n, device)).exp()
 
 
 class Fixed(NoiseDistribution):

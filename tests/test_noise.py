@@ -1,6 +1,7 @@
 """Distributions of the noise level in training."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,10 +30,19 @@ def test_log_normal() -> None:
     assert logs.std().item() == pytest.approx(0.7, abs=0.02)
 
 
-def test_log_uniform_covers_the_range_evenly_in_every_batch() -> None:
-    torch.manual_seed(0)
+def uniform_places() -> torch.Tensor:
     logs = LogUniform(0.01, 10.0)(100).log()
-    places = (logs - math.log(0.01)) / (math.log(10.0) - math.log(0.01))
+    return (logs - math.log(0.01)) / (math.log(10.0) - math.log(0.01))
+
+
+def normal_places() -> torch.Tensor:
+    return torch.special.ndtr((LogNormal(-0.4, 0.7)(100).log() + 0.4) / 0.7)
+
+
+@pytest.mark.parametrize("draw", [uniform_places, normal_places])
+def test_every_batch_covers_the_distribution_evenly(draw: Callable[[], torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    places = draw()
     assert places.min() >= 0 and places.max() <= 1
     assert torch.equal((places * 100).long().sort().values, torch.arange(100))
     assert not torch.equal(places, places.sort().values), "neighbours in the data must not share a level"
