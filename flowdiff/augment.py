@@ -75,10 +75,10 @@ class Affine(Augmentation):
         self,
         context_dim: int,
         probability: float = 0.7,
-        rotation: float = 0.15,
-        stretch: float = 0.08,
-        shear: float = 0.15,
-        shift: float = 0.1,
+        rotation: float = 0.12,
+        stretch: float = 0.06,
+        shear: float = 0.12,
+        shift: float = 0.08,
     ) -> None:
         super().__init__(context_dim)
         if not (is_number(probability) and 0 <= probability <= 1):

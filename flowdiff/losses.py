@@ -133,7 +133,7 @@ class Mixture(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, denoising_weight: float = 0.3, power: float = 0.5) -> None:
+    def __init__(self, denoising_weight: float = 1.0, power: float = 0.5) -> None:
         super().__init__(power)
         self.denoising_weight = denoising_weight
 

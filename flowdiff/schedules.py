@@ -77,14 +77,15 @@ class Schedule:
 
         Args:
             num_steps: N >= 1, the number of steps.
-            sigma_max: start here, not at ``self.sigma_max`` (``sigma_start`` of the inversion samplers).
+            sigma_max: start here, not at ``self.sigma_max`` (``sigma_start`` of the inversion samplers); one step may
+                start at sigma_min.
 
         Returns:
             (num_steps + 1,) float64, strictly decreasing, the last one 0.
         """
         at_least("num_steps", num_steps, 1)
         if sigma_max is not None:
-            _check_range("sigma_start", self.sigma_min, sigma_max)
+            _check_range("sigma_start", self.sigma_min, sigma_max, equal=num_steps == 1)
         start = self.sigma_max if sigma_max is None else float(sigma_max)
         ends = self.warp(torch.tensor([start, self.sigma_min], dtype=torch.float64))
         steps = torch.arange(num_steps, dtype=torch.float64) / max(num_steps - 1, 1)
@@ -244,11 +245,11 @@ def _positive(key: str, value: float) -> float:
     return float(value)
 
 
-def _check_range(upper_key: str, sigma_min: float, upper: float) -> None:
-    """0 < sigma_min < upper, both finite; the message names whichever is wrong."""
+def _check_range(upper_key: str, sigma_min: float, upper: float, equal: bool = False) -> None:
+    """0 < sigma_min < upper (or ≤), both finite; the message names whichever is wrong."""
     _positive("sigma_min", sigma_min)
     _positive(upper_key, upper)
     if upper_key == "sigma_max" and sigma_min >= upper:
         raise ConfigError("sigma_min", sigma_min, f"must be smaller than sigma_max={upper}")
-    if sigma_min >= upper:
-        raise ConfigError(upper_key, upper, f"must be larger than sigma_min={sigma_min}")
+    if sigma_min > upper or (sigma_min == upper and not equal):
+        raise ConfigError(upper_key, upper, f"must be {'at least' if equal else 'larger than'} sigma_min={sigma_min}")

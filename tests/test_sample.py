@@ -268,7 +268,7 @@ def test_raw_weights_are_those_of_the_last_step(tmp_path: Path) -> None:
         ("digits", ["tile=0"], "tile=0"),
         ("digits", ["sigma_min=3", "sigma_max=1"], "sigma_min=3: must be smaller than sigma_max=1"),
         ("digits", ["sigma_min=3", "sigma_max=1", "schedule=linear"], "sigma_min=3: must be smaller"),
-        ("digits", ["sampler=inversion", "sigma_start=0.001"], "sigma_start=0.001: must be larger"),
+        ("digits", ["sampler=inversion", "sigma_start=0.001"], "sigma_start=0.001: must be at least"),
         ("digits", ["+sampler.s_churn=1"], "sampler: .*s_churn"),
         ("digits", ["seed=-1"], "seed=-1"),
         ("digits", ["device=tpu"], "device=tpu: must be one of"),

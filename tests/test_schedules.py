@@ -149,11 +149,20 @@ def test_a_bad_range_is_named(name: str, sigma_min: object, sigma_max: object, k
     assert str(cause).startswith(f"{key}={config[key]}: ")
 
 
+@pytest.mark.parametrize("name", choices("schedule"))
+def test_one_step_may_start_at_sigma_min(name: str) -> None:
+    """The density of noise=fixed knows no other level: inverting the flow there is all of its sampling."""
+    schedule = build("schedule", name, sigma_min=0.002, sigma_max=80.0)
+    assert schedule(1, sigma_max=0.002).tolist() == [0.002, 0.0]
+
+
 def test_other_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"num_steps=0: must be an integer >= 1"):
         Karras(0.002, 80.0)(0)
     with pytest.raises(ConfigError, match=r"sigma_start=0\.001: must be larger than sigma_min=0\.002"):
         Karras(0.002, 80.0)(10, sigma_max=0.001)
+    with pytest.raises(ConfigError, match=r"sigma_start=0\.002: must be larger than sigma_min=0\.002"):
+        Karras(0.002, 80.0)(2, sigma_max=0.002)
     with pytest.raises(ConfigError, match=r"schedule\.rho=0"):
         Karras(0.002, 80.0, rho=0)
     with pytest.raises(ConfigError, match=r"schedule\.scale=-1"):

@@ -183,7 +183,7 @@ def test_short_chains_report_what_they_can(num_steps: int, mixture: MixtureDenoi
         (lambda: Mcmc(0.0, 5), r"^sigma_start=0\.0: "),
         (lambda: Mcmc(0.1, 0), r"^sampler\.num_steps=0: "),
         (lambda: Mcmc(0.1, 5, step_size=0), r"^sampler\.step_size=0: "),
-        (lambda: Mcmc(0.1, 5).sigmas(Karras(0.2, 80.0)), r"^sigma_start=0\.1: must be larger than sigma_min=0\.2"),
+        (lambda: Mcmc(0.1, 5).sigmas(Karras(0.2, 80.0)), r"^sigma_start=0\.1: must be at least sigma_min=0\.2"),
         (lambda: Mala(5, step_size=-1.0), r"^sampler\.step_size=-1\.0: "),
         (lambda: Ula(5, n_corrector=0), r"^sampler\.n_corrector=0: "),
         (lambda: Ula(5, eta=-1), r"^sampler\.eta=-1: "),
