@@ -6,10 +6,12 @@ number is transformed by an increasing map that the ones before it decide, as in
     z_i = T(x_i; θ_i),     θ_i = κ·network_i(x_1, …, x_{i−1}, e),     log|det| = Σ log T'(x_i; θ_i).
 
 The channels of every layer are in C·f² groups. A convolution sees the rows above, the pixels to the left, and at its
-own place the groups up to its own; the first layer only those before its own. So θ is near-sighted: it depends on
-``reach`` rows above. The order is reversed from step to step. The inverse finds one number after the other, each from
-the last reach + 1 rows.
+own place the groups up to its own; the first layer only those before its own. The order is reversed from step to step.
+The inverse finds one number after the other; it keeps what the layers saw of the rows above, so that a number costs a
+pass over its own row.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +25,14 @@ from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
 
 
-class MaskedConv2d(nn.Conv2d):
-    """A convolution of (B, inputs, H, W) that sees what comes before, in the order of rows, columns and groups.
+class MaskedConv2d(nn.Module):
+    """A convolution of (B, inputs, h, W) that sees what comes before, in the order of rows, columns and groups.
+
+    Its kernel has only the rows above and its own.
 
     Args:
         inputs, outputs: channels, divided among the groups in order.
-        kernel: odd.
+        kernel: odd; kernel // 2 rows above are seen, and as many columns on either side.
         groups: number of groups of channels.
         strict: at its own place it sees the groups before its own, not its own.
     """
@@ -36,31 +40,43 @@ class MaskedConv2d(nn.Conv2d):
     mask: Tensor
 
     def __init__(self, inputs: int, outputs: int, kernel: int, groups: int, strict: bool = False) -> None:
-        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+        super().__init__()
+        self.reach = kernel // 2
+        whole = nn.Conv2d(inputs, outputs, (self.reach + 1, kernel))
+        assert whole.bias is not None
+        self.weight, self.bias = whole.weight, whole.bias
         seen, own = (torch.arange(n) * groups // n for n in (inputs, outputs))
-        centre = kernel // 2
-        mask = torch.zeros(outputs, inputs, kernel, kernel)
-        mask[:, :, :centre] = 1
-        mask[:, :, centre, :centre] = 1
-        mask[:, :, centre, centre] = (seen < own[:, None] if strict else seen <= own[:, None]).float()
+        mask = torch.zeros_like(self.weight)
+        mask[:, :, :-1] = 1
+        mask[:, :, -1, : self.reach] = 1
+        mask[:, :, -1, self.reach] = (seen < own[:, None] if strict else seen <= own[:, None]).float()
         self.register_buffer("mask", mask, persistent=False)
         fan_in = mask.sum((1, 2, 3)).clamp(min=1)
         with torch.no_grad():  # as large as if the inputs that are not seen did not exist
             self.weight *= (mask[0].numel() / fan_in).sqrt().clamp(max=3)[:, None, None, None]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+    def forward(self, x: Tensor, above: Tensor | None = None) -> Tensor:
+        """The same number of rows; ``above`` are the ``reach`` rows of the input before them, by default zeros."""
+        x = F.pad(self._after(above, x), (self.reach, self.reach))
+        return F.conv2d(x, self.weight * self.mask, self.bias)
+
+    def _after(self, above: Tensor | None, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, self.reach, 0)) if above is None else torch.cat([above, x], 2)
+
+    def last_rows(self, x: Tensor, above: Tensor | None) -> Tensor:
+        """What ``above`` is for the rows that come after x."""
+        return self._after(above, x)[:, :, x.shape[2] :]
 
 
 class PixelCNN(nn.Module):
-    """(B, C, h, W), the last of whose rows is row ``last`` of the image, to (B, size, C, h, W); 0 at initialisation.
+    """(B, C, H, W) and an embedding (B, E) to (B, size, C, H, W); 0 at initialisation.
 
-    [:, :, c, i, j] depends on what comes before (i, j, c) only, and on no more than ``reach`` rows above i.
+    [:, :, c, i, j] depends on what comes before (i, j, c) only.
 
     Args:
         shape: (C, H, W).
         size: numbers given for each number of the image.
-        context_dim: length of the embedding.
+        context_dim: E.
         width: hidden channels.
         depth: number of residual blocks, of a 3×3 and a 1×1 convolution.
         kernel: of the first convolution.
@@ -72,7 +88,7 @@ class PixelCNN(nn.Module):
         super().__init__()
         at_least("flow.depth", depth, 1)
         channels, height, breadth = shape
-        self.size, self.reach = size, kernel // 2 + depth
+        self.size = size
         self.first = MaskedConv2d(2 * channels, width, kernel, channels, strict=True)
         self.position = nn.Parameter(torch.zeros(width, height, breadth))
         self.film = nn.Linear(context_dim, 2 * width * depth)
@@ -80,21 +96,38 @@ class PixelCNN(nn.Module):
         self.outer = nn.ModuleList(MaskedConv2d(width, width, 1, channels) for _ in range(depth))
         self.last = MaskedConv2d(width, size * channels, 1, channels)
         nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
         self.dropout = Dropout()
 
-    def forward(self, x: Tensor, embedding: Tensor, last: int) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.rows(x, embedding, 0, [None] * (1 + len(self.inner)))[0]
+
+    def rows(
+        self, x: Tensor, embedding: Tensor, start: int, above: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Some rows of the image, x (B, C, h, W) from row ``start`` on.
+
+        Args:
+            x, embedding: as in ``forward``.
+            start: number of the first row.
+            above: for the first convolution and for each block's, what it saw of the rows before; None at the top.
+
+        Returns:
+            (B, size, C, h, W), and ``above`` for the rows after these.
+        """
         v = soft_limit(x)
         pairs = torch.stack([v, (1 + v.square()).sqrt()], 2).flatten(1, 2)  # a number and its size, in one group
-        h = self.first(pairs) + self.position[:, last + 1 - x.shape[2] : last + 1]
+        h = self.first(pairs, above[0]) + self.position[:, start : start + x.shape[2]]
+        below = [self.first.last_rows(pairs, above[0])]
         terms = self.film(embedding)[:, :, None, None].chunk(2 * len(self.inner), 1)
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
-            r = F.silu(inner(F.silu(torch.addcmul(shift, h, 1 + scale))))
-            h = h + outer(self.dropout(r))
+            r = F.silu(torch.addcmul(shift, h, 1 + scale))
+            assert isinstance(inner, MaskedConv2d)
+            below.append(inner.last_rows(r, above[1 + i]))
+            h = h + outer(self.dropout(F.silu(inner(r, above[1 + i]))))
         out = self.last(F.silu(h)).to(x.dtype)
-        return out.unflatten(1, (-1, self.size)).transpose(1, 2)
+        return out.unflatten(1, (-1, self.size)).transpose(1, 2), below
 
 
 class MaskedConvolutions(Flow):
@@ -125,29 +158,29 @@ class MaskedConvolutions(Flow):
     def _turned(self, x: Tensor) -> Tensor:
         return x.flip(1, 2, 3) if self.backwards else x
 
-    def _theta(self, x: Tensor, context: Context, last: int) -> Tensor:
-        theta = self.network(x, context.embedding, last)
-        return per_sample(context.kappa, theta) * theta
-
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = self._turned(x)
-        theta = self._theta(x, context, x.shape[2] - 1)
+        theta = self.network(x, context.embedding)
+        theta = per_sample(context.kappa, theta) * theta
         z, log_slope = self.transform.forward(x.flatten(1), theta.flatten(2))
         return self._turned(z.view_as(x)), log_slope.sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
-        """The x with forward(x) = z, exactly, in C·H·W passes over reach + 1 rows."""
+        """The x with forward(x) = z, exactly: a row takes C·W passes over itself."""
         z = self._turned(z)
-        x = torch.zeros_like(z)
-        channels, height, breadth = z.shape[1:]
-        for i in range(height):
-            rows = slice(max(0, i - self.network.reach), i + 1)
-            for j in range(breadth):
-                for c in range(channels):
-                    theta = self._theta(x[:, :, rows], context, i)[:, :, c, -1, j, None]
-                    x = x.clone()
-                    x[:, c, i, j] = self.transform.inverse(z[:, c, i, j, None], theta)[:, 0]
-        return self._turned(x)
+        rows: list[Tensor] = []
+        above: Sequence[Tensor | None] = [None] * (1 + len(self.network.inner))
+        for i, target in enumerate(z.split(1, 2)):
+            row = torch.zeros_like(target)
+            for j in range(row.shape[3]):
+                for c in range(row.shape[1]):
+                    theta = self.network.rows(row, context.embedding, i, above)[0][:, :, c, 0, j]
+                    theta = (per_sample(context.kappa, theta) * theta)[:, :, None]
+                    row = row.clone()
+                    row[:, c, 0, j] = self.transform.inverse(target[:, c, 0, j, None], theta)[:, 0]
+            above = self.network.rows(row, context.embedding, i, above)[1]
+            rows.append(row)
+        return self._turned(torch.cat(rows, 2))
 
 
 class PixelCNNFlow(Composite):
