@@ -1,8 +1,4 @@
-r"""The baseline without a density: a small U-Net F with EDM's preconditioning (Karras et al. 2022, eq. 7, table 1).
-
-D(x, σ) = c_skip·x + c_out·F(c_in·x, σ, c),
-c_skip = σ_data²/(σ² + σ_data²),   c_out = σ·σ_data/√(σ² + σ_data²),   c_in = 1/√(σ² + σ_data²).
-"""
+r"""The baseline without a density: a small U-Net (Ronneberger et al. 2015) as the free network of flowdiff.edm."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
 from flowdiff.dropout import Dropout
+from flowdiff.edm import FreeDenoiser
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, at_least
-from flowdiff.statistics import DataStatistics
 
 
 class ResidualBlock(nn.Module):
@@ -43,7 +38,7 @@ def groups(channels: int) -> int:
     return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
 
 
-class UNetDenoiser(Denoiser):
+class UNetDenoiser(FreeDenoiser):
     """D of a U-Net with one residual block per resolution on the way down and up.
 
     Args:
@@ -53,8 +48,6 @@ class UNetDenoiser(Denoiser):
         width: channels at full resolution.
         multipliers: of the width, one per resolution; the size is halved between them (rounding up).
     """
-
-    sigma_data: Tensor
 
     def __init__(
         self,
@@ -66,12 +59,9 @@ class UNetDenoiser(Denoiser):
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("denoiser", "unet", f"needs images (C, H, W), not data of shape {tuple(shape)}")
-        embed = conditioning(num_classes=num_classes)
-        super().__init__(shape, embed.num_classes)
+        super().__init__(shape, num_classes, conditioning)
         at_least("denoiser.width", width, 1)
-        self.register_buffer("sigma_data", torch.tensor(0.5))
-        self.embed = embed
-        self.context = nn.Sequential(nn.Linear(embed.dim, 4 * width), nn.SiLU())
+        self.context = nn.Sequential(nn.Linear(self.embed.dim, 4 * width), nn.SiLU())
         channels = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], width, 3, padding=1)
         self.down = nn.ModuleList()
@@ -89,11 +79,7 @@ class UNetDenoiser(Denoiser):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def fit(self, statistics: DataStatistics) -> None:
-        self.sigma_data.fill_(statistics.sigma_data)
-
     def network(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """F: (B, C, H, W) to the same shape."""
         context = self.context(embedding)
         h, skips = self.first(x), []
         for i, block in enumerate(self.down):
@@ -108,11 +94,3 @@ class UNetDenoiser(Denoiser):
                 h = F.interpolate(h, size=skip.shape[-2:], mode="nearest")
             h = block(torch.cat([h, skip], 1), context)
         return self.last(F.silu(self.norm(h)))
-
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        levels = batch_sigma(sigma, x)
-        embedding = self.embed(levels, self._classes(x, labels, drop))
-        levels = levels[:, None, None, None]
-        total = (levels.square() + self.sigma_data.square()).sqrt()
-        c_skip, c_out = (self.sigma_data / total).square(), levels * self.sigma_data / total
-        return c_skip * x + c_out * self.network(x / total, embedding).to(x.dtype)

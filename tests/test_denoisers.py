@@ -85,7 +85,8 @@ def test_wrong_labels_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("conditioning", ["film", "none"])
 def test_labels_for_an_unconditional_model_are_refused(conditioning: str) -> None:
     num_classes = 0 if conditioning == "film" else CLASSES
-    for denoiser, shape in (("score_flow", IMAGE), ("unet", SHAPE)):
+    for denoiser in choices("denoiser"):
+        shape = IMAGE if denoiser == "score_flow" else SHAPE
         model = make(shape, num_classes, conditioning=conditioning, denoiser=denoiser)
         assert model.num_classes == 0
         x = torch.zeros(2, *shape)
@@ -160,8 +161,9 @@ def test_a_gaussian_model_is_the_closed_form() -> None:
         torch.testing.assert_close(model.inverse(z, sigma, labels), truth.inverse(z, sigma), rtol=1e-7, atol=1e-8)
 
 
-def test_the_unet_starts_as_edms_skip_connection() -> None:
-    model = make(SHAPE, denoiser="unet").double()
+@pytest.mark.parametrize("name", [name for name in choices("denoiser") if name != "score_flow"])
+def test_a_free_network_starts_as_edms_skip_connection(name: str) -> None:
+    model = make(SHAPE, denoiser=name).double()
     model.fit(statistics(SHAPE))
     x, sigma, labels = batch(model)
     skip = (0.6**2 / (sigma**2 + 0.6**2)).view(-1, 1, 1, 1)

@@ -29,6 +29,7 @@ SMALL = {
     "flow=pixelcnn": ["flow.width=8", "flow.depth=1"],
     "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
+    "denoiser=mlp": ["denoiser.width=16", "denoiser.depth=1"],
 }
 GROUPS = (
     "activation",
