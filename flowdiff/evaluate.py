@@ -3,13 +3,16 @@
 What needs torch is imported when a job begins, so that --help and tab completion answer at once.
 """
 
+import glob
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import cli
+from flowdiff.errors import ConfigError
 
 
 def run_of(ckpt_path: str | None) -> str:
@@ -33,8 +36,39 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return evaluation.evaluate(cfg)
 
 
+def checkpoints_of(pattern: str) -> list[str]:
+    """The checkpoint of each run folder that a pattern names, best.ckpt or else last.ckpt.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = []
+    for folder in sorted(glob.glob(os.path.expanduser(pattern)), key=lambda path: (len(path), path)):
+        files = (os.path.join(folder, "checkpoints", name) for name in ("best.ckpt", "last.ckpt"))
+        found += [file for file in files if os.path.isfile(file)][:1]
+    if not found:
+        raise ConfigError("run", pattern, "no run folder with a checkpoint; give one, or a pattern as multirun/…/*")
+    return found
+
+
+def expanded(arguments: list[str]) -> list[str]:
+    """The command line with ``run=PATTERN`` written out as ``ckpt_path=``, swept over where there are several."""
+    patterns = [word.partition("=")[2] for word in arguments if word.startswith("run=")]
+    if not patterns or patterns[-1] in ("", "null"):
+        return arguments
+    found = checkpoints_of(patterns[-1].strip("'\""))
+    paths = ",".join("'" + path.replace("'", "\\'") + "'" for path in found)
+    rest = [word for word in arguments if not word.startswith("run=")]
+    several = len(found) > 1 and not {"-m", "--multirun"} & set(rest)
+    return [*(["--multirun"] if several else []), *rest, f"ckpt_path={paths}"]
+
+
 def main() -> None:
     """The command line."""
+    try:
+        sys.argv[1:] = expanded(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(str(error))
     cli.run(evaluate, "evaluate")
 
 

@@ -1,0 +1,106 @@
+"""A sweep that was killed goes on by the same command and ends with the table of one that was not."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, environment
+
+from flowdiff import collect, sweeps
+from flowdiff.errors import ConfigError, FlowdiffError
+
+SWEEP = (
+    *("--multirun", "flow.n_flows=1,2", "seed=0,1", "trainer.max_steps=40", "trainer.val_check_interval=10"),
+    *(word for word in TINY if not word.startswith(("flow.n_flows", "callbacks.checkpoints"))),
+    *("callbacks=minimal", "callbacks.checkpoints.every_n_steps=5", "logger=csv", "metrics=[denoising]"),
+)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The report's rows without what depends on the clock."""
+    assert collect.main([str(folder), "--samples", "0"]) == 0
+    with (folder / "report" / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in ("seconds", "resume_sweep")} for row in csv.DictReader(file)]
+
+
+def test_a_killed_sweep_goes_on_by_the_same_command(command: Command, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    done = command("train", *SWEEP, cwd=whole)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowdiff.train", *SWEEP],
+        cwd=killed,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(killed.glob("multirun/*/*/*/1/checkpoints/last.ckpt")):  # in the middle of the second job
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder,) = killed.glob("multirun/*/*/*")
+    assert json.loads((folder / "0" / "status.json").read_text())["status"] == "done"
+    assert json.loads((folder / "1" / "status.json").read_text())["status"] == "running"
+    before = (folder / "0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+
+    again = command("train", *SWEEP, "resume_sweep=true", cwd=killed)
+    assert again.returncode == 0, again.stderr
+    assert list(killed.glob("multirun/*/*/*")) == [folder], "it goes on in its own folder"
+    assert "job 0: done" in again.stdout and "job 1: killed, goes on from" in again.stdout
+    assert (folder / "0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    (reference,) = whole.glob("multirun/*/*/*")
+    assert table(folder) == table(reference)
+
+
+def test_only_sweeps_can_be_resumed(command: Command, tmp_path: Path) -> None:
+    done = command("train", "resume_sweep=true", "trainer.max_steps=1")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("resume_sweep=true: is for --multirun")
+
+
+def status(folder: Path, state: str, *words: str, pid: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"status": state, "overrides": list(words), "pid": pid or 2**22 - 1, "host": os.uname().nodename}
+    (folder / "status.json").write_text(json.dumps(content))
+
+
+def test_where_a_job_stands(tmp_path: Path) -> None:
+    words = ["seed=1", "resume_sweep=true"]
+    assert sweeps.standing(tmp_path / "new", words) == ("not started", None)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    status(tmp_path, "running", "seed=1")  # by a process that is gone
+    assert sweeps.standing(tmp_path, words) == ("killed", None)
+    last.parent.mkdir()
+    last.touch()
+    for state, shown in (("running", "killed"), ("interrupted", "interrupted"), ("failed", "failed")):
+        status(tmp_path, state, "seed=1")
+        assert sweeps.standing(tmp_path, words) == (shown, last)
+    status(tmp_path, "done", "seed=1")
+    assert sweeps.standing(tmp_path, words) == ("done", None)
+    status(tmp_path, "running", "seed=1", pid=os.getpid())
+    with pytest.raises(FlowdiffError, match="still running"):
+        sweeps.standing(tmp_path, words)
+    with pytest.raises(FlowdiffError, match=r"holds another job \(seed=1\)"):
+        sweeps.standing(tmp_path, ["seed=2"])
+
+
+def test_only_with_multirun() -> None:
+    with pytest.raises(ConfigError, match="resume_sweep=true"):
+        sweeps.prepare(["resume_sweep=true"], ["train"], Path(), "config")
+    arguments = ["train", "seed=1,2"]
+    sweeps.prepare(["seed=1,2"], arguments, Path(), "config")
+    assert arguments == ["train", "seed=1,2"]
