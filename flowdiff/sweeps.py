@@ -51,9 +51,7 @@ def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config
     if not wanted(words):
         return
     if not {"-m", "--multirun"} & set(arguments):
-        raise ConfigError(
-            KEY, "true", "is for sweeps, with --multirun; a single run goes on with ckpt_path= or resume=last"
-        )
+        raise ConfigError(KEY, "true", "is for --multirun; a single run goes on by ckpt_path=FILE or resume=last")
     if any(word.startswith("hydra.sweep.dir=") for word in words):
         return
     folder = started_by(words, config_dir, config_name)
