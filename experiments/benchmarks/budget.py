@@ -11,6 +11,7 @@ four validations, the last of which comes after the last step.
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def train(words: list[str], seconds: float, seed: int, folder: Path, limit: floa
         "calibration": calibration,
         **sampling_times(checkpoint, notes),
         "note": "; ".join(notes) or None,
-        "run": str(run),
+        "run": os.path.relpath(run),  # not where this machine has it
     }
 
 
