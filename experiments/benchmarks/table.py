@@ -110,7 +110,8 @@ def ahead(results: Sequence[Result]) -> list[str]:
         ("bits/dim without the class", BITS, "no", True),
         ("Fréchet distance", FD, None, True),
         ("recognised share", RECOGNISED, None, False),
-        *((f"denoising error at σ = {column.name.split('_')[1]}", column, None, True) for column in DENOISING),
+        # without the class the Wiener filter that D is compared with doesn't know it either
+        *((f"denoising error at σ = {column.name.split('_')[1]}", column, "yes", True) for column in DENOISING),
     ):
         fit = [r for r in results if column.value(r) is not None and given in (None, given_class(r))]
         ours = sorted((r for r in fit if r["request"]["kind"] == "flowdiff"), key=number(column), reverse=not lower)

@@ -301,7 +301,7 @@ def test_who_leads_is_said() -> None:
             result("a", "flowdiff", True, bits_per_dim=2.5, recognised=0.9, denoising_ratio__1=0.9),
             result("b", "flowdiff", True, bits_per_dim=2.25, recognised=0.8, denoising_ratio__1=0.8),
             result("c", "peer", True, bits_per_dim=2.4, recognised=0.85),
-            result("d", "flowdiff", False, bits_per_dim=2.6),
+            result("d", "flowdiff", False, bits_per_dim=2.6, denoising_ratio__1=0.1),
             result("e", "peer", False, bits_per_dim=2.5),
             result("f", "baseline", True, recognised=0.5, denoising_ratio__1=0.7),
         ]
