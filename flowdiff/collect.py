@@ -50,7 +50,8 @@ def collect(root: Path) -> list[Job]:
     if not root.is_dir():
         raise FlowdiffError(f"{root}: no such folder; give a sweep's, as multirun/<experiment>/<date>/<time>")
     marks = [*root.rglob("status.json"), *(p.parent for p in root.rglob(".hydra/overrides.yaml"))]
-    folders = sorted({mark.parent for mark in marks}, key=_by_number)
+    inner = (mark.parent for mark in marks if "evaluate" not in mark.relative_to(root).parts)  # of these runs
+    folders = sorted(set(inner), key=_by_number)
     if not folders:
         raise FlowdiffError(f"{root}: no job in it has begun (no status.json, no .hydra/overrides.yaml)")
     return [read_job(folder) for folder in folders]

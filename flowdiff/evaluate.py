@@ -6,6 +6,7 @@ What needs torch is imported when a job begins, so that --help and tab completio
 import glob
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def checkpoints_of(pattern: str) -> list[str]:
         ConfigError: there is none.
     """
     found = []
-    for folder in sorted(glob.glob(os.path.expanduser(pattern)), key=lambda path: (len(path), path)):
+    pattern_of_all = os.path.abspath(os.path.expanduser(pattern))  # a job that is collected elsewhere finds its run
+    for folder in sorted(glob.glob(pattern_of_all), key=lambda path: (len(path), path)):
         files = (os.path.join(folder, "checkpoints", name) for name in ("best.ckpt", "last.ckpt"))
         found += [file for file in files if os.path.isfile(file)][:1]
     if not found:
@@ -58,9 +60,13 @@ def expanded(arguments: list[str]) -> list[str]:
         return arguments
     found = checkpoints_of(patterns[-1].strip("'\""))
     paths = ",".join("'" + path.replace("'", "\\'") + "'" for path in found)
-    rest = [word for word in arguments if not word.startswith("run=")]
-    several = len(found) > 1 and not {"-m", "--multirun"} & set(rest)
-    return [*(["--multirun"] if several else []), *rest, f"ckpt_path={paths}"]
+    words = [*(word for word in arguments if not word.startswith("run=")), f"ckpt_path={paths}"]
+    if len(found) > 1:
+        words += [] if {"-m", "--multirun"} & set(words) else ["--multirun"]
+        if not any(word.startswith("output_dir=") for word in words):  # one folder for all, beside their runs
+            common = os.path.commonpath([os.path.dirname(os.path.dirname(os.path.dirname(path))) for path in found])
+            words.append(f"output_dir='{os.path.join(common, time.strftime('evaluate/%Y-%m-%d/%H-%M-%S'))}'")
+    return words
 
 
 def main() -> None:

@@ -187,7 +187,9 @@ def test_run_names_the_checkpoints_of_a_sweep(tmp_path: Path) -> None:
     files = ("0/checkpoints/best.ckpt", "1/checkpoints/last.ckpt", "10/checkpoints/best.ckpt")
     assert found == [f"{tmp_path}/{file}" for file in files]
     words = expanded([f"run={tmp_path}/*", "metrics=[fd]"])
-    assert words[:2] == ["--multirun", "metrics=[fd]"] and words[2].count(",") == 2
+    assert words[0] == "metrics=[fd]" and words[1].count(",") == 2 and words[2] == "--multirun"
+    assert words[3].startswith(f"output_dir='{tmp_path}/evaluate/")
+    assert expanded([f"run={tmp_path}/*", "-m", "output_dir=x"])[1:3] == ["output_dir=x", words[1]]
     assert expanded([f"run={tmp_path}/1"]) == [f"ckpt_path='{tmp_path}/1/checkpoints/last.ckpt'"]
     assert expanded(["ckpt_path=x"]) == ["ckpt_path=x"]
     with pytest.raises(ConfigError, match="no run folder with a checkpoint"):
@@ -203,8 +205,9 @@ def test_steps_and_samplers_of_a_sweep_need_no_training(command: Command, tmp_pa
     settings = ("metrics=[recognised]", "metrics.recognised.num_samples=20", "sampler=heun,ddim", "num_steps=2,3")
     done = command("evaluate", "--multirun", "run=sweep/*", *settings)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "outputs" / "evaluate").glob("*/*")
+    (folder,) = (tmp_path / "sweep" / "evaluate").glob("*/*")
     jobs = collect(folder)
     assert len(jobs) == 8 and all(job.status == "done" for job in jobs)
     assert summary.studied(jobs) == ["flow.n_flows", "sampler", "num_steps"]
     assert all(job.metrics["recognised"] is not None for job in jobs)
+    assert len(collect(tmp_path / "sweep")) == 2, "the evaluations of runs are no jobs of their sweep"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, environment
+from hydra import compose, initialize_config_dir
 
-from flowdiff import collect, sweeps
+from flowdiff import cli, collect, sweeps
 from flowdiff.errors import ConfigError, FlowdiffError
 
 SWEEP = (
@@ -104,3 +105,19 @@ def test_only_with_multirun() -> None:
     arguments = ["train", "seed=1,2"]
     sweeps.prepare(["seed=1,2"], arguments, Path(), "config")
     assert arguments == ["train", "seed=1,2"]
+
+
+ABLATIONS = sorted(file.stem for file in (cli.config_dir() / "experiment" / "ablation").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_compose_and_sweep_over_three_seeds(name: str) -> None:
+    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        words = [f"experiment=ablation/{name}"]
+        config = compose("config", overrides=words, return_hydra_config=True)
+        params = dict(config.hydra.sweeper.params)
+        assert params.pop("seed") == "0,1,2" and params
+        assert config.name == f"ablation_{name}" and config.augment._target_.endswith("Affine"), "digits is its base"
+        for key, values in params.items():
+            for value in str(values).split(","):
+                compose("config", overrides=[*words, f"{key}={value}", "dataset=mnist"])
