@@ -121,3 +121,22 @@ def test_ablations_compose_and_sweep_over_three_seeds(name: str) -> None:
         for key, values in params.items():
             for value in str(values).split(","):
                 compose("config", overrides=[*words, f"{key}={value}", "dataset=mnist"])
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_equal_jobs_give_equal_results(launcher: str, command: Command, tmp_path: Path) -> None:
+    """Jobs share no random numbers, figures or loggers, one after the other or side by side."""
+    words = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    small = ("trainer.max_steps=6", "trainer.val_check_interval=3", "callbacks=minimal", "metrics=[denoising]")
+    done = command("train", "--multirun", "seed=0,0,0", *words, *TINY, "logger=csv", *small)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("multirun/*/*/*")
+    jobs = collect.collect(folder)
+    assert [job.status for job in jobs] == ["done"] * 3
+    assert jobs[0].metrics and all(job.metrics == jobs[0].metrics for job in jobs)
+
+    def logged(job: collect.Job) -> list[dict[str, str]]:
+        with (job.folder / "csv" / "metrics.csv").open(newline="") as file:
+            return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
+
+    assert logged(jobs[0]) and all(logged(job) == logged(jobs[0]) for job in jobs)
