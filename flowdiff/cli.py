@@ -131,7 +131,8 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     except Exception as error:
         line = mistakes.explain(error, overrides, config_dir(), name)
         shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
-        status.write("failed", shown)
+        if not isinstance(error, sweeps.OtherJob):
+            status.write("failed", shown)
         trace = traceback.format_exc()
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)

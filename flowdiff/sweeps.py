@@ -17,6 +17,10 @@ from flowdiff.errors import ConfigError, FlowdiffError
 KEY = "resume_sweep"
 
 
+class OtherJob(FlowdiffError):
+    """A folder is in use by another job, or by another process: nothing may be written to it."""
+
+
 def wanted(words: Sequence[str]) -> bool:
     """Whether the command line asks for it."""
     return any(word.lower() == f"{KEY}=true" for word in words)
@@ -64,14 +68,14 @@ def standing(folder: Path, overrides: Sequence[str]) -> tuple[str, Path | None]:
     """How far the job in a folder had come: its status, and its last checkpoint if it goes on from one.
 
     Raises:
-        FlowdiffError: the folder belongs to another job, or its process still runs.
+        OtherJob: the folder belongs to another job, or its process still runs.
     """
     if not (folder / "status.json").is_file():
         return "not started", None
     job = read_job(folder)
     if essential(job.words) != essential(overrides):
-        raise FlowdiffError(f"{KEY}=true: {folder} holds another job ({' '.join(job.words)}); remove it, or sweep anew")
+        raise OtherJob(f"{KEY}=true: {folder} holds another job ({' '.join(job.words)}); remove it, or sweep anew")
     if job.status == "running":
-        raise FlowdiffError(f"{KEY}=true: the job in {folder} is still running")
+        raise OtherJob(f"{KEY}=true: the job in {folder} is still running")
     last = folder / "checkpoints" / "last.ckpt"
     return job.status, last if job.status != "done" and last.is_file() else None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, environment
+from conftest import BARE, TINY, environment
 from hydra import compose, initialize_config_dir
 
 from flowdiff import cli, collect, sweeps
@@ -97,6 +97,15 @@ def test_where_a_job_stands(tmp_path: Path) -> None:
         sweeps.standing(tmp_path, words)
     with pytest.raises(FlowdiffError, match=r"holds another job \(seed=1\)"):
         sweeps.standing(tmp_path, ["seed=2"])
+
+
+def test_a_job_that_still_runs_is_left_alone(command: Command, tmp_path: Path) -> None:
+    words = ["seed=0", *TINY, *BARE, "trainer.max_steps=1", "trainer.limit_val_batches=1"]
+    status(tmp_path / "sweep" / "0", "running", *words, pid=os.getpid())
+    before = (tmp_path / "sweep" / "0" / "status.json").read_text()
+    done = command("train", "--multirun", *words, "hydra.sweep.dir=sweep", "resume_sweep=true")
+    assert done.returncode == 1 and "still running" in done.stderr
+    assert (tmp_path / "sweep" / "0" / "status.json").read_text() == before
 
 
 def test_only_with_multirun() -> None:
