@@ -74,7 +74,8 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
             axes.minorticks_off()
         axes.grid(alpha=0.3)
     if line is not None:
-        panels[0].legend(fontsize=7)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=7)
     return saved(figure, path)
 
 
