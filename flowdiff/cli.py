@@ -23,9 +23,9 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from flowdiff import mistakes
+from flowdiff import mistakes, sweeps
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted
 
@@ -58,6 +58,7 @@ def run(task: Task, config_name: str = "config") -> None:
     functools.update_wrapper(job, _job)
     failures.clear()
     try:
+        sweeps.prepare(words, sys.argv, config_dir(), config_name)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
         code = 1 if failures else 0
     except JobFailed:
@@ -114,6 +115,8 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     overrides = list(hydra_cfg.overrides.task)
     status = Status(folder, overrides)
     try:
+        if cfg.get(sweeps.KEY) and _goes_on(cfg, folder, overrides, hydra_cfg.job.num):
+            return None
         status.write("running")
         mistakes.check_types(overrides, config_dir(), name)
         result = task(cfg)
@@ -128,7 +131,8 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     except Exception as error:
         line = mistakes.explain(error, overrides, config_dir(), name)
         shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
-        status.write("failed", shown)
+        if not isinstance(error, sweeps.OtherJob):
+            status.write("failed", shown)
         trace = traceback.format_exc()
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
@@ -137,6 +141,16 @@ def _job(task: Task, cfg: DictConfig) -> Any:
         if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
             raise JobFailed(shown) from None
         return None  # Hydra would print the failure once more, after the last job
+
+
+def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
+    """Whether a job of a resumed sweep is done already. An interrupted one is told its last checkpoint."""
+    state, last = sweeps.standing(folder, overrides)
+    if last is not None:
+        with open_dict(cfg):
+            cfg.ckpt_path = str(last)
+    print(f"job {number}: {state}" + (f", goes on from {last}" if last else ""), flush=True)
+    return state == "done"
 
 
 def _plain_sweep(hydra_cfg: Any) -> bool:

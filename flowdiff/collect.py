@@ -1,8 +1,9 @@
-"""A sweep's jobs in one table.   python -m flowdiff.collect multirun/digits/2026-01-31/12-00-00.000000
+"""A sweep's report.   python -m flowdiff.collect multirun/digits/2026-01-31/12-00-00.000000
 
-Every folder below the given one that holds ``status.json`` or ``.hydra/overrides.yaml`` is a job. A column
-for each key that the jobs set differently, a row a job: its final metrics, status, seconds and error. Jobs
-that still run, failed or were killed are rows like the others, so it can be called at any time.
+Every folder below the given one that holds ``status.json`` or ``.hydra/overrides.yaml`` is a job. Written to its
+``report/`` (or --output): results.csv, a row a job; summary.md, means over seeds and paired differences for each
+swept key, with plots and a grid of samples for each value; index.html, all of it in one file. Jobs that still run,
+failed or were killed are rows like the others, so it can be called at any time.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flowdiff.errors import FlowdiffError
-from flowdiff.files import write_atomically
+from flowdiff.errors import FlowdiffError, at_least
+from flowdiff.files import made, write_text
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Job:
     """One run of a sweep, as far as it has come."""
 
     folder: Path
+    words: list[str] = field(default_factory=list)
     overrides: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
     status: str = "not started"
@@ -48,7 +50,8 @@ def collect(root: Path) -> list[Job]:
     if not root.is_dir():
         raise FlowdiffError(f"{root}: no such folder; give a sweep's, as multirun/<experiment>/<date>/<time>")
     marks = [*root.rglob("status.json"), *(p.parent for p in root.rglob(".hydra/overrides.yaml"))]
-    folders = sorted({mark.parent for mark in marks}, key=_by_number)
+    inner = (mark.parent for mark in marks if "evaluate" not in mark.relative_to(root).parts)  # of these runs
+    folders = sorted(set(inner), key=_by_number)
     if not folders:
         raise FlowdiffError(f"{root}: no job in it has begun (no status.json, no .hydra/overrides.yaml)")
     return [read_job(folder) for folder in folders]
@@ -65,7 +68,8 @@ def read_job(folder: Path) -> Job:
             words = OmegaConf.to_container(OmegaConf.load(file))
         except Exception:  # half written
             words = []
-    job.overrides = dict(_key_and_value(str(word)) for word in words or [])
+    job.words = [str(word) for word in words or []]
+    job.overrides = trained_with(job.words) | dict(_key_and_value(word) for word in job.words)
     job.status = str(status.get("status", job.status))
     job.error = " ".join(str(status.get("error") or "").split())
     if isinstance(status.get("seconds"), int | float):
@@ -79,6 +83,15 @@ def read_job(folder: Path) -> Job:
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float | None):
             job.metrics[name] = entry.get("value")
     return job
+
+
+def trained_with(words: Sequence[str]) -> dict[str, str]:
+    """What the run of an evaluated checkpoint was told, so that evaluations can be told apart by it."""
+    paths = [Path(value.strip("'\"")) for key, value in map(_key_and_value, words) if key == "ckpt_path"]
+    if not paths or paths[-1].parent.name != "checkpoints":
+        return {}
+    run = _json(paths[-1].parent.parent / "status.json").get("overrides")
+    return dict(_key_and_value(str(word)) for word in run) if isinstance(run, list) else {}
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -123,32 +136,37 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flowdiff.collect",
-        description="Gather the jobs of a sweep, finished or not, into results.csv and results.md.",
+        description="The report of a sweep, finished or not: results.csv, summary.md, index.html, plots, samples.",
     )
     parser.add_argument("folder", type=Path, help="a sweep's folder: multirun/<experiment>/<date>/<time>")
-    parser.add_argument("-o", "--output", type=Path, help="where the two files go (default: the folder itself)")
+    parser.add_argument("-o", "--output", type=Path, help="where the report goes (default: FOLDER/report)")
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a swept key's values are compared with (default: its first value); may be given for several keys",
+    )
+    parser.add_argument("--samples", type=int, default=20, help="images drawn for each value of a key; 0: none")
     given = parser.parse_args(words)
+    from flowdiff.report import page, summary  # they read this module
+
     try:
+        at_least("--samples", given.samples, 0)
         jobs = collect(given.folder)
         header, table = rows(jobs, given.folder)
-        output = given.output or given.folder
-        for name, text in (("results.csv", to_csv(header, table)), ("results.md", to_markdown(header, table))):
-            _write(output / name, text)
+        baselines = summary.baselines(jobs, given.baseline)
+        output = made(given.output or given.folder / "report", "--output")
+        write_text(output / "results.csv", to_csv(header, table))
+        page.write(jobs, given.folder, baselines, given.samples, output)
     except FlowdiffError as error:
         print(error, file=sys.stderr)
         return 1
     _print(header, table)
     states = [job.status for job in jobs]
     print(f"{len(jobs)} jobs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    print(f"results: {output / 'results.csv'}, {output / 'results.md'}")
+    print(f"report: {output / 'index.html'}, {output / 'summary.md'}, {output / 'results.csv'}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise FlowdiffError(f"can't write {path}: {error.strerror}; give another folder by --output") from error
 
 
 def _print(header: Sequence[str], table: Iterable[Sequence[Any]]) -> None:

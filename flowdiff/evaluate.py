@@ -3,13 +3,17 @@
 What needs torch is imported when a job begins, so that --help and tab completion answer at once.
 """
 
+import glob
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import cli
+from flowdiff.errors import ConfigError
 
 
 def run_of(ckpt_path: str | None) -> str:
@@ -33,8 +37,44 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return evaluation.evaluate(cfg)
 
 
+def checkpoints_of(pattern: str) -> list[str]:
+    """The checkpoint of each run folder that a pattern names, best.ckpt or else last.ckpt.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = []
+    pattern_of_all = os.path.abspath(os.path.expanduser(pattern))  # a job that is collected elsewhere finds its run
+    for folder in sorted(glob.glob(pattern_of_all), key=lambda path: (len(path), path)):
+        files = (os.path.join(folder, "checkpoints", name) for name in ("best.ckpt", "last.ckpt"))
+        found += [file for file in files if os.path.isfile(file)][:1]
+    if not found:
+        raise ConfigError("run", pattern, "no run folder with a checkpoint; give one, or a pattern as multirun/…/*")
+    return found
+
+
+def expanded(arguments: list[str]) -> list[str]:
+    """The command line with ``run=PATTERN`` written out as ``ckpt_path=``, swept over where there are several."""
+    patterns = [word.partition("=")[2] for word in arguments if word.startswith("run=")]
+    if not patterns or patterns[-1] in ("", "null"):
+        return arguments
+    found = checkpoints_of(patterns[-1].strip("'\""))
+    paths = ",".join("'" + path.replace("'", "\\'") + "'" for path in found)
+    words = [*(word for word in arguments if not word.startswith("run=")), f"ckpt_path={paths}"]
+    if len(found) > 1:
+        words += [] if {"-m", "--multirun"} & set(words) else ["--multirun"]
+        if not any(word.startswith("output_dir=") for word in words):  # one folder for all, beside their runs
+            common = os.path.commonpath([os.path.dirname(os.path.dirname(os.path.dirname(path))) for path in found])
+            words.append(f"output_dir='{os.path.join(common, time.strftime('evaluate/%Y-%m-%d/%H-%M-%S'))}'")
+    return words
+
+
 def main() -> None:
     """The command line."""
+    try:
+        sys.argv[1:] = expanded(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(str(error))
     cli.run(evaluate, "evaluate")
 
 

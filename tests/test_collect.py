@@ -60,7 +60,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_table(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep)]) == 0
-    table = read(sweep / "results.csv")
+    table = read(sweep / "report" / "results.csv")
     columns = ["job", "flow.n_flows", "activation", "bits_per_dim", "fd", "status", "seconds", "error"]
     assert list(table[0]) == columns
     assert [row["job"] for row in table] == ["0", "1", "2", "10"]
@@ -70,12 +70,13 @@ def test_table(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table[1]["error"] == "flow.n_flows=0: a | b and more" and table[1]["bits_per_dim"] == ""
     assert float(table[2]["seconds"]) > 1e6
     out = capsys.readouterr().out
-    assert "4 jobs: 1 done, 1 failed, 1 running, 1 not started" in out and "results.md" in out
+    assert "4 jobs: 1 done, 1 failed, 1 running, 1 not started" in out and "summary.md" in out
 
 
 def test_markdown(sweep: Path) -> None:
     assert main([str(sweep)]) == 0
-    lines = (sweep / "results.md").read_text().splitlines()
+    jobs = (sweep / "report" / "summary.md").read_text().split("## Jobs")[1]
+    lines = [line for line in jobs.splitlines() if line.startswith("|")]
     assert lines[0] == "| job | flow.n_flows | activation | bits_per_dim | fd | status | seconds | error |"
     assert lines[2] == "| 0 | 1 | elu | 2.346 |  | done | 12.5 |  |"
     assert r"a \| b and more" in lines[3] and len(lines) == 6
@@ -85,7 +86,7 @@ def test_again_when_the_sweep_has_gone_on(sweep: Path) -> None:
     assert main([str(sweep)]) == 0
     (sweep / "10" / "status.json").write_text(json.dumps({"status": "done", "seconds": 3}))
     assert main([str(sweep)]) == 0
-    assert [row["status"] for row in read(sweep / "results.csv")] == ["done", "failed", "running", "done"]
+    assert [row["status"] for row in read(sweep / "report" / "results.csv")] == ["done", "failed", "running", "done"]
 
 
 def test_a_job_whose_process_is_gone(tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_swept_keys_of_one_and_of_deleted(tmp_path: Path) -> None:
 
 def test_output_elsewhere(sweep: Path, tmp_path: Path) -> None:
     assert main([str(sweep), "--output", str(tmp_path / "there")]) == 0
-    assert {p.name for p in (tmp_path / "there").iterdir()} == {"results.csv", "results.md"}
-    assert not (sweep / "results.csv").exists()
+    assert {"results.csv", "summary.md", "index.html"} < {p.name for p in (tmp_path / "there").iterdir()}
+    assert not (sweep / "report").exists()
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

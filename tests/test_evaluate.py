@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from trained import checkpoint, composed
 
 from flowdiff import evaluation, generate
 from flowdiff.checkpoint import load
-from flowdiff.errors import FlowdiffError
-from flowdiff.evaluate import evaluate, run_of
+from flowdiff.collect import collect
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.evaluate import checkpoints_of, evaluate, expanded, run_of
 from flowdiff.evaluation import evaluate_run
+from flowdiff.report import summary
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:
@@ -171,3 +176,38 @@ def test_command(tmp_path: Path, command: Callable[..., Any]) -> None:
 def test_help(command: Callable[..., Any]) -> None:
     done = command("evaluate", "--help")
     assert done.returncode == 0 and done.stdout.count("python -m flowdiff.evaluate ") >= 6
+
+
+def test_run_names_the_checkpoints_of_a_sweep(tmp_path: Path) -> None:
+    for name, files in (("0", ["best.ckpt", "last.ckpt"]), ("1", ["last.ckpt"]), ("2", []), ("10", ["best.ckpt"])):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        for file in files:
+            (tmp_path / name / "checkpoints" / file).touch()
+    found = checkpoints_of(f"{tmp_path}/*")
+    files = ("0/checkpoints/best.ckpt", "1/checkpoints/last.ckpt", "10/checkpoints/best.ckpt")
+    assert found == [f"{tmp_path}/{file}" for file in files]
+    words = expanded([f"run={tmp_path}/*", "metrics=[fd]"])
+    assert words[0] == "metrics=[fd]" and words[1].count(",") == 2 and words[2] == "--multirun"
+    assert words[3].startswith(f"output_dir='{tmp_path}/evaluate/")
+    assert expanded([f"run={tmp_path}/*", "-m", "output_dir=x"])[1:3] == ["output_dir=x", words[1]]
+    assert expanded([f"run={tmp_path}/1"]) == [f"ckpt_path='{tmp_path}/1/checkpoints/last.ckpt'"]
+    assert expanded(["ckpt_path=x"]) == ["ckpt_path=x"]
+    with pytest.raises(ConfigError, match="no run folder with a checkpoint"):
+        checkpoints_of(f"{tmp_path}/2")
+
+
+def test_steps_and_samplers_of_a_sweep_need_no_training(command: Command, tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / "sweep" / str(number) / "checkpoints").mkdir(parents=True)
+        shutil.copy(checkpoint("digits"), tmp_path / "sweep" / str(number) / "checkpoints" / "last.ckpt")
+        status = {"status": "done", "overrides": [f"flow.n_flows={number + 1}", "seed=0"]}
+        (tmp_path / "sweep" / str(number) / "status.json").write_text(json.dumps(status))
+    settings = ("metrics=[recognised]", "metrics.recognised.num_samples=20", "sampler=heun,ddim", "num_steps=2,3")
+    done = command("evaluate", "--multirun", "run=sweep/*", *settings)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "sweep" / "evaluate").glob("*/*")
+    jobs = collect(folder)
+    assert len(jobs) == 8 and all(job.status == "done" for job in jobs)
+    assert summary.studied(jobs) == ["flow.n_flows", "sampler", "num_steps"]
+    assert all(job.metrics["recognised"] is not None for job in jobs)
+    assert len(collect(tmp_path / "sweep")) == 2, "the evaluations of runs are no jobs of their sweep"

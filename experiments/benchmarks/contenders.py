@@ -26,6 +26,7 @@ from flowdiff.files import write_json
 Result = dict[str, Any]
 FILE = Path(__file__).with_name("contenders.yaml")
 RUNS = Path("outputs/benchmarks")
+DATASETS = ("digits", "mnist")
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,21 @@ def contenders(dataset: str, seconds: float, seed: int, file: Path = FILE) -> li
     found = []
     for section, kind in (("flowdiff", "flowdiff"), ("baselines", "baseline"), ("peers", "peer")):
         for name, settings in (table.get(section) or {}).items():
-            if kind != "peer" and isinstance(settings, dict):
+            if kind == "peer":
+                settings = on(dataset, settings)
+            elif isinstance(settings, dict):
                 settings = settings.get(dataset)
             if settings is not None:
                 found.append(Contender(name, kind, settings, dataset, seconds, seed))
     return found
+
+
+def on(dataset: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A peer's entry as it is on a dataset."""
+    common = {key: value for key, value in entry.items() if key not in DATASETS}
+    merged = OmegaConf.to_container(OmegaConf.merge(common, entry.get(dataset) or {}))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
 def command_line(prog: str, description: str | None, out: Path, runs: Path) -> argparse.ArgumentParser:

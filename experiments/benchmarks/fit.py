@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -157,10 +156,9 @@ def main(folder: Path) -> dict[str, Any]:
         config = compose("config", overrides=[f"experiment={request['dataset']}", f"seed={seed}"])
     sigma_min = float(config.sigma_min)
     data = loaded(instantiate(config.dataset, _convert_="all"))
-    changed = OmegaConf.merge(entry["model"], entry.get(request["dataset"]) or {})
     torch.manual_seed(seed)
     classes = data.num_classes if entry["given_class"] else 0
-    peer = instantiate(changed, shape=data.shape, num_classes=classes, _convert_="all")
+    peer = instantiate(entry["model"], shape=data.shape, num_classes=classes, _convert_="all")
     result: dict[str, Any] = {
         "given_class": bool(classes),
         "parameters": sum(p.numel() for p in peer.parameters() if p.requires_grad),

@@ -16,7 +16,6 @@ from experiments.benchmarks.plot import plot
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
 
-DATASETS = ("digits", "mnist")
 COLUMNS = (
     *(table.NAME, table.GIVEN, table.BITS, table.BITS_ERROR, table.FD, table.FD_REAL, table.RECOGNISED),
     *table.DENOISING,
@@ -38,12 +37,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     out = Path(__file__).with_name("results")
     parser = contenders.command_line("experiments.benchmarks.flows", __doc__, out, contenders.RUNS)
-    parser.add_argument("--dataset", choices=[*DATASETS, "both"], default="digits")
+    parser.add_argument("--dataset", choices=[*contenders.DATASETS, "both"], default="digits")
     parser.add_argument("--contenders", type=Path, default=contenders.FILE, help="another list of contenders")
     given = parser.parse_args(words)
     try:
         positive("--seconds", given.seconds)
-        for dataset in DATASETS if given.dataset == "both" else (given.dataset,):
+        for dataset in contenders.DATASETS if given.dataset == "both" else (given.dataset,):
             everyone = contenders.contenders(dataset, given.seconds, given.seed, given.contenders)
             results = Results(given.out / dataset, given.runs, given.again)
             results.measure(everyone, given.models, functools.partial(report, out=given.out, dataset=dataset))

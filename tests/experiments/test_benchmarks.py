@@ -314,7 +314,7 @@ def test_who_leads_is_said() -> None:
     ]
 
 
-@pytest.mark.parametrize("dataset", flows.DATASETS)
+@pytest.mark.parametrize("dataset", contenders.DATASETS)
 def test_every_contender_composes(dataset: str) -> None:
     everyone = contenders.contenders(dataset, 120.0, 0)
     assert {c.kind for c in everyone} == {"flowdiff", "baseline", "peer"}

@@ -1,0 +1,65 @@
+"""One grid of samples for each value of a swept key: the same noise, the same classes."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowdiff.collect import Job, swept_keys
+from flowdiff.errors import FlowdiffError
+from flowdiff.report import summary
+
+COLUMNS = 10
+
+
+def representative(jobs: Sequence[Job], key: str, value: str) -> Job | None:
+    """The finished job with this value that is like the sweep's first job in most other keys; None if there is none."""
+    others = [k for k in swept_keys(jobs) if k != key]
+
+    def likeness(job: Job) -> int:
+        return sum(job.overrides.get(k) == jobs[0].overrides.get(k) for k in others)
+
+    mine = [job for job in jobs if job.overrides.get(key) == value and job.status == "done"]
+    return max(mine, key=likeness, default=None)
+
+
+def grid(job: Job, n: int, path: Path) -> Path | None:
+    """n samples of a job's checkpoint, seed 0 and the classes in turn, or the grid that an evaluation has left.
+
+    None if there is neither, or the checkpoint can't be sampled.
+    """
+    folder = job.folder / "checkpoints"
+    checkpoint = next((folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()), None)
+    drawn = job.folder / "samples.png"
+    if checkpoint is None or n == 0:
+        return Path(shutil.copyfile(drawn, path)) if drawn.is_file() else None
+    from flowdiff import api, plots  # they need torch: a report without samples doesn't
+
+    try:
+        model = api.load(checkpoint)
+        if model.levels is None:
+            return Path(shutil.copyfile(drawn, path)) if drawn.is_file() else None
+        x = model.sample(n, quiet=True)
+    except FlowdiffError as error:
+        print(f"no samples of {job.folder}: {error}", flush=True)
+        return None
+    plots.save_png(plots.image_grid(model.to_uint8(x.nan_to_num()), columns=min(COLUMNS, n)), path)
+    return path
+
+
+def file_name(*words: str) -> str:
+    """A file name of these words."""
+    return re.sub(r"[^\w.-]+", "_", "_".join(words))
+
+
+def grids(jobs: Sequence[Job], key: str, n: int, folder: Path) -> list[tuple[str, Path]]:
+    """The grids of a key's values, with their captions."""
+    made = []
+    for value in summary.values(jobs, key):
+        job = representative(jobs, key, value)
+        if job is None:
+            continue
+        path = grid(job, n, folder / f"{file_name('samples', key, value)}.png")
+        if path is not None:
+            made.append((f"{key}={value} (job {job.folder.name})", path))
+    return made
