@@ -103,7 +103,7 @@ def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: 
         )
     )
     run = tmp_path / "run"
-    assert 3 < result["metrics"]["bits_per_dim"]["value"] < 10
+    assert 2 < result["metrics"]["bits_per_dim"]["value"] < 4.1, "between a good model and equal levels, log2 17"
     assert (run / "metrics.json").is_file()
     with (run / "csv" / "metrics.csv").open() as lines:
         columns = set(next(csv.reader(lines)))
