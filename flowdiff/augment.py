@@ -8,7 +8,6 @@ Everything that is measured or sampled has a = 0: the density of the images as t
 flow learns from the changed ones what images have in common, instead of learning the few by heart.
 """
 
-import math
 from contextlib import AbstractContextManager
 
 import torch
@@ -86,7 +85,7 @@ class Affine(Augmentation):
         self.probability = float(probability)
         deviations = {"rotation": rotation, "stretch": stretch, "shear": shear, "shift": shift}
         for name, value in deviations.items():
-            if not (is_number(value) and value >= 0 and math.isfinite(value)):
+            if not (is_number(value) and value >= 0):
                 raise ConfigError(f"augment.{name}", value, "must be a number >= 0")
         self.deviations = [rotation, stretch, stretch, shear, shift, shift]
 

@@ -102,6 +102,12 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
+def counted(jobs: Sequence[Job]) -> str:
+    """How many jobs there are, and in which states."""
+    states = [job.status for job in jobs]
+    return f"{len(jobs)} jobs: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
 def rows(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[Any]]]:
     """The names of the columns and a row of values for each job; None where there is no value."""
     keys = swept_keys(jobs)
@@ -128,7 +134,7 @@ def to_csv(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
 
 def to_markdown(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
     """The table in Markdown, four digits a number."""
-    lines = [header, ["---"] * len(header), *([_short(cell) for cell in row] for row in table)]
+    lines = [header, ["---"] * len(header), *([short(cell) for cell in row] for row in table)]
     return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
 
@@ -163,8 +169,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     _print(header, table)
-    states = [job.status for job in jobs]
-    print(f"{len(jobs)} jobs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    print(counted(jobs))
     print(f"report: {output / 'index.html'}, {output / 'summary.md'}, {output / 'results.csv'}")
     return 0
 
@@ -174,13 +179,14 @@ def _print(header: Sequence[str], table: Iterable[Sequence[Any]]) -> None:
     for name in header:
         shown.add_column(name, overflow="fold")
     for row in table:
-        shown.add_row(*(_short(cell) for cell in row))
+        shown.add_row(*(short(cell) for cell in row))
     console = Console()
     width = console.width if console.is_terminal else max(console.width, 40 + 14 * len(header))
     Console(width=width).print(shown, markup=False)
 
 
-def _short(cell: Any) -> str:
+def short(cell: Any) -> str:
+    """A cell of a table: four digits a number, nothing where there is no value."""
     if cell is None:
         return ""
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,6 +69,28 @@ def environment() -> dict[str, str]:
     """For a subprocess: this checkout's package, one thread, no colours."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    """A training that goes on in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flowdiff.train", *words],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Until something is there, or the process has ended."""
+    end = time.monotonic() + seconds
+    while not found():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
 
 
 def run_folders(root: Path) -> Sequence[Path]:

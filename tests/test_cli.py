@@ -14,34 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BARE, TINY, environment, run_folders
+from conftest import BARE, TINY, environment, run_folders, start, wait_for
 
 from flowdiff import checkpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = (*TINY, "callbacks=minimal", "logger=csv", "evaluate=null")
-
-
-def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
-    """A training that goes on in the background."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flowdiff.train", *words],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Until something is there, or the process has ended."""
-    end = time.monotonic() + seconds
-    while not found():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def status(run: Path) -> dict[str, object]:

@@ -5,13 +5,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BARE, TINY, environment
+from conftest import BARE, TINY, start, wait_for
 from hydra import compose, initialize_config_dir
 
 from flowdiff import cli, collect, sweeps
@@ -39,18 +37,8 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command: Command, tmp_path: 
         folder.mkdir()
     done = command("train", *SWEEP, cwd=whole)
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flowdiff.train", *SWEEP],
-        cwd=killed,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while not list(killed.glob("multirun/*/*/*/1/checkpoints/last.ckpt")):  # in the middle of the second job
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    process = start(killed, *SWEEP)
+    wait_for(lambda: list(killed.glob("multirun/*/*/*/1/checkpoints/last.ckpt")), process)  # in the second job's middle
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (folder,) = killed.glob("multirun/*/*/*")

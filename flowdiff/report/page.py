@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowdiff.collect import Job, rows, to_markdown
+from flowdiff.collect import Job, counted, rows, short, to_markdown
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
 from flowdiff.report.summary import Table
@@ -35,12 +35,10 @@ class Section:
 
 def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> list[Section]:
     """What the report says, with the pictures drawn into ``folder``."""
-    states = [job.status for job in jobs]
-    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     seconds = sum(job.seconds or 0.0 for job in jobs)
-    everything = Section("Jobs", [f"{len(jobs)} jobs: {counted}; {seconds:,.0f} seconds of jobs in all."])
+    everything = Section("Jobs", [f"{counted(jobs)}; {seconds:,.0f} seconds of jobs in all."])
     header, table = rows(jobs, root)
-    everything.tables.append((header, [["" if c is None else short(c) for c in row] for row in table]))
+    everything.tables.append((header, [[short(cell) for cell in row] for row in table]))
     found = []
     for key, baseline in baselines.items():
         section = Section(key)
@@ -66,11 +64,6 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
         section.small = samples.grids(jobs, key, n_samples, folder)
         found.append(section)
     return [*found, everything]
-
-
-def short(cell: object) -> str:
-    """A cell of the table of jobs."""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def markdown(title: str, found: Sequence[Section]) -> str:
