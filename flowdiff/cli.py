@@ -6,6 +6,7 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 """
 
 import functools
+import gc
 import json
 import logging
 import os
@@ -25,7 +26,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from flowdiff import mistakes, sweeps
+from flowdiff import mistakes, search, sweeps
+from flowdiff.collect import read_job
+from flowdiff.errors import NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted
 
@@ -114,14 +117,15 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
     overrides = list(hydra_cfg.overrides.task)
     status = Status(folder, overrides)
+    sought = hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
     try:
-        if cfg.get(sweeps.KEY) and _goes_on(cfg, folder, overrides, hydra_cfg.job.num):
-            return None
-        status.write("running")
-        mistakes.check_types(overrides, config_dir(), name)
-        result = task(cfg)
-        status.write("done")
-        return result
+        result = None
+        if not (cfg.get(sweeps.KEY) and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
+            status.write("running")
+            mistakes.check_types(overrides, config_dir(), name)
+            result = task(cfg)
+            status.write("done")
+        return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
     except Interrupted as stop:
         status.write("interrupted", str(stop))
         raise
@@ -138,9 +142,13 @@ def _job(task: Task, cfg: DictConfig) -> Any:
             print(trace if line is None else "", end="", file=sys.stderr)
         _say(f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown)
         failures.append(shown)
+        if sought and isinstance(error, NonFiniteError):
+            return search.worst(hydra_cfg.sweeper)
         if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
             raise JobFailed(shown) from None
         return None  # Hydra would print the failure once more, after the last job
+    finally:
+        _release_memory()
 
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
@@ -151,6 +159,13 @@ def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -
             cfg.ckpt_path = str(last)
     print(f"job {number}: {state}" + (f", goes on from {last}" if last else ""), flush=True)
     return state == "done"
+
+
+def _release_memory() -> None:
+    """What a job leaves behind, in cycles of references, is not carried into the next job of the sweep."""
+    gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def _plain_sweep(hydra_cfg: Any) -> bool:

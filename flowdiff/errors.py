@@ -7,6 +7,10 @@ class FlowdiffError(Exception):
     """Something the user can put right. The message is one line that says how."""
 
 
+class NonFiniteError(FlowdiffError):
+    """The loss or its gradient is NaN or infinite."""
+
+
 class ConfigError(FlowdiffError):
     """A configuration value that is not allowed.
 

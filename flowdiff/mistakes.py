@@ -29,6 +29,8 @@ from flowdiff.errors import ConfigError, FlowdiffError
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 #: Groups whose values libraries check themselves, and where 2 may stand for "auto".
 FREE = ("trainer", "logger", "hydra")
+#: Choices that a plugin of Hydra's brings.
+PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
 
 
 def explain(error: BaseException, overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
@@ -95,6 +97,8 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
         return one_line(error)
     typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
     shown = f"{group}={choice}" if typed is None or "," in typed else typed
+    if group.startswith("hydra/") and choice in PLUGINS:
+        return f"{shown}: is not installed; pip install 'flowdiff[sweep]'"
     near = difflib.get_close_matches(choice, options, n=1)
     return f"{shown}: must be one of {', '.join(sorted(options))}" + (
         f"; did you mean {group}={near[0]}?" if near else ""
@@ -107,7 +111,7 @@ def _unknown_key(
     parsed = parse(overrides)
     bad = next((o for o in parsed if f"'{o.key_or_group}'" in str(error).split("\n")[0]), None)
     if bad is None or bad.input_line is None or "Could not override" not in str(error):
-        return one_line(error)
+        return one_line(error) + (f": {one_line(error.__cause__)}" if error.__cause__ else "")
     parent, _, name = bad.key_or_group.rpartition(".")
     try:
         others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]

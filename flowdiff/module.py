@@ -20,16 +20,12 @@ from flowdiff.augment import Augmentation, augmented
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
-from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
+from flowdiff.errors import ConfigError, NonFiniteError, at_least, is_number
 from flowdiff.flows.logdet import fresh_probes
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
-
-
-class NonFiniteError(FlowdiffError):
-    """The loss or its gradient is NaN or infinite."""
 
 
 class Diffusion(LightningModule):

@@ -7,8 +7,10 @@ from its last checkpoint, in its own folder; those that have none run from their
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import mistakes
 from flowdiff.collect import read_job
@@ -19,6 +21,16 @@ KEY = "resume_sweep"
 
 class OtherJob(FlowdiffError):
     """A folder is in use by another job, or by another process: nothing may be written to it."""
+
+
+class Record(Callback):
+    """Notes the sweep's own words in its folder, as ``multirun.yaml``, whatever sweeper runs it; Hydra's own does so
+    itself, that of optuna doesn't."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "multirun.yaml")
 
 
 def wanted(words: Sequence[str]) -> bool:

@@ -20,13 +20,13 @@ from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import evaluate_run
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.losses import Mixture, Noised
-from flowdiff.module import Diffusion, NonFiniteError, check
+from flowdiff.module import Diffusion, check
 from flowdiff.noise import NoiseDistribution
 
 

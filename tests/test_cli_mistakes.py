@@ -10,6 +10,7 @@ import pytest
 from configs import choices
 from conftest import BARE, TINY
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 
 from flowdiff import cli, mistakes, train
 
@@ -170,3 +171,9 @@ def test_memory_and_disk_are_explained(tmp_path: Path) -> None:
         assert line is not None
         assert line.startswith(words)
     assert mistakes.explain(ZeroDivisionError("x"), [], cli.config_dir(), "config") is None
+
+
+def test_a_plugin_that_is_not_installed_is_named() -> None:
+    error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
+    line = mistakes.explain(error, ["hydra/launcher=joblib"], cli.config_dir(), "config")
+    assert line == "hydra/launcher=joblib: is not installed; pip install 'flowdiff[sweep]'"

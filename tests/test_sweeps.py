@@ -5,11 +5,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import BARE, TINY, start, wait_for
+from conftest import BARE, TINY, environment, start, wait_for
 from hydra import compose, initialize_config_dir
 
 from flowdiff import cli, collect, sweeps
@@ -137,3 +138,30 @@ def test_equal_jobs_give_equal_results(launcher: str, command: Command, tmp_path
             return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
 
     assert logged(jobs[0]) and all(logged(job) == logged(jobs[0]) for job in jobs)
+
+
+def test_memory_is_released_between_jobs(tmp_path: Path) -> None:
+    """At the start of the third job as many bytes of tensors are alive as at the first's: here and on the GPU."""
+    script = tmp_path / "measured.py"
+    script.write_text(
+        """
+import gc, torch
+from flowdiff import cli, train
+
+def task(cfg):
+    tensors = [o.untyped_storage() for o in gc.get_objects() if torch.is_tensor(o)]
+    alive = sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
+    on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    print(f"alive: {alive} {on_gpu}", flush=True)
+    return train.task(cfg)
+
+cli.run(task)
+"""
+    )
+    small = ("trainer.max_steps=4", "trainer.val_check_interval=2", "metrics=[denoising,fd]", "seed=0,0,0")
+    words = [sys.executable, str(script), "--multirun", *small, *TINY, "metrics.fd.num_samples=40"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    alive = [[int(n) for n in line.split()[1:]] for line in done.stdout.splitlines() if line.startswith("alive:")]
+    assert len(alive) == 3
+    assert all(after <= before + 1024 for before, after in zip(alive[0], alive[2], strict=True)), alive

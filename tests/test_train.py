@@ -13,9 +13,9 @@ from hydra.errors import InstantiationException
 from torch import Tensor
 
 from flowdiff import checkpoint, cli, mistakes, training
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.losses import AnnealedMixture
-from flowdiff.module import Diffusion, NonFiniteError
+from flowdiff.module import Diffusion
 from flowdiff.train import train
 
 #: Words that a choice needs beside it to train in a test: its own sizes in place of those of the default flow.

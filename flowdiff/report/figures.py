@@ -15,7 +15,7 @@ from flowdiff.report import summary
 
 #: What is plotted, as far as it was measured: the start of the metrics' names.
 PLOTTED = ("bits_per_dim", "fd_", "fid", "recognised", "denoising_ratio/0.2", "log_prob")
-CURVES = ("val/bits_per_dim", "val/loss")
+CURVES = ("train/loss", "val/loss", "val/bits_per_dim")
 
 
 def plotted(jobs: Sequence[Job]) -> list[str]:
@@ -61,7 +61,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
                 middle = [n + (i - (len(groups) - 1) / 2) * width for n in range(len(values))]
                 bars(axes, middle, found, low, width, label, colour)
             else:
-                lines(axes, places, found, label, colour)
+                lines(axes, places, found, label, colour, joined=summary.few(jobs, key))
         axes.set_title(metric + (" (more is better)" if summary.more_is_better(metric) else ""), fontsize=9)
         axes.set_xlabel(key)
         if places is None:
@@ -70,8 +70,9 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
         else:
             if min(places) > 0 and max(places) >= 8 * min(places):
                 axes.set_xscale("log")
-            axes.set_xticks(places, values)
-            axes.minorticks_off()
+            if summary.few(jobs, key):
+                axes.set_xticks(places, values)
+                axes.minorticks_off()
         axes.grid(alpha=0.3)
     if line is not None:
         handles, labels = panels[0].get_legend_handles_labels()
@@ -82,14 +83,28 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
 Colour = tuple[float, float, float, float]
 
 
-def lines(axes: Axes, places: Sequence[float], found: Sequence[list[float]], label: str | None, colour: Colour) -> None:
-    """Means with their standard errors, joined; each job a point."""
+def lines(
+    axes: Axes,
+    places: Sequence[float],
+    found: Sequence[list[float]],
+    label: str | None,
+    colour: Colour,
+    joined: bool,
+) -> None:
+    """Means with their standard errors, joined or not; each job a point."""
     known = [(x, mean) for x, group in zip(places, found, strict=True) if (mean := summary.mean_of(group))]
     if known:
         known.sort(key=lambda pair: pair[0])
         errors = [mean.error or 0.0 for _, mean in known]
         axes.errorbar(
-            [x for x, _ in known], [m.mean for _, m in known], errors, label=label, color=colour, capsize=3, marker="o"
+            [x for x, _ in known],
+            [m.mean for _, m in known],
+            errors,
+            label=label,
+            color=colour,
+            capsize=3,
+            marker="o",
+            linestyle="-" if joined else "none",
         )
     points(axes, places, found, colour)
 
@@ -125,7 +140,7 @@ def points(axes: Axes, places: Sequence[float], found: Sequence[list[float]], co
 def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
     """The jobs' validation losses over their steps, a colour for each value of a key. None: no job logged any."""
     values = summary.values(jobs, key)
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(CURVES), 3.6), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(CURVES), squeeze=False)[0]
     drawn = False
     for axes, column in zip(panels, CURVES, strict=True):
@@ -137,7 +152,9 @@ def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
                 continue
             label = None if value in labelled else f"{key}={value}"
             labelled.add(value)
-            axes.plot(steps, logged, color=colormaps["tab10"](values.index(value) % 10), label=label, lw=1, marker=".")
+            axes.plot(
+                steps, logged, color=colormaps["tab10"](values.index(value) % 10), label=label, lw=1, marker=".", ms=3
+            )
             drawn = True
         axes.set_title(column, fontsize=9)
         axes.set_xlabel("step")

@@ -42,28 +42,34 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
     found = []
     for key, baseline in baselines.items():
         section = Section(key)
-        section.sentences.append("Mean ± standard error over the jobs with a value; the best mean is bold.")
-        section.tables.append(summary.means_table(jobs, key))
-        differences = summary.differences_table(jobs, key, baseline)
-        if differences[1]:
-            section.sentences.append(
-                f"Differences are paired: two jobs that differ in {key} alone, seed and all else equal. "
-                "An interval that holds 0 shows no difference."
-            )
-            section.tables.append(differences)
-        others = [k for k in baselines if k != key]
+        if summary.few(jobs, key):
+            _tables(section, jobs, key, baseline)
+        others = [k for k in baselines if k != key and summary.few(jobs, k)]
         for line in [None, *others]:
             name = samples.file_name("plot", key, *([line] if line else []))
             plot = figures.against(jobs, key, line, folder / f"{name}.png")
             if plot is not None:
                 what = "each point a job" + (f", a colour for each {line}" if line else "")
                 section.pictures.append((f"Metrics against {key}; {what}.", plot))
-        curve = figures.curves(jobs, key, folder / f"{samples.file_name('curves', key)}.png")
-        if curve is not None:
-            section.pictures.append((f"Validation during training, a colour for each {key}.", curve))
-        section.small = samples.grids(jobs, key, n_samples, folder)
+        if summary.few(jobs, key):
+            curve = figures.curves(jobs, key, folder / f"{samples.file_name('curves', key)}.png")
+            if curve is not None:
+                section.pictures.append((f"Losses during training, a colour for each {key}.", curve))
+            section.small = samples.grids(jobs, key, n_samples, folder)
         found.append(section)
     return [*found, everything]
+
+
+def _tables(section: Section, jobs: Sequence[Job], key: str, baseline: str) -> None:
+    section.sentences.append("Mean ± standard error over the jobs with a value; the best mean is bold.")
+    section.tables.append(summary.means_table(jobs, key))
+    differences = summary.differences_table(jobs, key, baseline)
+    if differences[1]:
+        section.sentences.append(
+            f"Differences are paired: two jobs that differ in {key} alone, seed and all else equal. "
+            "An interval that holds 0 shows no difference."
+        )
+        section.tables.append(differences)
 
 
 def markdown(title: str, found: Sequence[Section]) -> str:

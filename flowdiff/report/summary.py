@@ -23,6 +23,8 @@ from flowdiff.errors import ConfigError
 #: Keys that tell repetitions of one setting apart, or say nothing about it.
 REPETITIONS = ("seed", "ckpt_path", "run")
 IGNORED = ("resume_sweep", "output_dir")
+#: A key with more values than this (the rate in a search) is drawn as points, not as colours or grids of samples.
+FEW = 12
 #: Metrics of which more is better, by the start of their names; of the others less is.
 MORE_IS_BETTER = ("recognised", "class_posterior", "ood_auroc", "isc", "precision", "recall")
 
@@ -36,7 +38,10 @@ class Mean:
     error: float | None
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
+        if not self.error:
+            return f"{self.mean:.4g}"
+        digits = max(0, 1 - math.floor(math.log10(self.error)))  # two of the error's
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ def studied(jobs: Sequence[Job]) -> list[str]:
 def values(jobs: Sequence[Job], key: str) -> list[str]:
     """The values of a key, in the order of the jobs."""
     return list(dict.fromkeys(job.overrides[key] for job in jobs if key in job.overrides))
+
+
+def few(jobs: Sequence[Job], key: str) -> bool:
+    """Whether a key has so few values that each may have a colour, a line of a table and a grid of samples."""
+    return len(values(jobs, key)) <= FEW
 
 
 def metrics(jobs: Sequence[Job]) -> list[str]:

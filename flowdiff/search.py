@@ -1,0 +1,43 @@
+"""A search by hydra/sweeper=optuna: the number that a job gives back.
+
+    python -m flowdiff.train --multirun experiment=search
+
+It is the metric that ``optimized_metric`` names, of those in the job's metrics.json. A job that diverged, whose loss or
+metric became NaN or infinite, counts as +∞ where the metric is minimised and −∞ where it is maximised
+(``hydra.sweeper.direction``): the search goes on and keeps away from it. Any other failure, a mistake as a rule, ends
+the search, unless ``hydra.sweeper.max_failure_rate`` allows it.
+
+A search whose sampler has a seed is the same each time. Therefore ``resume_sweep=true`` needs no data base: the jobs
+that are done give back what they had measured, and the search goes on as if it had not been interrupted.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flowdiff.errors import ConfigError
+
+KEY = "optimized_metric"
+
+
+def searches(hydra_cfg: Any) -> bool:
+    """Whether the sweeper waits for a number of each job; Hydra's own only goes through a list."""
+    return "Basic" not in str(hydra_cfg.sweeper.get("_target_"))
+
+
+def objective(name: str, metrics: Mapping[str, float | None], sweeper: Any) -> float:
+    """The job's value of the metric that is searched for; the worst one where it isn't finite.
+
+    Raises:
+        ConfigError: it isn't among the metrics.
+    """
+    if name not in metrics:
+        raise ConfigError(KEY, name, f"was not measured; must be one of {', '.join(sorted(metrics)) or 'none'}")
+    value = metrics[name]
+    return worst(sweeper) if value is None or not math.isfinite(value) else value
+
+
+def worst(sweeper: Any) -> float:
+    """What a job that diverged gives back."""
+    direction = sweeper.get("direction", "minimize")  # a word or an enum of the plugin's
+    return -math.inf if str(getattr(direction, "name", direction)) == "maximize" else math.inf
