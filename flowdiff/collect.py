@@ -36,6 +36,7 @@ class Job:
     words: list[str] = field(default_factory=list)
     overrides: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each metric
     status: str = "not started"
     error: str = ""
     seconds: float | None = None
@@ -54,7 +55,9 @@ def collect(root: Path) -> list[Job]:
     folders = sorted(set(inner), key=_by_number)
     if not folders:
         raise FlowdiffError(f"{root}: no job in it has begun (no status.json, no .hydra/overrides.yaml)")
-    return [read_job(folder) for folder in folders]
+    jobs = [read_job(folder) for folder in folders]
+    compare_by_rmse(jobs)
+    return jobs
 
 
 def read_job(folder: Path) -> Job:
@@ -81,8 +84,20 @@ def read_job(folder: Path) -> Job:
         job.status, job.error = "killed", "its process is gone and it has not said why"
     for name, entry in _json(folder / "metrics.json").items():
         if isinstance(entry, dict) and isinstance(entry.get("value"), int | float | None):
-            job.metrics[name] = entry.get("value")
+            job.metrics[name], job.conditions[name] = entry.get("value"), entry
     return job
+
+
+def compare_by_rmse(jobs: Sequence[Job]) -> None:
+    """Put the RMSE, ``denoising_rmse/σ``, in the place of its ratio to a Wiener filter where that filter isn't the same
+    for all jobs: without the class (``conditioning=none``) it is a worse one, and the ratio to it flatters."""
+    filters = {conditions.get("filter") for job in jobs for conditions in job.conditions.values()}
+    if len(filters - {None}) < 2:
+        return
+    for job in jobs:
+        for name in [name for name in job.metrics if "rmse" in job.conditions[name]]:
+            del job.metrics[name]
+            job.metrics[name.replace("_ratio/", "_rmse/")] = job.conditions[name]["rmse"]
 
 
 def trained_with(words: Sequence[str]) -> dict[str, str]:

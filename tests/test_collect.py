@@ -125,3 +125,22 @@ def test_output_elsewhere(sweep: Path, tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "gone")]) == 1 and "gone: no such folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 1 and "no job in it has begun" in capsys.readouterr().err
+
+
+def test_ratios_to_different_filters_are_not_compared(tmp_path: Path) -> None:
+    """With and without the class the Wiener filters differ: then the RMSE itself is in the table."""
+
+    def denoiser(name: str, told: str, ratio: float) -> None:
+        job(tmp_path, name, [f"conditioning={name}"], {"status": "done"})
+        entry = {"value": ratio, "rmse": 0.1 * ratio, "filter": told}
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"fd": {"value": 1.0}, "denoising_ratio/1": entry}))
+
+    denoiser("film", "of the class", 0.9)
+    denoiser("concat", "of the class", 0.8)
+    assert [job.metrics for job in collect(tmp_path)] == [
+        {"fd": 1.0, "denoising_ratio/1": 0.8},
+        {"fd": 1.0, "denoising_ratio/1": 0.9},
+    ]
+    denoiser("none", "of all classes", 0.7)
+    assert [job.metrics["denoising_rmse/1"] for job in collect(tmp_path)] == pytest.approx([0.08, 0.09, 0.07])
+    assert not any("denoising_ratio/1" in job.metrics for job in collect(tmp_path))

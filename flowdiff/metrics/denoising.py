@@ -2,9 +2,10 @@
 
     denoising_ratio/σ = RMSE(D(x0 + σε; σ, c), x0) / RMSE(W(x0 + σε; σ, c), x0)
 
-with x0 the dequantised test images, ε standard normal, and W the class-conditional Gaussian Wiener filter of
-the training split (``flowdiff.statistics``). Below 1 the model knows more of the data than their means and
-covariances.
+with x0 the dequantised test images, ε standard normal, and W the Gaussian Wiener filter of the training split
+(``flowdiff.statistics``), which is told the class if the model is. Below 1 the model knows more of the data than their
+means and covariances. Two ratios compare two models only if both are told the class, or neither is: the condition
+``filter`` says which.
 """
 
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class Denoising(Metric):
                 ours += (model.denoiser(x, levels, classes) - clean).double().square().sum().item()
                 linear += (model.statistics.wiener(x, levels, classes) - clean).double().square().sum().item()
             rmse, wiener = (ours / x0.numel()) ** 0.5, (linear / x0.numel()) ** 0.5
-            conditions = model.conditions(sigma=sigma, rmse=rmse, rmse_wiener=wiener)
+            told = "of the class" if model.labels(labels) is not None else "of all classes"
+            conditions = model.conditions(sigma=sigma, rmse=rmse, rmse_wiener=wiener, filter=told)
             results[f"denoising_ratio/{sigma:g}"] = Result(rmse / wiener, len(x0), conditions)
         return results

@@ -14,7 +14,7 @@ from flowdiff.files import write_whole
 from flowdiff.report import summary
 
 #: What is plotted, as far as it was measured: the start of the metrics' names.
-PLOTTED = ("bits_per_dim", "fd_", "fid", "recognised", "denoising_ratio/0.2", "log_prob")
+PLOTTED = ("bits_per_dim", "fd_", "fid", "recognised", "denoising_ratio/0.2", "denoising_rmse/0.2", "log_prob")
 CURVES = ("train/loss", "val/loss", "val/bits_per_dim")
 
 
