@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import pytest
 from conftest import BARE, TINY, environment, start, wait_for
 from hydra import compose, initialize_config_dir
@@ -140,28 +141,42 @@ def test_equal_jobs_give_equal_results(launcher: str, command: Command, tmp_path
     assert logged(jobs[0]) and all(logged(job) == logged(jobs[0]) for job in jobs)
 
 
-def test_memory_is_released_between_jobs(tmp_path: Path) -> None:
-    """At the start of the third job as many bytes of tensors are alive as at the first's: here and on the GPU."""
-    script = tmp_path / "measured.py"
-    script.write_text(
-        """
+SCRIPT = """
 import gc, torch
 from flowdiff import cli, train
 
-def task(cfg):
+def alive():
     tensors = [o.untyped_storage() for o in gc.get_objects() if torch.is_tensor(o)]
-    alive = sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
+    return sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
+
+def task(cfg):
     on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-    print(f"alive: {alive} {on_gpu}", flush=True)
+    print("measured:", alive(), on_gpu, torch.get_num_threads(), flush=True)
     return train.task(cfg)
 
-cli.run(task)
+if __name__ == "__main__":
+    cli.run(task)
 """
-    )
+
+
+def measured(tmp_path: Path, env: dict[str, str], *words: str) -> list[list[int]]:
+    """Bytes of tensors alive, on the GPU too, and threads, at the start of each job of a sweep of three equal ones."""
+    (tmp_path / "measured.py").write_text(SCRIPT)
     small = ("trainer.max_steps=4", "trainer.val_check_interval=2", "metrics=[denoising,fd]", "seed=0,0,0")
-    words = [sys.executable, str(script), "--multirun", *small, *TINY, "metrics.fd.num_samples=40"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    call = [sys.executable, "measured.py", "--multirun", *small, *TINY, "metrics.fd.num_samples=40", *words]
+    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    alive = [[int(n) for n in line.split()[1:]] for line in done.stdout.splitlines() if line.startswith("alive:")]
-    assert len(alive) == 3
-    assert all(after <= before + 1024 for before, after in zip(alive[0], alive[2], strict=True)), alive
+    found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("measured:")]
+    assert len(found) == 3
+    return [[int(number) for number in numbers] for numbers in found]
+
+
+def test_memory_is_released_between_jobs(tmp_path: Path) -> None:
+    first, _, third = measured(tmp_path, environment())
+    assert third[0] <= first[0] + 1024 and third[1] == first[1]
+
+
+def test_joblib_divides_the_threads(tmp_path: Path) -> None:
+    env = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
+    threads = [job[2] for job in measured(tmp_path, env, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")]
+    assert threads == [max(1, joblib.cpu_count() // 2)] * 3
