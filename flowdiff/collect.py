@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flowdiff.errors import FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import made, write_text
 
 
@@ -100,6 +100,20 @@ def compare_by_rmse(jobs: Sequence[Job]) -> None:
             job.metrics[name.replace("_ratio/", "_rmse/")] = job.conditions[name]["rmse"]
 
 
+def keep_metrics(jobs: Sequence[Job], beginnings: Sequence[str]) -> None:
+    """Drop the metrics whose names begin with none of these.
+
+    Raises:
+        ConfigError: nothing was measured whose name begins so.
+    """
+    measured = {name for job in jobs for name in job.metrics}
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in measured):
+            raise ConfigError("--metrics", beginning, f"measured were {', '.join(sorted(measured)) or 'none'}")
+    for job in jobs:
+        job.metrics = {name: job.metrics[name] for name in job.metrics if name.startswith(tuple(beginnings))}
+
+
 def trained_with(words: Sequence[str]) -> dict[str, str]:
     """What the run of an evaluated checkpoint was told, so that evaluations can be told apart by it."""
     paths = [Path(value.strip("'\"")) for key, value in map(_key_and_value, words) if key == "ckpt_path"]
@@ -168,6 +182,11 @@ def main(words: Sequence[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="what a swept key's values are compared with (default: its first value); may be given for several keys",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAME,NAME",
+        help="those that the page shows, by the beginning of their names (default: all)",
+    )
     parser.add_argument("--samples", type=int, default=20, help="images drawn for each value of a key; 0: none")
     given = parser.parse_args(words)
     from flowdiff.report import page, summary  # they read this module
@@ -176,6 +195,8 @@ def main(words: Sequence[str] | None = None) -> int:
         at_least("--samples", given.samples, 0)
         jobs = collect(given.folder)
         header, table = rows(jobs, given.folder)
+        if given.metrics:
+            keep_metrics(jobs, given.metrics.split(","))
         baselines = summary.baselines(jobs, given.baseline)
         output = made(given.output or given.folder / "report", "--output")
         write_text(output / "results.csv", to_csv(header, table))

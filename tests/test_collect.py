@@ -122,6 +122,16 @@ def test_output_elsewhere(sweep: Path, tmp_path: Path) -> None:
     assert not (sweep / "report").exists()
 
 
+def test_chosen_metrics(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep), "--metrics", "bits,f"]) == 0
+    assert "| job | flow.n_flows | activation | bits_per_dim | fd |" in (sweep / "report" / "summary.md").read_text()
+    assert main([str(sweep), "--metrics", "bits"]) == 0
+    assert "fd" not in (sweep / "report" / "summary.md").read_text()
+    assert "fd" in read(sweep / "report" / "results.csv")[0], "the file has everything"
+    assert main([str(sweep), "--metrics", "fid"]) == 1
+    assert "--metrics=fid: measured were bits_per_dim, fd" in capsys.readouterr().err
+
+
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "gone")]) == 1 and "gone: no such folder" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 1 and "no job in it has begun" in capsys.readouterr().err
