@@ -67,7 +67,7 @@ def _tables(section: Section, jobs: Sequence[Job], key: str, baseline: str) -> N
     if differences[1]:
         section.sentences.append(
             f"Differences are paired: two jobs that differ in {key} alone, seed and all else equal. "
-            "An interval that holds 0 shows no difference."
+            "An interval that holds 0 shows no difference; of twenty comparisons of equals one will not hold it."
         )
         section.tables.append(differences)
 
