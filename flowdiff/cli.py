@@ -5,6 +5,7 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 ``status.json`` the error, and the exit code of the command is 1.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -25,9 +26,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from flowdiff import mistakes, sweeps
+from flowdiff import cluster, mistakes, sweeps
 from flowdiff.files import write_atomically
-from flowdiff.interrupts import Interrupted
+from flowdiff.interrupts import Interrupted, Interrupts, scheduled
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ def run(task: Task, config_name: str = "config") -> None:
         sweeps.prepare(words, sys.argv, config_dir(), config_name)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
         code = 1 if failures else 0
-    except JobFailed:
+    except JobFailed as failure:
+        if any(word.startswith("hydra/launcher=submitit") for word in words):
+            _say(str(failure))  # the job has said so in a file
         code = 1
     except Interrupted as stop:
         code = stop.exit_code
@@ -110,20 +113,25 @@ def _complete(words: list[str]) -> None:
 def _job(task: Task, cfg: DictConfig) -> Any:
     """One job: the task, with its status written before and after."""
     _quiet()
+    cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
     folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
     overrides = list(hydra_cfg.overrides.task)
     status = Status(folder, overrides)
     try:
-        if cfg.get(sweeps.KEY) and _goes_on(cfg, folder, overrides, hydra_cfg.job.num):
-            return None
-        status.write("running")
-        mistakes.check_types(overrides, config_dir(), name)
-        result = task(cfg)
-        status.write("done")
-        return result
+        with Interrupts() if scheduled() else contextlib.nullcontext():
+            again = cfg.get(sweeps.KEY) or cluster.requeued(folder)
+            if again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num):
+                return None
+            status.write("running")
+            mistakes.check_types(overrides, config_dir(), name)
+            result = task(cfg)
+            status.write("done")
+            return result
     except Interrupted as stop:
         status.write("interrupted", str(stop))
+        if scheduled():
+            cluster.make_room(stop.number)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         status.write("interrupted", type(stop).__name__)
@@ -136,15 +144,16 @@ def _job(task: Task, cfg: DictConfig) -> Any:
         trace = traceback.format_exc()
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
-        _say(f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown)
+        said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
+        _say(said)
         failures.append(shown)
         if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
-            raise JobFailed(shown) from None
+            raise JobFailed(said) from None
         return None  # Hydra would print the failure once more, after the last job
 
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
-    """Whether a job of a resumed sweep is done already. An interrupted one is told its last checkpoint."""
+    """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
     state, last = sweeps.standing(folder, overrides)
     if last is not None:
         with open_dict(cfg):
@@ -177,6 +186,7 @@ class Status:
             "overrides": self.overrides,
             "pid": os.getpid(),
             "host": platform.node(),
+            "job_id": cluster.job_id(),
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:
@@ -211,5 +221,5 @@ def _quiet() -> None:
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     silent = ("does not have many workers", "GPU available but not used", "treespec", "You requested to overfit")
-    for words in (*silent, "The number of training batches", "torch.jit.script"):
+    for words in (*silent, "The number of training batches", "torch.jit.script", "The `srun` command is available"):
         warnings.filterwarnings("ignore", message=f".*{words}.*")
