@@ -16,7 +16,7 @@ from flowdiff.interrupts import SIGNALS, scheduled
 
 
 def job_id() -> str | None:
-    """The scheduler's number of this job, the same after it was queued again; None of a job that submitit doesn't run."""
+    """The scheduler's number of this job, the same after it was queued again; None without submitit."""
     if not scheduled():
         return None
     import submitit
@@ -49,7 +49,7 @@ def wanted_back(number: int) -> bool:
         return number in (signal.SIGUSR1, signal.SIGUSR2)
     command = ["squeue", "--noheader", f"--jobs={job_id()}", "--format=%T"]
     state = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
-    return number != signal.SIGINT and state == "RUNNING"
+    return number != signal.SIGINT and state in ("RUNNING", "SIGNALING")
 
 
 def make_room(number: int) -> None:

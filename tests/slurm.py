@@ -9,13 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 #: Where daemons are that a user's PATH leaves out.
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
-#: A requeued job waits until the credential of its last start has expired: a second here, not two minutes.
+#: cred_expire: a requeued job waits until the credential of its last start has expired, 120 s if nothing is said.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -24,7 +24,7 @@ SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=1
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -42,6 +42,7 @@ SelectTypeParameters=CR_CPU
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+SchedulerParameters=sched_interval=1,sched_min_interval=100000
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE State=UP
 PartitionName=high Nodes={host} PriorityTier=2 PreemptMode=OFF MaxTime=INFINITE State=UP
@@ -91,7 +92,7 @@ class Cluster:
             process = subprocess.Popen([str(program), *command[1:]], env=environment, stdout=out, stderr=out)
         self.daemons.append(process)
 
-    def _until(self, found, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+    def _until(self, found: Callable[[], object], seconds: float = 30) -> None:
         end = time.monotonic() + seconds
         while not found():
             ended = [process.args for process in self.daemons if process.poll() is not None]
