@@ -132,6 +132,7 @@ def _job(task: Task, cfg: DictConfig) -> Any:
         status.write("interrupted", str(stop))
         if scheduled():
             cluster.make_room(stop.number)
+            raise SystemExit(stop.exit_code) from None
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         status.write("interrupted", type(stop).__name__)
