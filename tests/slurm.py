@@ -5,6 +5,7 @@ import getpass
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -123,6 +124,10 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for entry in Path("/proc").glob("[0-9]*/environ"):  # steps outlive slurmd
+            with contextlib.suppress(OSError):
+                if str(self.folder).encode() in entry.read_bytes() and int(entry.parent.name) != os.getpid():
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager
