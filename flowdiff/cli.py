@@ -5,6 +5,7 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 ``status.json`` the error, and the exit code of the command is 1.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -26,11 +27,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from flowdiff import mistakes, search, sweeps
+from flowdiff import cluster, mistakes, search, sweeps
 from flowdiff.collect import read_job
 from flowdiff.errors import NonFiniteError
 from flowdiff.files import write_atomically
-from flowdiff.interrupts import Interrupted
+from flowdiff.interrupts import Interrupted, Interrupts, scheduled
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def run(task: Task, config_name: str = "config") -> None:
         sweeps.prepare(words, sys.argv, config_dir(), config_name)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
         code = 1 if failures else 0
-    except JobFailed:
+    except JobFailed as failure:
+        if any(word.startswith("hydra/launcher=submitit") for word in words):
+            _say(str(failure))  # the job has said so in a file
         code = 1
     except Interrupted as stop:
         code = stop.exit_code
@@ -113,6 +116,7 @@ def _complete(words: list[str]) -> None:
 def _job(task: Task, cfg: DictConfig) -> Any:
     """One job: the task, with its status written before and after."""
     _quiet()
+    cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
     folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
     overrides = list(hydra_cfg.overrides.task)
@@ -120,14 +124,19 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     sought = hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
     try:
         result = None
-        if not (cfg.get(sweeps.KEY) and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
-            status.write("running")
-            mistakes.check_types(overrides, config_dir(), name)
-            result = task(cfg)
-            status.write("done")
+        with Interrupts() if scheduled() else contextlib.nullcontext():
+            again = cfg.get(sweeps.KEY) or cluster.requeued(folder)
+            if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
+                status.write("running")
+                mistakes.check_types(overrides, config_dir(), name)
+                result = task(cfg)
+                status.write("done")
         return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
     except Interrupted as stop:
         status.write("interrupted", str(stop))
+        if scheduled():
+            cluster.make_room(stop.number)
+            raise SystemExit(stop.exit_code) from None
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         status.write("interrupted", type(stop).__name__)
@@ -140,19 +149,20 @@ def _job(task: Task, cfg: DictConfig) -> Any:
         trace = traceback.format_exc()
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
-        _say(f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown)
+        said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
+        _say(said)
         failures.append(shown)
         if sought and isinstance(error, NonFiniteError):
             return search.worst(hydra_cfg.sweeper)
         if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
-            raise JobFailed(shown) from None
+            raise JobFailed(said) from None
         return None  # Hydra would print the failure once more, after the last job
     finally:
         _release_memory()
 
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
-    """Whether a job of a resumed sweep is done already. An interrupted one is told its last checkpoint."""
+    """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
     state, last = sweeps.standing(folder, overrides)
     if last is not None:
         with open_dict(cfg):
@@ -192,6 +202,7 @@ class Status:
             "overrides": self.overrides,
             "pid": os.getpid(),
             "host": platform.node(),
+            "job_id": cluster.job_id(),
         }
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         try:
@@ -226,5 +237,5 @@ def _quiet() -> None:
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     silent = ("does not have many workers", "GPU available but not used", "treespec", "You requested to overfit")
-    for words in (*silent, "The number of training batches", "torch.jit.script"):
+    for words in (*silent, "The number of training batches", "torch.jit.script", "The `srun` command is available"):
         warnings.filterwarnings("ignore", message=f".*{words}.*")

@@ -1,16 +1,22 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, say how to go on.
+"""Ctrl-C, SIGTERM and a scheduler's SIGUSR1 or SIGUSR2 during training: finish the step, save, say how to go on.
 
 The first signal is only noted while a step runs, because between two steps is the one place where weights,
 average, optimiser and data order belong together. A second signal stops at once; the last checkpoint on the
-disk then counts.
+disk then counts. In a job of submitit it changes nothing: schedulers send several, and the last is a SIGKILL.
 """
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def scheduled() -> bool:
+    """Whether this process belongs to a job of submitit."""
+    return "SUBMITIT_EXECUTOR" in os.environ
 
 
 class Interrupted(BaseException):
@@ -46,12 +52,13 @@ class Interrupts:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.patient and self.received is None:
-            self.received = number
-            name = signal.Signals(number).name
-            print(f"\n{name}: saving after this step (again: stop at once)", flush=True)
-        else:
+        again, self.received = self.received is not None, self.received or number
+        if again and scheduled():
+            return
+        if again or not self.patient:
             raise Interrupted(number)
+        hint = "" if scheduled() else " (again: stop at once)"
+        print(f"\n{signal.Signals(number).name}: saving after this step{hint}", flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

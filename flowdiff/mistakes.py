@@ -58,6 +58,8 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
         return f"{_target(error)}{one_line(root)}" if isinstance(root, TypeError | ValueError | ImportError) else None
     if isinstance(error, OmegaConfBaseException | HydraException):
         return one_line(error)
+    if type(error).__name__ == "UncompletedJobError":  # submitit's; the job's log follows in it
+        return " ".join(str(error).splitlines()[:2])
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for this
         return f"trainer: {one_line(error)}"
     if isinstance(error, OSError) and error.errno in DISK:

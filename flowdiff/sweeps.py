@@ -12,7 +12,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import mistakes
+from flowdiff import cluster, mistakes
 from flowdiff.collect import read_job
 from flowdiff.errors import ConfigError, FlowdiffError
 
@@ -80,7 +80,8 @@ def standing(folder: Path, overrides: Sequence[str]) -> tuple[str, Path | None]:
     """How far the job in a folder had come: its status, and its last checkpoint if it goes on from one.
 
     Raises:
-        OtherJob: the folder belongs to another job, or its process still runs.
+        OtherJob: the folder belongs to another job, or its process still runs. A job that its scheduler has started
+            again is the same job: where it says that it runs, it was killed.
     """
     if not (folder / "status.json").is_file():
         return "not started", None
@@ -88,6 +89,8 @@ def standing(folder: Path, overrides: Sequence[str]) -> tuple[str, Path | None]:
     if essential(job.words) != essential(overrides):
         raise OtherJob(f"{KEY}=true: {folder} holds another job ({' '.join(job.words)}); remove it, or sweep anew")
     if job.status == "running":
-        raise OtherJob(f"{KEY}=true: the job in {folder} is still running")
+        if not cluster.requeued(folder):
+            raise OtherJob(f"{KEY}=true: the job in {folder} is still running")
+        job.status = "killed"
     last = folder / "checkpoints" / "last.ckpt"
     return job.status, last if job.status != "done" and last.is_file() else None

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import checkpoint, generate, mistakes
@@ -204,11 +205,14 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         accumulate = int(settings.get("accumulate_grad_batches") or 1)
         epochs, steps = divmod(settings["max_steps"], math.ceil(batches / accumulate))
         settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
+    plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():  # `flowdiff.cluster` queues jobs again
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return instantiate(
         settings,
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[checkpoint.AtomicCheckpointIO()],
+        plugins=plugins,
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
         _convert_="all",
     )
