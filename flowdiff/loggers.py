@@ -39,7 +39,8 @@ class CSVLogger(loggers.CSVLogger):
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
-    """Lightning's, in ``<save_dir>/tensorboard``; in a sweep in a folder below it that is named by what is swept.
+    """Lightning's, in ``<save_dir>/tensorboard``. In a sweep the folder is named by what is swept, as TensorBoard shows
+    that name: 0/n_flows-1_activation-elu.
 
     A run that goes on where events are already goes on in their folder. The rows of HParams are `flowdiff.boards`'.
 
@@ -49,12 +50,10 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     """
 
     def __init__(self, save_dir: str, **settings: Any) -> None:
-        folder = Path(save_dir, "tensorboard")
-        events = sorted(folder.rglob("events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
-        name = str(events[-1].parent.relative_to(folder)) if events else named()
-        sub_dir = name if name not in ("", ".") else None
-        plain = {"name": None, "version": folder.name, "default_hp_metric": False}
-        super().__init__(save_dir, sub_dir=sub_dir, **{**plain, **settings})
+        events = sorted(Path(save_dir).glob("*/events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
+        folder = events[-1].parent.name if events else named() or "tensorboard"
+        plain = {"name": None, "version": folder, "default_hp_metric": False}
+        super().__init__(save_dir, **{**plain, **settings})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Lightning adds the epoch to all that it logs; the budget is in steps, and its curve a group of its own."""
