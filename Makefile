@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+LOGDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev train test bench lint format clean
+.PHONY: help install dev train dashboard test bench lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -32,6 +33,9 @@ dev: $(VENV)/.installed-dev ## the same with what the tests need
 
 train: install ## train the default (digits, coupling flow) on the CPU, and measure it
 	$(BIN)/python -m flowdiff.train $(ARGS)
+
+dashboard: install ## TensorBoard on the last sweep, or LOGDIR=FOLDER: ARGS="--port 6007"
+	@$(BIN)/python -m flowdiff.dashboard $(LOGDIR) -- $(ARGS)
 
 test: dev ## run all tests
 	$(BIN)/python -m pytest -n auto $(ARGS)

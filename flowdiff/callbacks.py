@@ -202,11 +202,16 @@ class Scalars(Callback):
         found["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         found["train/images_per_second"] = self.images / max(seconds, 1e-9)
         if self.buckets is not None:
-            ends = ["0", *(f"{edge:g}" for edge in self.edges.tolist()), "inf"]
-            for i, (total, count) in enumerate(zip(*(t.tolist() for t in self.buckets), strict=True)):
+            for name, total, count in zip(bucket_names(self.edges.tolist()), *self.buckets, strict=True):
                 if count:
-                    found[f"train/loss_by_sigma/{ends[i]}-{ends[i + 1]}"] = total / count
+                    found[f"train/loss_by_sigma/{name}"] = float(total / count)
         return found
+
+
+def bucket_names(edges: Sequence[float]) -> list[str]:
+    """Of the buckets between, below and above the edges."""
+    ends = ["0", *(f"{edge:g}" for edge in edges), "inf"]
+    return [f"{low}-{high}" for low, high in zip(ends[:-1], ends[1:], strict=True)]
 
 
 class TrainingProgress(Callback):

@@ -39,7 +39,7 @@ class Picture(Callback):
         plots.save_png(picture, file)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(self.folder, picture, trainer.global_step)
+                logger.experiment.add_image(f"images/{self.folder}", picture, trainer.global_step)
 
 
 class SampleGrid(Picture):

@@ -11,11 +11,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import checkpoint, generate, mistakes
+from flowdiff import boards, checkpoint, generate, mistakes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData, loaded
@@ -26,9 +26,11 @@ from flowdiff.evaluation import evaluate_run
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.loggers import TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion, check
 from flowdiff.noise import NoiseDistribution
+from flowdiff.swept import swept_keys
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -82,6 +84,9 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
             flush=True,
         )
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        for logger in loggers:
+            if isinstance(logger, TensorBoardLogger):
+                boards.begin(logger.experiment, config, words, swept_keys(), data.extractor)
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
 
@@ -134,7 +139,7 @@ def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: 
 
 
 def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
-    """Evaluate the checkpoint chosen by ``evaluate``, write metrics.json and TensorBoard's HParams row."""
+    """Evaluate the checkpoint chosen by ``evaluate``, write metrics.json and the end of TensorBoard's HParams row."""
     saver = saver_of(trainer)
     result: dict[str, Any] = {
         "run_dir": str(config["run_dir"]),
@@ -150,10 +155,9 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
     if saver is not None and config["evaluate"] and config.get("metrics"):
         result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
-    row = {f"final/{name}": value for name, value in final.items()} or result["validation"]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(dict(config), metrics=row)
+            boards.end(logger.experiment, final, trainer.global_step)
             logger.finalize("success")
     return result
 

@@ -112,7 +112,8 @@ def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: 
     assert wanted <= columns
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert wanted <= set(events.Tags()["scalars"])
-    assert set(events.Tags()["images"]) == {"samples", "denoising"}
+    assert set(events.Tags()["images"]) == {"images/samples", "images/denoising"}
+    assert all(len(events.Images(f"images/{name}")) == 2 for name in ("samples", "denoising")), "one a validation"
     assert "final/bits_per_dim" in events.Tags()["scalars"]
     assert "_hparams_/session_start_info" in events.summary_metadata
     for folder in ("samples", "denoising"):

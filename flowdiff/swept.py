@@ -1,0 +1,67 @@
+"""What the sweep varies that runs the present job, as far as Hydra knows, and a folder's name that tells it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+LONGEST = 60, 200  # characters of a value and of all of a name: file systems take 255 bytes
+
+
+def swept_keys() -> dict[str, list[str]]:
+    """The keys that this job's sweep varies and their values, as they are typed; {} where there is no sweep.
+
+    They stand in the sweep's multirun.yaml and in an experiment's ``hydra.sweeper.params``. A sweeper that writes no
+    multirun.yaml (optuna) might vary any of the job's keys. No values: they can't be listed (an interval).
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return {}
+    hydra = HydraConfig.get()
+    words = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+    file = Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")
+    if not file.is_file():
+        return {key: [] for key in values_of(hydra.overrides.task)} | varied(words)
+    return varied([*words, *OmegaConf.load(file).hydra.overrides.task])
+
+
+def varied(words: Iterable[str]) -> dict[str, list[str]]:
+    """The keys of ``lr=1e-3,1e-4``, ``seed=range(3)`` and the like, with their values; words of one value are left
+    out."""
+    found = {}
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except OverrideParseException:  # an older dialect of optuna's
+            continue
+        if override.is_sweep_override():
+            listed = override.is_discrete_sweep() and "glob(" not in word
+            found[override.key_or_group] = list(override.sweep_string_iterator()) if listed else []
+    return found
+
+
+def values_of(words: Iterable[str]) -> dict[str, str]:
+    """``["+a.b=1", "lr=2"]`` is {"a.b": "1", "lr": "2"}."""
+    return {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
+
+
+def run_name(values: Mapping[str, str]) -> str:
+    """``{"flow.n_flows": "1", "activation": "elu"}`` is n_flows-1_activation-elu: no "=", ",", "[" or "/" in it.
+
+    A key is said whole where another one ends alike.
+    """
+    ends = Counter(key.rpartition(".")[2] for key in values)
+    parts = []
+    for key, value in values.items():
+        end = key.rpartition(".")[2]
+        parts.append(f"{_clean(end if ends[end] == 1 else key)}-{_clean(value)[-LONGEST[0] :]}")
+    return "_".join(parts)[: LONGEST[1]]
+
+
+def _clean(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text.strip("[](){}'\" "))
