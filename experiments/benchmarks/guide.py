@@ -34,13 +34,13 @@ from flowdiff.training import train
 
 STEPS = (10, 20, 50, 100)
 SAMPLES = 100
-WINDOW = 2  # steps between two rows of the log
+WINDOW = 4  # steps between two rows of the log
 WARM_UP = 2  # windows that are not timed
-#: Of every training. The seconds end it; there are at least two timed windows.
+#: Of every training. The seconds end it, after at least two timed windows (min_steps alone would ask for an epoch).
 TRAINING = (
     *("callbacks=minimal", "logger=csv", "evaluate=null", "trainer.limit_val_batches=0"),
     *(f"trainer.log_every_n_steps={WINDOW}", "trainer.max_steps=1000000"),
-    f"+trainer.min_steps={WINDOW * (WARM_UP + 2)}",
+    *(f"+trainer.min_steps={WINDOW * (WARM_UP + 2)}", "+trainer.min_epochs=0"),
 )
 
 

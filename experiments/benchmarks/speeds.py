@@ -43,12 +43,9 @@ def shown(spread: Spread) -> str:
     return f"{middle} ({low}–{high})"
 
 
-def spread_columns(key: str) -> list[Column]:
-    """Least, median and largest of a row's ``key``, for CSV."""
-    return [
-        Column(f"{key}_{name}", name, lambda row, i=i: row[key][i])  # type: ignore[misc]
-        for i, name in enumerate(("min", "median", "max"))
-    ]
+def part(key: str, index: int, name: str) -> Column:
+    """One number of a spread, for CSV."""
+    return Column(f"{key}_{name}", name, lambda row: row[key][index])
 
 
 MODEL = Column("model", "model", lambda row: row["model"])
@@ -62,7 +59,7 @@ COUNTS = [
 ]
 CSV = (
     *(Column("measure", "measure", lambda row: row["measure"].what), SAMPLER, STEPS, MODEL, *COUNTS),
-    *(*spread_columns("value"), *spread_columns("ratio")),
+    *(part(key, i, name) for key in ("value", "ratio") for i, name in enumerate(("min", "median", "max"))),
 )
 
 
@@ -92,7 +89,7 @@ def report(rows: Sequence[Row], out: Path, name: str, title: str, lines: Sequenc
         lines: paragraphs on the conditions, between heading and tables.
     """
     write_text(out / f"{name}.csv", to_csv(CSV, rows))
-    parts = [f"# {title}", *lines, *(to_markdown(*table).rstrip() for table in tables(rows))]
+    parts = [f"**{title}**", *lines, *(to_markdown(*table).rstrip() for table in tables(rows))]
     write_text(out / f"{name}.md", "\n\n".join(parts) + "\n")
     plot(rows, title, out / f"{name}.png")
     console = Console()
