@@ -6,7 +6,7 @@ ARGS ?=
 LOGDIR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev train dashboard test bench lint format clean
+.PHONY: help install dev train dashboard test bench bench-guide lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -42,6 +42,9 @@ test: dev ## run all tests
 
 bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: ARGS="--dataset mnist --seconds 600"
 	$(BIN)/python -m experiments.benchmarks.flows $(ARGS)
+
+bench-guide: install ## speed of the guide's flow, the default and the UNet, side by side: ARGS="--dataset mnist"
+	$(BIN)/python -m experiments.benchmarks.guide $(ARGS)
 
 lint: dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -115,7 +115,7 @@ def _complete(words: list[str]) -> None:
 
 def _job(task: Task, cfg: DictConfig) -> Any:
     """One job: the task, with its status written before and after."""
-    _quiet()
+    quiet()
     cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
     folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
@@ -228,7 +228,7 @@ def _to_log_file(text: str) -> bool:
     return written
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Less of what libraries say at each start; their warnings of problems stay."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",

@@ -32,6 +32,11 @@ def plot(results: Sequence[Result], path: Path) -> None:
     dataset = results[0]["request"]["dataset"]
     key = "blue: flowdiff, gray: no flow, orange: other libraries; pale: without the class; dotted: real images"
     figure.suptitle(f"{dataset}: {conditions(results)}\n{key}", fontsize=9)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG."""
     FigureCanvasAgg(figure)
     write_whole(path, lambda file: figure.savefig(file, format="png"))
 

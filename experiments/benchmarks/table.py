@@ -80,26 +80,36 @@ def to_csv(columns: Sequence[Column], results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
+def filled(columns: Sequence[Column], results: Sequence[Result]) -> list[Column]:
+    """Those that are not empty."""
+    return [c for c in columns if any(c.value(r) is not None for r in results)]
+
+
 def to_markdown(columns: Sequence[Column], results: Sequence[Result]) -> str:
     """The table in Markdown, without the columns that are empty."""
-    shown = [c for c in columns if any(c.value(r) is not None for r in results)]
+    shown = filled(columns, results)
     lines = [[c.heading for c in shown], ["---"] * len(shown), *([c.text(r) for c in shown] for r in results)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def conditions(results: Sequence[Result]) -> str:
     """One line on what the numbers depend on: budget, seed, machine, samples, extractor."""
-    request, machines = results[0]["request"], [r["machine"] for r in results]
-    threads, cores, torch = (
-        " or ".join(sorted({str(m[key]) for m in machines})) for key in ("threads", "cores", "torch")
-    )
+    request = results[0]["request"]
     done = next((r for r in results if distance(r)), None)
     samples = "" if done is None else f"; FD is `{distance(done)}` of {metric(done, distance(done), 'n'):,} samples"
     return (
         f"{request['seconds']:g} seconds of training each (evaluation not counted), seed {request['seed']}, "
-        f"threads: {threads}, cores: {cores}, load before it at most {max(m['load'] for m in machines):g}, "
-        f"torch {torch}{samples}."
+        f"{machine_words([r['machine'] for r in results])}{samples}."
     )
+
+
+def machine_words(machines: Sequence[Result]) -> str:
+    """What `contenders.machine` found, before each measurement, in words."""
+    threads, cores, torch = (
+        " or ".join(sorted({str(m[key]) for m in machines})) for key in ("threads", "cores", "torch")
+    )
+    load = max(m["load"] for m in machines)
+    return f"threads: {threads}, cores: {cores}, load before it at most {load:g}, torch {torch}"
 
 
 def ahead(results: Sequence[Result]) -> list[str]:
