@@ -38,7 +38,7 @@ dashboard: install ## TensorBoard on the last sweep, or LOGDIR=FOLDER: ARGS="--p
 	@$(BIN)/python -m flowdiff.dashboard $(LOGDIR) -- $(ARGS)
 
 test: dev ## run all tests
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: ARGS="--dataset mnist --seconds 600"
 	$(BIN)/python -m experiments.benchmarks.flows $(ARGS)

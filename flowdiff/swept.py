@@ -17,17 +17,15 @@ LONGEST = 60, 200  # characters of a value and of all of a name: file systems ta
 def swept_keys() -> dict[str, list[str]]:
     """The keys that this job's sweep varies and their values, as they are typed; {} where there is no sweep.
 
-    They stand in the sweep's multirun.yaml and in an experiment's ``hydra.sweeper.params``. A sweeper that writes no
-    multirun.yaml (optuna) might vary any of the job's keys. No values: they can't be listed (an interval).
+    They stand in the sweep's multirun.yaml (`flowdiff.sweeps.Record`) and in an experiment's ``hydra.sweeper.params``.
+    No values: they can't be listed (an interval).
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return {}
     hydra = HydraConfig.get()
     words = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     file = Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")
-    if not file.is_file():
-        return {key: [] for key in values_of(hydra.overrides.task)} | varied(words)
-    return varied([*words, *OmegaConf.load(file).hydra.overrides.task])
+    return varied([*words, *(OmegaConf.load(file).hydra.overrides.task if file.is_file() else [])])
 
 
 def varied(words: Iterable[str]) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ from flowdiff.errors import ConfigError, FlowdiffError
 SWEEP = (
     *("--multirun", "flow.n_flows=1,2", "seed=0,1", "trainer.max_steps=40", "trainer.val_check_interval=10"),
     *(word for word in TINY if not word.startswith(("flow.n_flows", "callbacks.checkpoints"))),
-    *("callbacks=minimal", "callbacks.checkpoints.every_n_steps=5", "logger=csv", "metrics=[denoising]"),
+    *("callbacks=minimal", "callbacks.checkpoints.every_n_steps=5", "metrics=[denoising]"),
 )
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,6 +54,8 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command: Command, tmp_path: 
     assert "job 0: done" in again.stdout and "job 1: killed, goes on from" in again.stdout
     assert (folder / "0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     (reference,) = whole.glob("multirun/*/*/*")
+    boards = {events.parent for events in (folder / "1").rglob("events.out.tfevents*")}
+    assert boards == {folder / "1" / "n_flows-1_seed-1"}, "it goes on in its own dashboard"
     assert table(folder) == table(reference)
 
 
