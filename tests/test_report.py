@@ -138,3 +138,23 @@ def test_history_of_a_run(tmp_path: Path) -> None:
     assert figures.history(file, "val/loss") == ([], [])
     file.write_text("step,val/loss,lr\n1,,0.1\n2,3.5,\n4,3.25,\n")
     assert figures.history(file, "val/loss") == ([2, 4], [3.5, 3.25])
+
+
+def test_two_keys_together() -> None:
+    pairs = (("1", "x"), ("1", "yy"), ("2", "x"))
+    everyone = [Job(Path(), [], {"a": a, "b": b}, {"fd": float(a) * len(b)}) for a, b in pairs]
+    assert summary.crossed_table(everyone, "a", "b", "fd") == (["fd", "x", "yy"], [["1", "1", "2"], ["2", "2", ""]])
+
+
+def test_a_key_with_many_values_has_points_only(tmp_path: Path) -> None:
+    """A searched learning rate: no table of its own, no colours, no grids."""
+    for number in range(summary.FEW + 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        words = [f"lr={1e-3 * 1.5**number}", f"activation={'elu' if number % 2 else 'tanh'}"]
+        (folder / "status.json").write_text(json.dumps({"status": "done", "overrides": words}))
+        (folder / "metrics.json").write_text(json.dumps({"bits_per_dim": {"value": 2.0 + number}}))
+    assert main([str(tmp_path)]) == 0
+    names = {file.name for file in (tmp_path / "report").glob("*.png")}
+    assert names == {"plot_lr.png", "plot_activation.png"}
+    assert "| lr |" not in (tmp_path / "report" / "summary.md").read_text().split("## Jobs")[0]

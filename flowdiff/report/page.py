@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,20 +45,33 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
         section = Section(key)
         if summary.few(jobs, key):
             _tables(section, jobs, key, baseline)
-        others = [k for k in baselines if k != key and summary.few(jobs, k)]
-        for line in [None, *others]:
-            name = samples.file_name("plot", key, *([line] if line else []))
-            plot = figures.against(jobs, key, line, folder / f"{name}.png")
-            if plot is not None:
-                what = "each point a job" + (f", a colour for each {line}" if line else "")
-                section.pictures.append((f"Metrics against {key}; {what}.", plot))
+        _plot(section, jobs, key, None, folder)
         if summary.few(jobs, key):
             curve = figures.curves(jobs, key, folder / f"{samples.file_name('curves', key)}.png")
             if curve is not None:
                 section.pictures.append((f"Losses during training, a colour for each {key}.", curve))
             section.small = samples.grids(jobs, key, n_samples, folder)
         found.append(section)
+    pairs = itertools.combinations([key for key in baselines if summary.few(jobs, key)], 2)
+    found += [_pair(jobs, key, other, folder) for key, other in pairs]
     return [*found, everything]
+
+
+def _pair(jobs: Sequence[Job], key: str, other: str, folder: Path) -> Section:
+    """Two keys together: whether what one does depends on the other."""
+    section = Section(f"{key} × {other}", [f"A row for each {key}, a column for each {other}: mean ± standard error."])
+    section.tables = [summary.crossed_table(jobs, key, other, metric) for metric in figures.plotted(jobs)]
+    _plot(section, jobs, key, other, folder)
+    _plot(section, jobs, other, key, folder)
+    return section
+
+
+def _plot(section: Section, jobs: Sequence[Job], key: str, line: str | None, folder: Path) -> None:
+    name = samples.file_name("plot", key, *([line] if line else []))
+    plot = figures.against(jobs, key, line, folder / f"{name}.png")
+    if plot is not None:
+        what = "each point a job" + (f", a colour for each {line}" if line else "")
+        section.pictures.append((f"Metrics against {key}; {what}.", plot))
 
 
 def _tables(section: Section, jobs: Sequence[Job], key: str, baseline: str) -> None:

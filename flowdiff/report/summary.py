@@ -170,6 +170,17 @@ def means_table(jobs: Sequence[Job], key: str) -> Table:
     return [key, "jobs done", *shown], rows
 
 
+def crossed_table(jobs: Sequence[Job], key: str, other: str, metric: str) -> Table:
+    """Header and rows of one metric: a row a value of a key, a column a value of the other."""
+    columns = values(jobs, other)
+    rows = []
+    for value in values(jobs, key):
+        cells = [[job for job in jobs if job.overrides.get(other) == column] for column in columns]
+        means = (mean_of(numbers(cell, key, value, metric)) for cell in cells)
+        rows.append([value, *("" if mean is None else str(mean) for mean in means)])
+    return [metric, *columns], rows
+
+
 def differences_table(jobs: Sequence[Job], key: str, baseline: str) -> Table:
     """Header and rows: for each other value and metric the paired difference, its interval and what it shows."""
     rows = []
