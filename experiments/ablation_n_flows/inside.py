@@ -8,6 +8,9 @@ many there are. With J(u) = ∂z/∂u the Jacobian of the flow at noised test im
     bend            √(E‖J − J̄‖² / E‖J‖²): 0 for an affine map, whatever its number of steps
     condition       σ_max(J̄) / σ_min(J̄)
     rank            ‖J̄ − I‖_F² / ‖J̄ − I‖₂², the stable rank of what the flow changes in the mean
+    turn            √(E_c‖R_c − R̄‖² / E_c‖R_c‖²) with R_c the rows of J̄ of class c, each divided by its length: what
+                    the class does to the map beyond scaling its outputs. One step W, FiLM is z = D(σ, c) W u + b(σ, c):
+                    0 but for the bend. With more steps there is a D between each two W.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from flowdiff.files import write_text
 
 SIGMAS = (0.05, 0.2, 0.5, 1.0)
 HEADER = ("n_flows", "lr", "seed", "bits_per_dim", "gates, mean by step", "gates, largest by step")
-BY_SIGMA = ("bend", "condition", "rank")
+BY_SIGMA = ("bend", "condition", "rank", "turn")
 
 
 def gates(flow: torch.nn.Module) -> list[Tensor]:
@@ -62,6 +65,12 @@ def bend_condition_rank(jacobian: Tensor) -> tuple[float, float, float]:
     return float(bend), float(values[0] / values[-1]), float(rank)
 
 
+def turn(means: Tensor) -> float:
+    """See the module; J̄ of each class, (K, d, d)."""
+    rows = means / means.norm(dim=2, keepdim=True)
+    return float(((rows - rows.mean(0)).square().mean() / rows.square().mean()).sqrt())
+
+
 def inside(checkpoint: Path, x0: Tensor, labels: Tensor) -> tuple[list[Tensor], dict[str, float]]:
     """The gates of a model, and bend, condition and rank by σ, means over the classes."""
     denoiser = api.load(checkpoint).denoiser
@@ -70,11 +79,10 @@ def inside(checkpoint: Path, x0: Tensor, labels: Tensor) -> tuple[list[Tensor], 
     found: dict[str, float] = {}
     for sigma in SIGMAS:
         x = x0 + sigma * noise
-        values = [
-            bend_condition_rank(jacobians(denoiser, x[labels == c], sigma, int(c))) for c in labels.unique().tolist()
-        ]
-        means = torch.tensor(values).mean(0).tolist()
-        found |= {f"{name} σ={sigma:g}": mean for name, mean in zip(BY_SIGMA, means, strict=True)}
+        each = [jacobians(denoiser, x[labels == c], sigma, int(c)) for c in labels.unique().tolist()]
+        means = torch.tensor([bend_condition_rank(jacobian) for jacobian in each]).mean(0).tolist()
+        values = [*means, turn(torch.stack([jacobian.mean(0) for jacobian in each]))]
+        found |= {f"{name} σ={sigma:g}": value for name, value in zip(BY_SIGMA, values, strict=True)}
     return gates(denoiser.flow), found
 
 
