@@ -248,6 +248,6 @@ def test_the_newest_sweep_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_make_dashboard() -> None:
-    words = ["make", "--dry-run", "dashboard", "LOGDIR=outputs", "ARGS=--port 6007"]
+    words = ["make", "--no-print-directory", "--dry-run", "dashboard", "LOGDIR=outputs", "ARGS=--port 6007"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == ".venv/bin/python -m flowdiff.dashboard outputs -- --port 6007"

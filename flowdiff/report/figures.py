@@ -67,6 +67,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
         if places is None:
             axes.set_xticks(range(len(values)), values, rotation=30, ha="right", fontsize=8)
             axes.set_ylim(low, high)
+            axes.set_xlim(-0.6, len(values) - 0.4)
         else:
             if min(places) > 0 and max(places) >= 8 * min(places):
                 axes.set_xscale("log")
