@@ -5,6 +5,7 @@ ones of its scalars. The columns are the swept keys and those of `MAIN`; of seve
 columns from the first.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -170,6 +171,7 @@ def info(key: str, value: Value, values: Sequence[str] | None) -> HParamInfo:
     return found
 
 
+@functools.cache
 def choices(group: str) -> dict[str, Any]:
     """The YAML files of a configuration group; none where there is no such group."""
     files = sorted((cli.config_dir() / group).glob("*.yaml"))

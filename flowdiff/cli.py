@@ -180,7 +180,7 @@ def _release_memory() -> None:
 
 def _plain_sweep(hydra_cfg: Any) -> bool:
     """Whether all jobs run one after the other in this process, and nobody waits for their results."""
-    return all("Basic" in str(hydra_cfg[part].get("_target_")) for part in ("sweeper", "launcher"))
+    return not search.searches(hydra_cfg) and "Basic" in str(hydra_cfg.launcher.get("_target_"))
 
 
 class Status:

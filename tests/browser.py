@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from conftest import environment
+
 #: Every element of a page, those inside of shadow roots too; `tell` is what is asked of them.
 WALK = """
 const found = [];
@@ -56,10 +58,9 @@ def chromium(width: int = 1400, height: int = 900) -> Iterator[Any]:
 def tensorboard(folder: Path, cwd: Path) -> Iterator[str]:
     """`flowdiff.dashboard` on a free port, and the address of its TensorBoard."""
     command = [sys.executable, "-m", "flowdiff.dashboard", str(folder), "--", "--port", "0", "--reload_interval", "2"]
-    paths = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     said = cwd / "tensorboard.log"
     with said.open("w") as log:
-        process = subprocess.Popen(command, cwd=cwd, env=os.environ | {"PYTHONPATH": paths}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=cwd, env=environment(), stdout=log, stderr=log)
     try:
         yield str(until(lambda: address(said, process), 180))
     finally:

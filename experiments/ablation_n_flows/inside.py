@@ -72,7 +72,7 @@ def turn(means: Tensor) -> float:
 
 
 def inside(checkpoint: Path, x0: Tensor, labels: Tensor) -> tuple[list[Tensor], dict[str, float]]:
-    """The gates of a model, and bend, condition and rank by σ, means over the classes."""
+    """The gates of a model, and by σ bend, condition and rank, means over the classes, and turn."""
     denoiser = api.load(checkpoint).denoiser
     assert isinstance(denoiser, ScoreFlow)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
