@@ -6,24 +6,35 @@ denoiser.score(x, sigma, labels)         its gradient by x
 denoiser(x, sigma, labels)               D, the way k-diffusion's and EDM's samplers call it
 denoiser.sample(16, 3, sampler="heun")   images in [-1, 1]; denoiser.to_uint8 makes bytes of them
 denoiser.inpaint(x, "left", labels)      other left halves for the images x; super_resolution(x) makes them larger
+denoiser.decode(z)                       images of a model of latents (first_stage=autoencoder_kl)
 denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigma, labels) is x again
 """
 
+import functools
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff import samplers, schedules
-from flowdiff.checkpoint import Checkpoint
+from flowdiff.checkpoint import Checkpoint, instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.completion import complete, from_the_top
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
-from flowdiff.generate import BatchedSampler, Labels, check_positive, from_config, resolve_labels, seeds_from
+from flowdiff.first_stage import FirstStage, Identity
+from flowdiff.generate import (
+    BatchedSampler,
+    Labels,
+    check_positive,
+    from_config,
+    resolve_labels,
+    seeds_from,
+    user_error,
+)
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
 from flowdiff.samplers import BlockMean, Known, Mask
@@ -39,12 +50,13 @@ class Model(nn.Module):
         config: the resolved configuration of its training.
         shape: of one sample, (C, H, W) or (2,).
         num_classes: K; 0 for an unconditional model.
-        levels: integer levels of a pixel; None for points.
+        levels: integer levels of a pixel; None for points and latents.
+        has_images: samples are images, or are decoded to images: `to_uint8` works.
         class_names, data: of the data that it was trained on.
         has_density: it has ``log_prob`` and ``score``.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, first_stage: str | None = None) -> None:
         super().__init__()
         denoiser: Any = checkpoint.denoiser
         self.denoiser = denoiser
@@ -58,6 +70,36 @@ class Model(nn.Module):
         self.has_density: bool = denoiser.has_density
         self.has_inverse: bool = denoiser.has_inverse
         self.normalized: bool = denoiser.normalized
+        self.first_stage_facts = checkpoint.first_stage
+        self._first_stage_path = first_stage
+        self.has_images = self.levels is not None or checkpoint.first_stage is not None
+
+    @functools.cached_property
+    def first_stage(self) -> FirstStage:
+        """What encodes images to the model's latents and decodes these; of a model of pixels the identity.
+
+        Raises:
+            FlowdiffError: the autoencoder is not where it was in training, or is another one.
+        """
+        if self.first_stage_facts is None:
+            return Identity()
+        path = {} if self._first_stage_path is None else {"path": self._first_stage_path}
+        found: FirstStage = instantiate_first_stage(self.config["first_stage"] | path)
+        if found.fingerprint != self.first_stage_facts["sha256"]:
+            where = (self.config["first_stage"] | path).get("path")
+            raise ConfigError("first_stage.path", where, "not the autoencoder that this model was trained with")
+        return found
+
+    def encode(self, x: Tensor, seed: int = 0) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to samples of their latents (B, *shape); of a model of pixels x itself."""
+        if self.first_stage.trivial:
+            return x
+        mean, deviation = self.first_stage.encode(x).unbind(1)
+        return mean + deviation * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, *shape) to images (B, C, H, W) in [-1, 1]; of a model of pixels z itself."""
+        return z if self.first_stage.trivial else self.first_stage.decode(z)
 
     def denoise(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
         """D(x; sigma, labels), the estimate of x0 from x = x0 + sigma·noise.
@@ -259,7 +301,9 @@ class Model(nn.Module):
         return from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Images in [-1, 1] to bytes of the same shape, by way of the data's levels."""
+        """Images in [-1, 1] to bytes of the same shape, by way of the data's levels; latents are decoded."""
+        if self.first_stage_facts is not None:
+            return self.first_stage.to_uint8(x, int(self.first_stage_facts["levels"]))
         if self.levels is None:
             raise FlowdiffError(f"{self.data}: points are not images and have no uint8 form")
         return to_uint8(to_levels(x, self.levels), self.levels)
@@ -273,7 +317,8 @@ class Model(nn.Module):
 
     def _need_images(self, x: Tensor, shape: tuple[int, ...]) -> None:
         if self.levels is None:
-            raise FlowdiffError(f"{self.data}: points are not images and have no pixels to fill in")
+            kind = "latents have" if self.has_images else "points are not images and have"
+            raise FlowdiffError(f"{self.data}: {kind} no pixels to fill in")
         if x.dim() != len(shape) + 1 or tuple(x.shape[1:]) != tuple(shape):
             raise FlowdiffError(f"x has the shape {tuple(x.shape)}, must be (n, {', '.join(str(n) for n in shape)})")
 
@@ -282,15 +327,33 @@ class Model(nn.Module):
             raise FlowdiffError(f"this checkpoint holds a {type(self.denoiser).__name__}, which has no density")
 
 
-def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch.device = "cpu") -> Model:
-    """The model of a checkpoint; nothing but the file is needed.
+def load(
+    path: str | os.PathLike[str],
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    first_stage: str | None = None,
+) -> Model:
+    """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
     Args:
         path: a ``.ckpt`` file.
         weights: ``"ema"`` or ``"raw"``.
         device: where the model goes.
+        first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
     """
-    return Model(load_checkpoint(path, weights, "cpu")).to(device)
+    return Model(load_checkpoint(path, weights, "cpu"), first_stage).to(device)
+
+
+def instantiate_first_stage(config: Mapping[str, Any]) -> FirstStage:
+    """The first stage of a checkpoint's configuration."""
+    from hydra.errors import InstantiationException
+
+    try:
+        found = instantiate_safely(config)
+    except InstantiationException as error:
+        raise user_error("first_stage", error) from error
+    assert isinstance(found, FirstStage)
+    return found
 
 
 def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:

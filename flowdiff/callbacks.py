@@ -30,7 +30,7 @@ from torch import Tensor
 from flowdiff.checkpoint import read
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.module import Diffusion
+from flowdiff.optimisation import Optimised
 
 
 class EMA(EMAWeightAveraging):
@@ -170,14 +170,15 @@ class Scalars(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        terms, sigma = outputs["terms"], outputs["sigma"]
-        assert isinstance(pl_module, Diffusion)
+        terms, sigma = outputs["terms"], outputs.get("sigma")
+        assert isinstance(pl_module, Optimised)
         values = {name: term.mean() for name, term in terms.items()} | {"grad_norm": pl_module.last_grad_norm}
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self._fill_buckets(sigma, terms["loss"])
+        if sigma is not None:  # an autoencoder has none
+            self._fill_buckets(sigma, terms["loss"])
         self.steps += 1
-        self.images += len(sigma) * trainer.world_size
+        self.images += len(terms["loss"]) * trainer.world_size
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 and step != self.logged_step:  # type: ignore[attr-defined]
             self.logged_step = step

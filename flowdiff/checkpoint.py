@@ -7,6 +7,7 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
     source       the same before interpolation, and ``overrides``, the words of the command line
     shape, num_classes, levels, class_names, data     what the model was trained on
     versions, git                                     what it was trained with
+    first_stage                                       of a model of latents: the autoencoder's hash, the pixels' levels
     micro_step                                        batches seen so far
 
 ``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code: Hydra
@@ -30,6 +31,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
+from flowdiff.data.base import ImageData
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 
@@ -55,18 +57,15 @@ class Checkpoint:
     step: int
     weights: str
     path: Path
+    first_stage: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     git: str | None = None
 
 
 def describe(
     config: dict[str, Any],
+    data: ImageData,
     *,
-    shape: tuple[int, ...],
-    num_classes: int,
-    levels: int | None,
-    class_names: list[str] | None,
-    data: str,
     source: dict[str, Any] | None = None,
     overrides: list[str] | None = None,
 ) -> dict[str, Any]:
@@ -76,11 +75,12 @@ def describe(
         "config": config,
         "source": source or config,
         "overrides": list(overrides or []),
-        "shape": list(shape),
-        "num_classes": int(num_classes),
-        "levels": None if levels is None else int(levels),
-        "class_names": None if class_names is None else [str(name) for name in class_names],
-        "data": str(data),
+        "shape": list(data.shape),
+        "num_classes": int(data.num_classes),
+        "levels": None if data.levels is None else int(data.levels),
+        "class_names": None if data.class_names is None else [str(name) for name in data.class_names],
+        "data": str(data.name),
+        "first_stage": data.first_stage_facts,
         "versions": package_versions(),
         "git": git_commit(),
     }
@@ -129,6 +129,11 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
         raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
     content = read(path, map_location)
     entry = content["flowdiff"]
+    if entry["config"].get("autoencoder"):
+        raise FlowdiffError(
+            f"ckpt_path={path}: holds an autoencoder, not a denoiser; "
+            "it is for dataset's latents: first_stage=autoencoder_kl first_stage.path=RUN/autoencoder"
+        )
     key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
     try:
         config, shape = entry["config"], tuple(int(n) for n in entry["shape"])
@@ -152,6 +157,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
         step=int(content.get("global_step", 0)),
         weights=weights,
         path=Path(path),
+        first_stage=entry.get("first_stage"),
         versions=entry.get("versions") or {},
         git=entry.get("git"),
     )

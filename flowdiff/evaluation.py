@@ -25,7 +25,7 @@ from flowdiff.generate import BatchedSampler, default_tile, from_config, user_er
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
-from flowdiff.sampling import build_data, density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.sampling import data_of, density_of, instantiate_choice, opened, output_folder, plain
 
 
 def evaluate_run(
@@ -46,8 +46,22 @@ def evaluate_run(
     model = Model(load_checkpoint(ckpt_path)).to(device)
     batched = from_config(model.denoiser, config, model.levels is not None, tile=evaluation_tile(model.shape))
     metrics = build_metrics(config["metrics"], trusted=True)
-    evaluand = build_evaluand(model, data or build_data(config["dataset"]), batched, seed=int(config["seed"]))
+    evaluand = build_evaluand(model, data or data_of(model), batched, seed=int(config["seed"]))
     return report(run_dir, metrics, evaluand, model, batched, Path(ckpt_path))
+
+
+def report_autoencoder(
+    ckpt_path: str, config: Mapping[str, Any], run_dir: Path, data: ImageData
+) -> dict[str, dict[str, Any]]:
+    """`flowdiff.autoencoder.finish`, and what it has found as a table."""
+    from flowdiff.autoencoder import finish
+
+    folder, entries = finish(ckpt_path, config, run_dir, data)
+    print_table(entries, f"{data.name}: autoencoder, ema weights of {Path(ckpt_path).name}")
+    print(f"metrics:         {run_dir / 'metrics.json'}")
+    print(f"reconstructions: {run_dir / 'reconstructions.png'}")
+    print(f"autoencoder:     {folder}   (experiment=mnist_latent first_stage.path={folder})")
+    return entries
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -67,7 +81,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = build_metrics(wanted or {}, trusted=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    data = build_data(model.config["dataset"], cfg.data_root)
+    data = data_of(model, cfg.data_root)
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
@@ -215,7 +229,7 @@ def _refuse(value: Any) -> Any:
 def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: BatchedSampler) -> Path:
     """samples.png: a row of ten images for each class, or points over log p."""
     path = folder / "samples.png"
-    images = model.levels is not None
+    images = model.has_images
     x, labels = evaluand.samples(max(evaluand.planned, 100 if images else 1000))
     classes = labels if model.num_classes else None
     if not images:
@@ -230,7 +244,7 @@ def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: Batche
     else:
         rows = [x[classes == c][:10] for c in range(min(model.num_classes, 10))]
         shown = torch.cat([r for r in rows if len(r) == 10] or [x[:100]])
-    save_png(image_grid(model.to_uint8(shown.nan_to_num()), columns=10), path)
+    save_png(image_grid(evaluand.data.to_uint8(shown.nan_to_num()), columns=10), path)
     return path
 
 

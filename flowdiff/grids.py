@@ -6,6 +6,7 @@ they stand before `flowdiff.callbacks.EMA` in the list of callbacks.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +18,7 @@ from flowdiff import generate, plots
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.module import Diffusion
+from flowdiff.optimisation import Optimised
 
 
 class Picture(Callback):
@@ -24,14 +26,14 @@ class Picture(Callback):
 
     folder = "pictures"
 
-    def picture(self, module: Diffusion) -> Tensor | None:
-        """(C, H, W) uint8, or None where there is nothing to show."""
+    def picture(self, module: Any) -> Tensor | None:
+        """(C, H, W) uint8 of a training, or None where there is nothing to show."""
         raise NotImplementedError
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, Diffusion)
+        assert isinstance(pl_module, Optimised)
         picture = self.picture(pl_module)
         if picture is None:
             return
@@ -57,9 +59,9 @@ class SampleGrid(Picture):
 
     def picture(self, module: Diffusion) -> Tensor | None:
         data, denoiser = module.data, module.denoiser
-        images = data.levels is not None
+        images = data.has_images
         n = self.rows * self.columns if images else 2000
-        sampler = generate.from_config(denoiser, module.config, images=images)
+        sampler = generate.from_config(denoiser, module.config, images=data.levels is not None)
         classes = denoiser.num_classes
         labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
         x = sampler(labels, generate.seeds_from(0, n), what="sample grid")
@@ -91,14 +93,24 @@ class DenoisingGrid(Picture):
     @torch.no_grad()
     def picture(self, module: Diffusion) -> Tensor | None:
         data, denoiser = module.data, module.denoiser
-        if data.levels is None:
+        if not data.has_images:
             return None
-        k, labels = data.images("val")
+        k, labels = data.encoded("val")
         device = next(denoiser.parameters()).device
         x0 = data.to_centres(k[: self.columns]).to(device)
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         own = labels[: self.columns].to(device) if denoiser.num_classes else None
         return plots.denoising_strip(denoiser.denoise, x0, own, self.sigmas, noise, data.to_uint8)
+
+
+class Reconstructions(Picture):
+    """Validation images and, below each row of ten, what an autoencoder in training makes of them."""
+
+    folder = "reconstructions"
+
+    def picture(self, module: Any) -> Tensor | None:
+        picture: Tensor = module.picture()
+        return picture
 
 
 class ValidationMetrics(Callback):

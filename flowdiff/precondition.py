@@ -24,6 +24,8 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
 Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power. With the power 1, an
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
+
+Of data with more than 4,096 coordinates (flowdiff.statistics.MOST_DIM) Q is the identity and λ their variances.
 """
 
 import torch
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 
 from flowdiff.errors import positive
 from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
-from flowdiff.statistics import DataStatistics
+from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
 class Precondition(nn.Module):
@@ -55,14 +57,15 @@ class Precondition(nn.Module):
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
         self.register_buffer("class_means", torch.zeros(num_classes + 1, dim))
         self.register_buffer("eigenvalues", torch.full((dim,), float(sigma_data) ** 2))
-        self.register_buffer("eigenvectors", torch.eye(dim))
+        self.register_buffer("eigenvectors", torch.eye(dim) if dim <= MOST_DIM else torch.empty(0, 0))
 
     def fit(self, statistics: DataStatistics) -> None:
         """Take the moments of the training split; they are saved with the weights."""
         self.sigma_data.fill_(statistics.sigma_data)
         self.class_means.copy_(statistics.class_means)
         self.eigenvalues.copy_(statistics.eigenvalues)
-        self.eigenvectors.copy_(statistics.eigenvectors)
+        if statistics.eigenvectors is not None:
+            self.eigenvectors.copy_(statistics.eigenvectors)
 
     def kappa(self, sigma: Tensor) -> Tensor:
         """κ(σ) = (σ_data/√(σ² + σ_data²))^kappa_power, shape of σ."""
@@ -79,16 +82,21 @@ class Precondition(nn.Module):
         variances = sigma.square() + of_covariance * self.eigenvalues + isotropic
         return of_mean * self.class_means[classes], variances
 
+    def _scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Q diag(scale) Qᵀ x for x and scale (B, d); Q is the identity where the covariance is diagonal."""
+        if not len(self.eigenvectors):
+            return x * scale
+        return (x @ self.eigenvectors * scale) @ self.eigenvectors.T
+
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dx| (B,)."""
         mean, variances = self._moments(sigma, classes)
-        u = ((x - mean) @ self.eigenvectors * variances.rsqrt()) @ self.eigenvectors.T
-        return u, -0.5 * variances.log().sum(1)
+        return self._scaled(x - mean, variances.rsqrt()), -0.5 * variances.log().sum(1)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         """The x with forward(x) = u."""
         mean, variances = self._moments(sigma, classes)
-        return mean + (u @ self.eigenvectors * variances.sqrt()) @ self.eigenvectors.T
+        return mean + self._scaled(u, variances.sqrt())
 
 
 class Scalar(Precondition):
@@ -127,18 +135,18 @@ class Standardized(Annealed):
 
     def _standard_deviation(self, sigma: Tensor, variances: Tensor) -> Tensor:
         ratio = (self.eigenvalues + sigma.reshape(-1, 1).square()) / variances
-        return (ratio @ self.eigenvectors.square().T).sqrt()
+        return (ratio @ self.eigenvectors.square().T if len(self.eigenvectors) else ratio).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         _, variances = self._moments(sigma, classes)
         scale = self._standard_deviation(sigma, variances)
-        u = ((x - self.class_means[classes]) @ self.eigenvectors * variances.rsqrt()) @ self.eigenvectors.T
+        u = self._scaled(x - self.class_means[classes], variances.rsqrt())
         return u / scale, -0.5 * variances.log().sum(1) - scale.log().sum(1)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         _, variances = self._moments(sigma, classes)
         u = u * self._standard_deviation(sigma, variances)
-        return self.class_means[classes] + (u @ self.eigenvectors * variances.sqrt()) @ self.eigenvectors.T
+        return self.class_means[classes] + self._scaled(u, variances.sqrt())
 
 
 class Gaussianised(Standardized):

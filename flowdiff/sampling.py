@@ -19,6 +19,7 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.latents import seen_through
 from flowdiff.errors import ConfigError
 from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
@@ -50,7 +51,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     model, batched = opened(cfg)
     if task is not None:
         return _perform(task, cfg, model, batched)
-    images = model.levels is not None
+    images = model.has_images
     n = cfg.num_samples or (16 if images else 2000)
     wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
     labels = resolve_labels(wanted, n, model.num_classes)
@@ -82,7 +83,7 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     """Do a task, write and print what came of it."""
     from flowdiff.tasks import Request
 
-    data = functools.cache(lambda: build_data(model.config["dataset"], cfg.data_root))
+    data = functools.cache(lambda: data_of(model, cfg.data_root))
     folder = output_folder(cfg.output_dir)
     drawn = task(model, batched, Request(cfg.num_samples, plain(cfg.class_label), cfg.seed, data))
     picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
@@ -118,6 +119,11 @@ def build_data(config: Mapping[str, Any], data_root: str | None = None) -> Image
         raise user_error("dataset", error) from error
 
 
+def data_of(model: Model, data_root: str | None = None) -> ImageData:
+    """The data that a model was trained on, as it sees them; arguments as for `build_data`."""
+    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root))
+
+
 def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
     """How the samples were made; says so if some are not finite."""
     if batched.nonfinite:
@@ -139,7 +145,7 @@ def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
     if not cfg.ckpt_path:
         raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
     device = pick_device(cfg.device)
-    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights)).to(device)
+    model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights), cfg.first_stage.path).to(device)
     return model, configured_sampler(model, cfg)
 
 

@@ -5,7 +5,8 @@ under x = x0 + σε has the posterior mean (the Wiener filter)
 
     E[x0 | x, σ, c] = μ_c + Q diag(λ / (λ + σ²)) Qᵀ (x − μ_c).
 
-It is the reference of every denoising error in this project.
+It is the reference of every denoising error in this project. Data with more than MOST_DIM coordinates have no
+eigensystem that fits into memory: their Σ is taken as diagonal, Q as the identity.
 """
 
 import functools
@@ -18,6 +19,8 @@ from torch import Tensor
 from flowdiff.errors import FlowdiffError
 from flowdiff.marginals import Marginals
 
+MOST_DIM = 4096  # of a full covariance
+
 
 @dataclass(frozen=True)
 class DataStatistics:
@@ -25,15 +28,15 @@ class DataStatistics:
 
     Attributes:
         class_means: (K + 1, d); the last row is the global mean, used for the null class.
-        eigenvalues: (d,), λ of the within-class covariance, descending, ≥ 0.
-        eigenvectors: (d, d), Q, one eigenvector a column.
+        eigenvalues: (d,), λ of the within-class covariance, ≥ 0, descending; of a diagonal one in the data's order.
+        eigenvectors: (d, d), Q, one eigenvector a column; None: the covariance is diagonal.
         sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
         marginals: measures the histogram of each coordinate, which takes seconds and which most models do not need.
     """
 
     class_means: Tensor
     eigenvalues: Tensor
-    eigenvectors: Tensor
+    eigenvectors: Tensor | None
     sigma_data: float
     marginals: Callable[[], Marginals]
 
@@ -68,11 +71,15 @@ class DataStatistics:
                 if rows.any():
                     means[c] = flat[rows].mean(0)
             centred = flat - means[labels]
-        eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / len(flat))
+        if flat.shape[1] > MOST_DIM:
+            eigenvalues, eigenvectors = centred.square().mean(0), None
+        else:
+            eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / len(flat))
+            eigenvalues, eigenvectors = eigenvalues.flip(0), eigenvectors.flip(1).float().contiguous()
         return cls(
             class_means=means.float(),
-            eigenvalues=(eigenvalues.flip(0).clamp(min=0) + noise_variance).float(),
-            eigenvectors=eigenvectors.flip(1).float().contiguous(),
+            eigenvalues=(eigenvalues.clamp(min=0) + noise_variance).float(),
+            eigenvectors=eigenvectors,
             sigma_data=float((flat.var(correction=0) + noise_variance).sqrt()),
             marginals=functools.partial(Marginals.from_data, x.detach().flatten(1), (12 * noise_variance) ** 0.5),
         )
@@ -82,7 +89,9 @@ class DataStatistics:
         flat = x.flatten(1)
         rows = self.class_means[-1:] if labels is None else self.class_means[labels]
         rows = rows.to(flat)
-        basis = self.eigenvectors.to(flat)
         values = self.eigenvalues.to(flat)
         gain = values / (values + sigma.to(flat).reshape(-1, 1).square())
+        if self.eigenvectors is None:
+            return (rows + (flat - rows) * gain).reshape(x.shape)
+        basis = self.eigenvectors.to(flat)
         return (rows + ((flat - rows) @ basis * gain) @ basis.T).reshape(x.shape)

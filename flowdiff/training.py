@@ -15,14 +15,15 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import boards, checkpoint, generate, mistakes
+from flowdiff import autoencoder, boards, checkpoint, generate, mistakes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.evaluation import evaluate_run
+from flowdiff.evaluation import evaluate_run, report_autoencoder
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -30,6 +31,7 @@ from flowdiff.loggers import TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion, check
 from flowdiff.noise import NoiseDistribution
+from flowdiff.optimisation import Optimised
 from flowdiff.swept import swept_keys
 
 
@@ -52,32 +54,14 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     run_dir = made(config["run_dir"], "run_dir")
 
     seed(config["seed"])
-    data = loaded(make(config["dataset"]))
-    denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
-    assert isinstance(denoiser, Denoiser)
-    fall_back(config, denoiser, words)
-    augmentation = build_augmentation(config, denoiser, data, words)
-    generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
-    denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
-
-    entry = checkpoint.describe(
-        config,
-        shape=data.shape,
-        num_classes=data.num_classes,
-        levels=data.levels,
-        class_names=data.class_names,
-        data=str(data.name),
-        source=source,
-        overrides=words,
-    )
-    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
-    if not config.get("ckpt_path"):
-        initialise(denoiser, data, module.noise)
+    data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
+    build = build_autoencoder if config.get("autoencoder") else build_diffusion
+    module = build(config, data, words, source)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
-    size, samples = sum(p.numel() for p in denoiser.parameters()), len(data.images("train")[0])
+    size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
@@ -89,6 +73,28 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
                 boards.begin(logger.experiment, config, words, swept_keys(), data.extractor)
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
+
+
+def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]) -> Diffusion:
+    """The denoiser, its loss and its noise; what an experiment chose and the model can't use is replaced."""
+    denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
+    assert isinstance(denoiser, Denoiser)
+    fall_back(config, denoiser, words)
+    augmentation = build_augmentation(config, denoiser, data, words)
+    generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
+    denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
+    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
+    if not config.get("ckpt_path"):
+        initialise(denoiser, data, module.noise)
+    return module
+
+
+def build_autoencoder(
+    config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]
+) -> autoencoder.Autoencoder:
+    """The autoencoder of the data's images."""
+    return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
 
 
 def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
@@ -103,14 +109,14 @@ def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) ->
     """
     if not (isinstance(denoiser, ScoreFlow) and wants_data(denoiser)):
         return
-    levels, labels = next(iter(data.train_dataloader()))
-    x0 = data.to_model(levels)
+    k, labels = next(iter(data.train_dataloader()))
+    x0 = data.to_model(k)
     with torch.no_grad(), initialising(denoiser):
         batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0), None)
         denoiser.log_prob(batch.x, batch.sigma, batch.labels)
 
 
-def fit(trainer: Trainer, module: Diffusion, data: LightningDataModule, config: Mapping[str, Any]) -> None:
+def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: Mapping[str, Any]) -> None:
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
@@ -152,7 +158,9 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
         result |= {"checkpoint": str(best), "last": str(saver.last_path)}
     if not trainer.is_global_zero:
         return result
-    if saver is not None and config["evaluate"] and config.get("metrics"):
+    if saver is not None and config["evaluate"] and config.get("autoencoder"):
+        result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
+    elif saver is not None and config["evaluate"] and config.get("metrics"):
         result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
     for logger in loggers:
@@ -263,7 +271,7 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
     augmentation = make(config["augment"])(context_dim=context_dim)
     assert isinstance(augmentation, Augmentation)
     if augmentation.numbers and (data.levels is None or not context_dim):
-        lacking = "images" if data.levels is None else "a model with an embedding of σ"
+        lacking = "images of pixels" if data.levels is None else "a model with an embedding of σ"
         for word in words:
             if word.split("=")[0].lstrip("+") == "augment":
                 raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")

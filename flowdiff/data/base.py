@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from torch import Tensor
 
-from flowdiff.data.loader import TensorLoader
+from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.statistics import DataStatistics
@@ -65,6 +66,11 @@ class ImageData(lightning.LightningDataModule):
 
     # -- what the rest of the package uses ---------------------------------------------------------
 
+    @property
+    def has_images(self) -> bool:
+        """Whether samples are images, or can be decoded to images: ``to_uint8`` works."""
+        return self.levels is not None
+
     def setup(self, stage: str | None = None) -> None:
         """Load the data once, whatever the stage."""
         if self._splits is None:
@@ -79,6 +85,15 @@ class ImageData(lightning.LightningDataModule):
         self.setup()
         assert self._splits is not None
         return self._splits[split]
+
+    @property
+    def first_stage_facts(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the first stage; None: there is none."""
+        return None
+
+    def encoded(self, split: str) -> tuple[Rows, Tensor]:
+        """What ``to_model`` and ``to_centres`` take, and labels: the images, unless a first stage encodes them."""
+        return self.images(split)
 
     def to_model(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Levels to model space with dequantisation noise; points stay what they are."""
@@ -134,7 +149,7 @@ class ImageData(lightning.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world_size = self.trainer.world_size if self.trainer is not None else 1
         return TensorLoader(
-            self.images(split),
+            self.encoded(split),
             self.batch_size,
             shuffle,
             drop_last,

@@ -6,10 +6,19 @@ The state is two integers, (epoch, step), so a run that resumes in the middle of
 would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Rows(Protocol):
+    """Rows of a data set, in memory (a tensor) or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 class TensorLoader:
@@ -20,7 +29,7 @@ class TensorLoader:
     at the start of each epoch: this loader is its own sampler.
 
     Args:
-        tensors: tensors with the same first dimension N; a batch is the tuple of their rows.
+        tensors: with the same number of rows N; a batch is the tuple of their rows.
         batch_size: rows per batch and process; at most N/world_size is used.
         shuffle: a new order in each epoch. Without it the order is 0..N−1.
         drop_last: leave out the last, smaller batch (every step then sees the same batch size).
@@ -30,7 +39,7 @@ class TensorLoader:
 
     def __init__(
         self,
-        tensors: tuple[Tensor, ...],
+        tensors: Sequence[Rows],
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = True,

@@ -17,6 +17,8 @@ from flowdiff.activations import Context, GatedActivation, per_sample
 from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
 
+MOST_DIM = 8192  # of one PLU map: 0.5 GB
+
 
 class PLULinear(Flow):
     """W = Pᵀ L U P on the last axis of (B, …, d): on vectors, or as a 1×1 convolution with channels last.
@@ -25,6 +27,9 @@ class PLULinear(Flow):
         dim: d.
         seed: chooses the permutation.
         max_log_scale: soft bound of |s|.
+
+    Raises:
+        ConfigError: more coordinates than a map's weights have room for.
     """
 
     permutation: Tensor
@@ -32,6 +37,13 @@ class PLULinear(Flow):
 
     def __init__(self, dim: int, seed: int = 0, max_log_scale: float = 3.0) -> None:
         super().__init__()
+        if dim > MOST_DIM:
+            gigabytes = 2 * dim**2 * 4 / 1e9
+            allowed = (
+                f"an invertible {dim}×{dim} map in PLU form has {gigabytes:.1f} GB of weights (of which training keeps "
+                f"five copies); at most {MOST_DIM} coordinates: choose flow=conv, glow or transformer"
+            )
+            raise ConfigError("flow", "linear", allowed)
         order = torch.randperm(dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("permutation", order)
         self.register_buffer("strict_lower", torch.ones(dim, dim).tril(-1), persistent=False)

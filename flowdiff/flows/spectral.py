@@ -17,7 +17,7 @@ from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.transforms import Affine
-from flowdiff.statistics import DataStatistics
+from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
 class Rotated(Flow):
@@ -31,6 +31,7 @@ class Rotated(Flow):
         self.register_buffer("basis", torch.eye(dim))
 
     def fit(self, statistics: DataStatistics) -> None:
+        assert statistics.eigenvectors is not None, "SpectralFlow refuses data that have none"
         self.basis.copy_(statistics.eigenvectors)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -77,6 +78,12 @@ class SpectralFlow(Composite):
         at_least("flow.width", width, 1)
         if any(not 0 < share <= 1 for share in nested):
             raise ConfigError("flow.nested", list(nested), "each must be in (0, 1]")
+        if dim > MOST_DIM:
+            allowed = (
+                f"needs the eigenvectors of the covariance, which data of {dim} coordinates (more than {MOST_DIM}) are "
+                f"not given: choose flow=conv, glow or transformer"
+            )
+            raise ConfigError("flow", "spectral", allowed)
         leading = min(at_least("flow.leading", leading, 2), dim)
         trailing = leading < dim
         steps: list[nn.Module] = []

@@ -101,7 +101,9 @@ class Evaluand:
 
         They depend on the seed only: every noise level and every model sees the same x0 and eps.
         """
-        k, labels = self.real(n)
+        k, labels = self.data.encoded(self.split)
+        rows = slice(None) if n is None else self.rows(min(n, len(k)))
+        k, labels = k[rows], labels[rows]
         generator = torch.Generator().manual_seed(self.seed)
         x0 = self.data.to_model(k, generator)
         return x0, torch.randn(x0.shape, generator=generator), labels

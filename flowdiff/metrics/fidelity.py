@@ -141,7 +141,7 @@ class Fidelity(Metric):
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs images and a sampler."""
-        if model.data.levels is None:
+        if not model.data.has_images:
             return "points are not images"
         if model.sample is None:
             return "no sampler"

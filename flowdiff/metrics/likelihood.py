@@ -97,7 +97,9 @@ class BitsPerDim(Metric):
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density of integer images."""
-        return "points have no levels" if model.data.levels is None else no_likelihood(model)
+        if model.data.levels is None:
+            return "latents have no levels" if model.data.has_images else "points have no levels"
+        return no_likelihood(model)
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """Key ``bits_per_dim``."""

@@ -37,7 +37,7 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
 
     try:
         model = api.load(checkpoint)
-        if model.levels is None:
+        if not model.has_images:
             return Path(shutil.copyfile(drawn, path)) if drawn.is_file() else None
         x = model.sample(n, quiet=True)
     except FlowdiffError as error:

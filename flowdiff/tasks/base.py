@@ -84,8 +84,14 @@ class Task:
 
     def need_images(self, model: Model) -> None:
         """Refuse a model of points."""
-        if model.levels is None:
+        if not model.has_images:
             raise ConfigError("task", self.name, f"needs a model of images, and {model.data} are points")
+
+    def need_pixels(self, model: Model) -> None:
+        """Refuse a model of points or of latents."""
+        self.need_images(model)
+        if model.levels is None:
+            raise ConfigError("task", self.name, "needs a model of pixels, and this one is of latents")
 
     def need_inverse(self, model: Model) -> None:
         """Refuse a model that can't be inverted."""
@@ -128,7 +134,7 @@ def choose_images(
     data = request.data()
     if tuple(data.shape) != model.shape:
         raise FlowdiffError(f"dataset={data.name}: its images have the shape {tuple(data.shape)}, not {model.shape}")
-    k, labels = data.images(split)
+    k, labels = data.encoded(split)
     if isinstance(index, Sequence):
         numbers = list(index)
         if request.num_samples is not None and request.num_samples * each != len(numbers):

@@ -55,7 +55,7 @@ class Restore(Task):
         raise NotImplementedError
 
     def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
-        self.need_images(model)
+        self.need_pixels(model)
         batched = from_the_top(batched, self.num_steps)
         images = choose_images(request, model, self.split, self.index, self.rows)
         n = len(images.x)

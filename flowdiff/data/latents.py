@@ -1,0 +1,222 @@
+r"""A data set seen through a first stage: latents in place of pixels, encoded once and kept on disk.
+
+A row of the encoded data is (μ, ς), the mean and standard deviation of the posterior (flowdiff.first_stage); what a
+model is trained on is drawn from it anew each time, x0 = μ + ς·ε.
+
+The cache of one split is a folder, named by the data set, the split and a hash of the images themselves, the
+autoencoder and the form of the cache; in it are shards (safetensors) of at most ROWS rows or 64 MiB. A shard appears
+under its name when it is whole, so that an encoding that was interrupted goes on where it was, and a lock keeps two
+processes from doing the work twice. Shards are mapped into memory, not read: the system loads what is used.
+"""
+
+import fcntl
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from flowdiff.data.base import ImageData, Split
+from flowdiff.errors import ConfigError
+from flowdiff.files import made, write_whole
+from flowdiff.first_stage import PIXELS, FirstStage
+from flowdiff.progress import Progress
+from flowdiff.statistics import DataStatistics
+
+ROWS = 1024
+BYTES = 1 << 26
+FORM = 1  # of the cache: other numbers are other folders
+STATISTICS = 1 << 27  # numbers that the moments are measured on, at most
+
+
+class Shards:
+    """Rows (N, 2, c, h, w) float32 that lie in files one after the other, indexed like a tensor.
+
+    Args:
+        paths: the files, in order.
+        rows: of each file but the last.
+        n: N.
+    """
+
+    def __init__(self, paths: list[Path], rows: int, n: int) -> None:
+        self.rows, self.n = rows, n
+        self.parts = [read_shard(path) for path in paths]
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, 2, c, h, w)."""
+        return (self.n, *self.parts[0].shape[1:])
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """The rows of int64 (M,), or of a slice, as a tensor of their own."""
+        numbers = torch.arange(self.n)[index] if isinstance(index, slice) else index
+        found = torch.empty(len(numbers), *self.shape[1:])
+        shard = numbers // self.rows
+        for i in shard.unique().tolist():
+            here = shard == i
+            found[here] = self.parts[i][numbers[here] - i * self.rows]
+        return found
+
+
+def read_shard(path: Path) -> Tensor:
+    """The rows of a file, mapped into memory.
+
+    Raises:
+        SafetensorError: it is cut off, or no shard.
+        OSError: it is not there.
+    """
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("moments")
+
+
+class LatentData(ImageData):
+    """The latents of a data set of images.
+
+    Its ``images`` are still the images, for metrics that look at them; ``encoded`` and all batches are (μ, ς).
+
+    Args:
+        pixels: the images, loaded.
+        first_stage: what encodes and decodes them.
+        cache: folder of all caches; None: that of the first stage, FLOWDIFF_CACHE, or ~/.cache/flowdiff.
+    """
+
+    @property
+    def has_images(self) -> bool:
+        return True
+
+    def __init__(self, pixels: ImageData, first_stage: FirstStage, cache: str | None = None) -> None:
+        if pixels.levels is None:
+            allowed = f"encodes images, and {pixels.name} are points: first_stage=identity"
+            raise ConfigError("first_stage", "autoencoder_kl", allowed)
+        super().__init__(
+            name=str(pixels.name),
+            shape=first_stage.latent_shape(pixels.shape),
+            num_classes=pixels.num_classes,
+            levels=None,
+            batch_size=pixels.batch_size,
+            seed=pixels.seed,
+            extractor=pixels.extractor,
+            class_names=pixels.class_names,
+        )
+        self.pixels, self.first_stage, self.pixel_levels = pixels, first_stage, pixels.levels
+        default = os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff"
+        self.cache = Path(cache or getattr(first_stage, "cache", None) or default).expanduser() / "latents"
+        self._encoded: dict[str, Shards] = {}
+
+    @property
+    def first_stage_facts(self) -> dict[str, Any]:
+        """``sha256`` of the autoencoder, ``levels`` of the pixels."""
+        return {"sha256": self.first_stage.fingerprint, "levels": self.pixel_levels}
+
+    def load(self) -> dict[str, Split]:
+        raise NotImplementedError  # the images are loaded, the latents read when they are asked for
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images."""
+        self.pixels.setup(stage)
+
+    def images(self, split: str) -> Split:
+        """The images themselves, as levels, and their labels."""
+        return self.pixels.images(split)
+
+    def encoded(self, split: str) -> tuple[Shards, Tensor]:
+        """The posteriors of a split, rows (2, c, h, w), and its labels. Encoded if that was not done before."""
+        k, labels = self.images(split)
+        if split not in self._encoded:
+            self._encoded[split] = encode_once(self.first_stage, self.pixels, split, self.cache, self.shape)
+        return self._encoded[split], labels
+
+    def to_model(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A sample of each posterior (B, 2, c, h, w): (B, c, h, w)."""
+        mean, deviation = k[:, 0], k[:, 1]
+        return mean + deviation * torch.randn(mean.shape, generator=generator, device=k.device)
+
+    def to_centres(self, k: Tensor) -> Tensor:
+        """The posteriors' means."""
+        return k[:, 0]
+
+    def statistics(self, num_classes: int) -> DataStatistics:
+        """Moments of a sample of each posterior of the training split, or of as many as have 2^27 numbers."""
+        shards, labels = self.encoded("train")
+        n = min(len(shards), max(2, STATISTICS // math.prod(self.shape)))
+        rows = torch.randperm(len(shards), generator=torch.Generator().manual_seed(0))[:n].sort().values
+        parts = [
+            self.to_model(shards[part], torch.Generator().manual_seed(i)) for i, part in enumerate(rows.split(ROWS))
+        ]
+        return DataStatistics.from_data(torch.cat(parts), labels[rows] if num_classes else None, num_classes)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Latents (N, c, h, w) to bytes (N, C, H, W): decoded, slice by slice."""
+        return self.first_stage.to_uint8(x, self.pixel_levels)
+
+    def levels_to_uint8(self, k: Tensor) -> Tensor:
+        """Levels of the images to bytes."""
+        return self.pixels.levels_to_uint8(k)
+
+
+def seen_through(first_stage: FirstStage | None, data: ImageData) -> ImageData:
+    """The data as they are, or their latents."""
+    return data if first_stage is None or first_stage.trivial else LatentData(data, first_stage)
+
+
+def encode_once(first_stage: FirstStage, pixels: ImageData, split: str, cache: Path, shape: tuple[int, ...]) -> Shards:
+    """The posteriors of a split's images, from the cache or by encoding what is missing there."""
+    k, _ = pixels.images(split)
+    rows = max(1, min(ROWS, BYTES // (8 * math.prod(shape))))
+    digest = hashlib.sha256(f"{FORM}|{split}|{tuple(k.shape)}|{pixels.levels}|{first_stage.fingerprint}".encode())
+    for part in k.split(ROWS):
+        digest.update(part.contiguous().numpy().tobytes())
+    folder = made(cache / f"{pixels.name}-{split}-{digest.hexdigest()[:16]}", "first_stage.cache")
+    count = -(-len(k) // rows)
+    paths = [folder / f"{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if not all(whole(path) for path in paths):
+        with locked(folder / "lock"):
+            missing = [i for i, path in enumerate(paths) if not whole(path)]  # another process may have been here
+            total = sum(len(k[i * rows : (i + 1) * rows]) for i in missing)
+            with Progress(f"encoding {pixels.name}, {split}", total) as progress:
+                for i in missing:
+                    part = few_at_once(k[i * rows : (i + 1) * rows], progress)
+                    moments = torch.cat([first_stage.encode(pixels.to_centres(few)) for few in part])
+                    content = save({"moments": moments.contiguous()})
+                    write_whole(paths[i], functools.partial(write, content))
+    return Shards(paths, rows, len(k))
+
+
+def write(content: bytes, file: BinaryIO) -> None:
+    """All of it."""
+    file.write(content)
+
+
+def few_at_once(k: Tensor, progress: Progress) -> Iterator[Tensor]:
+    """Rows that are few enough to be held as floats, counted when they are done."""
+    for few in k.split(max(1, PIXELS // math.prod(k.shape[-2:]))):
+        yield few
+        progress.advance(len(few))
+
+
+def whole(path: Path) -> bool:
+    """Whether a shard is there and can be read."""
+    try:
+        read_shard(path)
+    except (OSError, SafetensorError):
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

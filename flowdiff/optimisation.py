@@ -1,0 +1,124 @@
+"""What every training has in common: AdamW with warm-up and cosine decay, clipping, seeds for each step, checkpoints.
+
+Randomness: every random number of training step t comes from torch's global generator, seeded anew with (seed, t,
+rank) at the start of the step. A run that resumes at step t therefore draws what it would have drawn, whatever happened
+in between.
+"""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from flowdiff.data.base import ImageData
+from flowdiff.errors import NonFiniteError
+
+VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
+
+
+class Optimised(LightningModule):
+    """Base of the trainings. A subclass gives ``training_step`` and ``validation_step``.
+
+    Args:
+        config: the resolved configuration, plain values.
+        entry: what a checkpoint says of the run, `flowdiff.checkpoint.describe`.
+    """
+
+    def __init__(self, config: dict[str, Any], entry: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.entry = config, entry
+        self.micro_step = 0
+        self.last_grad_norm = torch.tensor(math.nan)
+        self.save_hyperparameters(config)
+
+    @property
+    def data(self) -> ImageData:
+        """The run's data, by way of the trainer: an average of the weights copies all that a module holds."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ImageData)
+        return data
+
+    def seed_step(self) -> None:
+        """Begin a training step."""
+        self._seed(self.micro_step)
+        self.micro_step += 1
+
+    def seed_validation(self, batch_idx: int) -> None:
+        """Begin a validation batch: it draws the same each time."""
+        self._seed(VALIDATION + batch_idx)
+
+    def _seed(self, step: int) -> None:
+        torch.manual_seed((int(self.config["seed"]) * 1_000_003 + step * 1009 + self.global_rank) % 2**63)
+
+    def need_finite(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, if it is a number.
+
+        Raises:
+            NonFiniteError: it is none.
+        """
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
+        return loss
+
+    # -- the optimiser -------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
+        optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay)
+        schedule = LambdaLR(optimizer, self.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to 0 at ``decay_steps``."""
+        warmup, decay = int(self.config["warmup_steps"]), int(self.config["decay_steps"])
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, decay - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def on_train_start(self) -> None:
+        """A learning rate or weight decay that was changed for a resumed run wins over the checkpoint's."""
+        (optimizer,), (scheduler,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        schedule = scheduler.scheduler
+        assert isinstance(schedule, LambdaLR)
+        lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
+        (group,) = optimizer.param_groups
+        for key, old, new in (
+            ("lr", group["initial_lr"], lr),
+            ("weight_decay", group["weight_decay"], decay),
+        ):
+            if old != new:
+                self.print(f"{key}: {new:g} from now on (the checkpoint had {old:g})")
+        schedule.base_lrs[:] = [lr]
+        group.update(initial_lr=lr, weight_decay=decay, lr=lr * self.lr_factor(schedule.last_epoch))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a total norm, and stop before a gradient that isn't finite reaches the weights."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        self.last_grad_norm = torch.nn.utils.get_total_norm(grads)
+        plugin = self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself
+        if not scaled and not torch.isfinite(self.last_grad_norm):
+            raise NonFiniteError(f"the gradient is not finite at step {self.global_step + 1}")
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.last_grad_norm)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["flowdiff"] = {**self.entry, "micro_step": self.micro_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.micro_step = int(checkpoint["flowdiff"]["micro_step"])
