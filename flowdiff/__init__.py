@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: "str | PathLike[str]", weights: str = "ema", device: str = "cpu") -> "Model":
+def load(
+    path: "str | PathLike[str]", weights: str = "ema", device: str = "cpu", first_stage: str | None = None
+) -> "Model":
     """The model of a checkpoint, see `flowdiff.api`."""
     from flowdiff.api import load as load_model
 
-    return load_model(path, weights, device)
+    return load_model(path, weights, device, first_stage)

@@ -58,6 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         ("resume=best", "resume=best: must be last"),
         ("ckpt_path=none.ckpt", "none.ckpt: no such file"),
         ("sigma_min=100", "sigma_min=100"),
+        ("first_stage=autoencoder_kl", "first_stage.path=null: must be an autoencoder's folder"),
     ],
 )
 def test_one_line(word: str, line: str, run: Run) -> None:

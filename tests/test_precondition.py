@@ -1,5 +1,7 @@
 """Every whitening of conf/precondition is an exact affine bijection with its log-determinant; the three formulas."""
 
+import dataclasses
+
 import pytest
 import torch
 from analytic import GaussianDenoiser
@@ -138,3 +140,35 @@ def test_statistics_of_data() -> None:
     covariance = unlabelled.eigenvectors @ unlabelled.eigenvalues.diag() @ unlabelled.eigenvectors.T
     torch.testing.assert_close(covariance, flat.T.cov(correction=0), rtol=0, atol=1e-4)
     assert unlabelled.class_means.shape == (1, 4)
+
+
+@every
+def test_many_coordinates_have_a_diagonal_covariance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Q the identity; the eigenvectors, d² numbers, are nowhere."""
+    s = moments()
+    full = build("precondition", name)(dim=D, num_classes=CLASSES).double()
+    full.fit(dataclasses.replace(s, eigenvectors=torch.eye(D, dtype=torch.float64)))
+    monkeypatch.setattr("flowdiff.precondition.MOST_DIM", D - 1)
+    diagonal = build("precondition", name)(dim=D, num_classes=CLASSES).double()
+    diagonal.fit(dataclasses.replace(s, eigenvectors=None))
+    assert diagonal.eigenvectors.numel() == 0
+    x = points()
+    torch.testing.assert_close(diagonal(x, SIGMA, CLASS), full(x, SIGMA, CLASS))
+    u, _ = full(x, SIGMA, CLASS)
+    torch.testing.assert_close(diagonal.inverse(u, SIGMA, CLASS), full.inverse(u, SIGMA, CLASS))
+
+
+def test_statistics_of_many_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 4, generator=generator) * torch.tensor([1.0, 2.0, 0.5, 0.1])
+    full = DataStatistics.from_data(x, None, 0, noise_variance=0.01)
+    monkeypatch.setattr("flowdiff.statistics.MOST_DIM", 3)
+    diagonal = DataStatistics.from_data(x, None, 0, noise_variance=0.01)
+    assert diagonal.eigenvectors is None
+    torch.testing.assert_close(diagonal.eigenvalues, x.var(0, correction=0) + 0.01)
+    assert diagonal.sigma_data == full.sigma_data
+    noisy, sigma = x + torch.randn(x.shape, generator=generator), torch.ones(500)
+    expected = x.mean(0) + (noisy - x.mean(0)) * diagonal.eigenvalues / (diagonal.eigenvalues + 1)
+    torch.testing.assert_close(diagonal.wiener(noisy, sigma), expected)
+    errors = [(s.wiener(noisy, sigma) - x).square().mean().item() for s in (full, diagonal)]
+    assert errors[0] <= errors[1] < 1.02 * errors[0]  # independent coordinates: nearly the same filter

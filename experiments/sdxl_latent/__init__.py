@@ -1,0 +1,1 @@
+"""Which flows fit SDXL's latents."""
