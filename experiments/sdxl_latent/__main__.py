@@ -93,7 +93,8 @@ def row(flow: str, side: int, loss: str, batch_size: int, limit: float) -> dict[
         return facts | {"note": f"more than {limit:.0f} s for two steps"}
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return facts | {"note": "refused: " + said.partition("ConfigError: ")[2] if "ConfigError" in said else said}
+        words = said.partition("ConfigError(")[2]
+        return facts | {"note": f"refused: {words.strip(')')}" if words else said}
     return facts | dict(zip(COLUMNS[3:], done.stdout.strip().split("\t"), strict=False))
 
 
@@ -102,7 +103,8 @@ def autoencoder(size: int) -> tuple[float, float, Tensor]:
     from diffusers import AutoencoderKL as Network
 
     with tempfile.TemporaryDirectory() as folder:
-        Network(**SDXL_AUTOENCODER).save_pretrained(folder)
+        network: Any = Network(**SDXL_AUTOENCODER)
+        network.save_pretrained(folder)
         first_stage = AutoencoderKL(folder)
     x = torch.rand(1, 3, size, size) * 2 - 1
     start = time.perf_counter()
@@ -118,9 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("experiments/sdxl_latent"))
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128])
-    parser.add_argument(
-        "--flows", nargs="+", default=[path.stem for path in sorted((cli.config_dir() / "flow").glob("*"))]
-    )
+    names = [path.stem for path in sorted((cli.config_dir() / "flow").glob("*.yaml"))]
+    parser.add_argument("--flows", nargs="+", default=names)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--limit", type=float, default=180, help="seconds for a flow's two steps")
     parser.add_argument("--step", nargs=3, metavar=("FLOW", "SIDE", "LOSS"), help=argparse.SUPPRESS)
@@ -133,8 +134,8 @@ def main() -> None:
     if args.autoencoder:
         encoding, decoding, moments = autoencoder(args.autoencoder)
         shape = "×".join(map(str, moments.shape[2:]))
-        print(f"autoencoder of SDXL's shape, {args.autoencoder}×{args.autoencoder} → {shape}: "
-              f"{encoding:.1f} s to encode, {decoding:.1f} s to decode, {gigabytes():.1f} GB")  # fmt: skip
+        times = f"{encoding:.1f} s to encode, {decoding:.1f} s to decode, {gigabytes():.1f} GB"
+        print(f"autoencoder of SDXL's shape, {args.autoencoder}×{args.autoencoder} → {shape}: {times}")
         return
     rows = []
     for side in args.sides:
