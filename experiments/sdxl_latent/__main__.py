@@ -93,8 +93,8 @@ def row(flow: str, side: int, loss: str, batch_size: int, limit: float) -> dict[
         return facts | {"note": f"more than {limit:.0f} s for two steps"}
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        words = said.partition("ConfigError(")[2]
-        return facts | {"note": f"refused: {words.strip(')')}" if words else said}
+        refusal = said.partition("ConfigError(")[2].strip("')")
+        return facts | {"note": f"refused: {refusal}" if refusal else said}
     return facts | dict(zip(COLUMNS[3:], done.stdout.strip().split("\t"), strict=False))
 
 
