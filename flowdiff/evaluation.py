@@ -227,10 +227,13 @@ def _refuse(value: Any) -> Any:
 
 
 def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: BatchedSampler) -> Path:
-    """samples.png: a row of ten images for each class, or points over log p."""
+    """samples.png: a row of ten images for each class (of large images as many as have 2^22 pixels), or points over
+    log p.
+    """
     path = folder / "samples.png"
     images = model.has_images
-    x, labels = evaluand.samples(max(evaluand.planned, 100 if images else 1000))
+    count = max(4, min(100, (1 << 22) // math.prod(evaluand.data.image_shape[1:]))) if images else 1000
+    x, labels = evaluand.samples(max(evaluand.planned, count))
     classes = labels if model.num_classes else None
     if not images:
         density = density_of(model, evaluand.sigma_min, classes) if model.normalized else None
@@ -239,8 +242,8 @@ def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: Batche
         )
         save_png(density_scatter(x[:1000], density, title, None if classes is None else classes[:1000]), path)
         return path
-    if classes is None:
-        shown = x[:100]
+    if classes is None or count < 100:
+        shown = x[:count]
     else:
         rows = [x[classes == c][:10] for c in range(min(model.num_classes, 10))]
         shown = torch.cat([r for r in rows if len(r) == 10] or [x[:100]])

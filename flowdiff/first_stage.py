@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.progress import Progress
 
 PIXELS = 1 << 20  # pixels that pass through an autoencoder at once, if nothing else is said
 
@@ -51,13 +52,22 @@ class FirstStage:
         """Images (B, C, H, W) in [-1, 1] to the mean and the standard deviation of z, (B, 2, c, h, w) on the CPU."""
         raise NotImplementedError
 
+    def decoded(self, z: Tensor) -> Iterator[Tensor]:
+        """Images (b, C, H, W) on the CPU of some latents (B, c, h, w) after others, few at a time."""
+        raise NotImplementedError
+
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, c, h, w) to images (B, C, H, W) on the CPU."""
-        raise NotImplementedError
+        return torch.cat(list(self.decoded(z)))
 
     def to_uint8(self, z: Tensor, levels: int) -> Tensor:
         """Latents (B, c, h, w) to bytes (B, C, H, W), by way of the L levels of the data's pixels."""
-        return to_uint8(to_levels(self.decode(z), levels), levels)
+        parts = []
+        with Progress("decoding", len(z)) as progress:
+            for images in self.decoded(z):
+                parts.append(to_uint8(to_levels(images, levels), levels))
+                progress.advance(len(images))
+        return torch.cat(parts)
 
 
 class Identity(FirstStage):
@@ -126,10 +136,10 @@ class AutoencoderKL(FirstStage):
         return (int(self.network.config.latent_channels), shape[1] // self.factor, shape[2] // self.factor)
 
     def _slices(self, x: Tensor, pixels: int) -> Iterator[Tensor]:
-        """On the autoencoder's device, so many rows at once as its memory is meant for."""
-        yield from x.split(self.slice or max(1, PIXELS // pixels))
+        """As many rows at once as its memory is meant for."""
+        return iter(x.split(self.slice or max(1, PIXELS // pixels)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         moments = []
         for part in self._slices(x, math.prod(x.shape[-2:])):
@@ -138,13 +148,12 @@ class AutoencoderKL(FirstStage):
             moments.append(found.float().cpu())
         return torch.cat(moments)
 
-    @torch.inference_mode()
-    def decode(self, z: Tensor) -> Tensor:
-        images = []
+    def decoded(self, z: Tensor) -> Iterator[Tensor]:
         for part in self._slices(z, math.prod(z.shape[-2:]) * self.factor**2):
-            z0 = part.to(self.device, self.shift.dtype) / self.scale + self.shift
-            images.append(self.network.decode(z0).sample.float().cpu())
-        return torch.cat(images).clone()  # outside inference mode
+            with torch.no_grad():
+                z0 = part.to(self.device, self.shift.dtype) / self.scale + self.shift
+                images: Tensor = self.network.decode(z0).sample.float().cpu()
+            yield images  # outside of no_grad: whoever goes over them would be inside it
 
 
 def read_autoencoder(path: str) -> Any:

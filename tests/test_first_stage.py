@@ -1,6 +1,9 @@
 """The first stage: encoding and decoding in the autoencoder's own units, and what is refused."""
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +95,22 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         first_stage.latent_shape((3, 8, 8))
     with pytest.raises(ConfigError, match="divides height and width by 2"):
         first_stage.latent_shape((1, 7, 8))
+
+
+def test_bytes_are_decoded_few_at_a_time(tmp_path: Path) -> None:
+    """10,000 images of 1024×1024 would be 126 GB as floats: a slice is bytes before the next one is decoded."""
+    first_stage = AutoencoderKL(str(saved(tmp_path)), slice=2, device="cpu")
+    z = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert [len(part) for part in first_stage.decoded(z)] == [2, 2, 1]
+    alive: list[weakref.ref[Tensor]] = []
+    decode = first_stage.network.decode
+
+    def watched(z: Tensor) -> Any:
+        gc.collect()
+        assert sum(image() is not None for image in alive) <= 1
+        out = decode(z)
+        alive.append(weakref.ref(out.sample))
+        return out
+
+    first_stage.network.decode = watched
+    assert first_stage.to_uint8(z, 17).shape == (5, 1, 8, 8) and len(alive) == 3

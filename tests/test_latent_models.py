@@ -12,6 +12,7 @@ import torch
 from autoencoders import saved
 from conftest import TINY
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from trained import composed
 
 import flowdiff
@@ -136,3 +137,45 @@ def test_latents_have_no_pixels_to_fill_in(runs: Path) -> None:
     model = flowdiff.load(runs / "flow" / "checkpoints" / "last.ckpt")
     with pytest.raises(FlowdiffError, match="latents have no pixels"):
         model.inpaint(torch.zeros(1, 2, 4, 4), "left")
+
+
+def test_sdxls_latents(tmp_path: Path) -> None:
+    """experiment=sdxl_latent on photographs of 512×512, with an autoencoder of SDXL's shape and random weights."""
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    (tmp_path / "images").mkdir()
+    for i in range(10):
+        crop = photographs[i % 2].crop((20 * i, 0, 20 * i + 256, 256)).resize((512, 512))
+        crop.save(tmp_path / "images" / f"{i}.png")
+    saved(
+        tmp_path / "vae",
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(4, 8, 8, 8),
+        latent_channels=4,
+        sample_size=512,
+        scaling_factor=0.13025,
+        mid_block_add_attention=False,
+    )
+    words = [
+        "experiment=sdxl_latent",
+        f"dataset.root={tmp_path}/images",
+        "dataset.batch_size=4",
+        f"first_stage.path={tmp_path}/vae",
+        f"first_stage.cache={tmp_path}/cache",
+        "flow.n_flows=2",
+        "flow.width=8",
+        "num_steps=2",
+        "trainer.max_steps=1",
+        "metrics=[denoising]",
+        "callbacks.sample_grid=null",
+        "callbacks.denoising_grid=null",
+        "logger=none",
+        f"run_dir={tmp_path}/run",
+    ]
+    result = train(composed("config", *words))
+    assert np.isfinite([m["value"] for m in result["metrics"].values()]).all()
+    model = flowdiff.load(result["last"])
+    assert model.shape == (4, 64, 64)
+    picture = np.asarray(Image.open(tmp_path / "run" / "samples.png"))
+    assert picture.shape[0] == picture.shape[1] > 4 * 512 and picture.std() > 0  # 16 of them
+    assert model.to_uint8(model.sample(1, labels=None, quiet=True)).shape == (1, 3, 512, 512)

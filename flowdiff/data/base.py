@@ -87,6 +87,11 @@ class ImageData(lightning.LightningDataModule):
         return self._splits[split]
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of what ``to_uint8`` makes."""
+        return self.shape
+
+    @property
     def first_stage_facts(self) -> dict[str, Any] | None:
         """What a checkpoint says of the first stage; None: there is none."""
         return None

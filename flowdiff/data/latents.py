@@ -115,6 +115,10 @@ class LatentData(ImageData):
         self._encoded: dict[str, Shards] = {}
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.pixels.shape
+
+    @property
     def first_stage_facts(self) -> dict[str, Any]:
         """``sha256`` of the autoencoder, ``levels`` of the pixels."""
         return {"sha256": self.first_stage.fingerprint, "levels": self.pixel_levels}
