@@ -247,7 +247,7 @@ def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: Batche
     else:
         rows = [x[classes == c][:10] for c in range(min(model.num_classes, 10))]
         shown = torch.cat([r for r in rows if len(r) == 10] or [x[:100]])
-    save_png(image_grid(evaluand.data.to_uint8(shown.nan_to_num()), columns=10), path)
+    save_png(image_grid(evaluand.data.to_uint8(shown.nan_to_num()), 10 if count == 100 else None), path)
     return path
 
 
