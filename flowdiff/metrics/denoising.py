@@ -49,6 +49,7 @@ class Denoising(Metric):
                 linear += (model.statistics.wiener(x, levels, classes) - clean).double().square().sum().item()
             rmse, wiener = (ours / x0.numel()) ** 0.5, (linear / x0.numel()) ** 0.5
             told = "of the class" if model.labels(labels) is not None else "of all classes"
+            told += "" if model.statistics.eigenvectors is not None else ", of a diagonal covariance"
             conditions = model.conditions(sigma=sigma, rmse=rmse, rmse_wiener=wiener, filter=told)
             results[f"denoising_ratio/{sigma:g}"] = Result(rmse / wiener, len(x0), conditions)
         return results
