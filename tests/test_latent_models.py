@@ -41,7 +41,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "experiment=mnist_latent",
         *FEW,
         *(word for word in TINY if word.startswith(("flow", "num_steps", "conditioning", "dataset"))),
-        "flow.leading=32",
         "callbacks.sample_grid.columns=2",
         "metrics=[denoising,fd,recognised,bits_per_dim]",
         "trainer.max_steps=20",
