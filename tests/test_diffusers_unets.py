@@ -85,7 +85,7 @@ def test_precision_under_autocast(name: str) -> None:
 def test_it_trains_and_comes_back_from_its_checkpoint(name: str, config: Compose) -> None:
     """The experiment's own loss and sampler need a density; the ones that every network has take their place."""
     words = (f"denoiser={name}", *SMALLEST[name], "experiment=digits", "trainer.max_steps=2", *BARE)
-    words += ("dataset.batch_size=8", "+trainer.limit_val_batches=1")
+    words += ("dataset.batch_size=8", "trainer.limit_val_batches=1")
     result = train(config(*words), list(words))
     model = load(result["checkpoint"]).denoiser
     assert isinstance(model, DiffusersDenoiser) and model.num_classes == 10
