@@ -6,6 +6,7 @@ python -m flowdiff.evaluate ckpt_path=… denoiser=sdxl denoiser.path=FOLDER    
 
 import copy
 import csv
+import inspect
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,10 +93,13 @@ def ready_made(chosen: DictConfig, ours: Checkpoint) -> Denoiser:
     plain: Any = OmegaConf.to_container(chosen, resolve=False)
     config: dict[str, Any] = dict(plain)
     target = str(config.get("_target_"))
-    if not getattr(get_class(target), "frozen", None):
+    found = get_class(target)
+    if not getattr(found, "frozen", None):
         choice = HydraConfig.get().runtime.choices.get("denoiser") if HydraConfig.initialized() else target
         allowed = "is made by training; give one's checkpoint as against=RUN/checkpoints/last.ckpt"
         raise ConfigError("denoiser", choice, f"{allowed} (ready-made is denoiser=sdxl)")
+    for key in config.keys() - {"_target_", *inspect.signature(found).parameters}:
+        raise ConfigError(f"denoiser.{key}", config[key], "unknown key")
     make = instantiate_choice("denoiser", {**config, "_partial_": True})
     return make(shape=ours.shape, num_classes=ours.num_classes, class_names=ours.class_names)
 

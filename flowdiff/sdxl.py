@@ -28,6 +28,7 @@ from flowdiff.statistics import DataStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
 PREDICTIONS = ("epsilon", "v_prediction")
+WEIGHTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 class SDXL(Denoiser):
@@ -169,7 +170,8 @@ class Folder:
             raise
         except Exception as error:  # diffusers, transformers, huggingface_hub and safetensors each have their own
             reason = " ".join(str(error).split())[:200]
-            allowed = f"its {part} can't be read (of weights only safetensors are); {type(error).__name__}: {reason}"
+            only = " (of weights only safetensors are)" if part in WEIGHTS else ""
+            allowed = f"its {part} can't be read{only}; {type(error).__name__}: {reason}"
             raise ConfigError("denoiser.path", self.given, allowed) from error
 
     def scheduler(self) -> tuple[str, Tensor]:
@@ -213,7 +215,7 @@ class Folder:
         parts: dict[str, Any] = {}
         for part, kind in kinds.items():
             with self._reading(part):
-                options = self.weights if part.startswith("text") else {}
+                options = self.weights if part in WEIGHTS else {}
                 parts[part] = getattr(transformers, kind).from_pretrained(self.path, subfolder=part, **options)
                 if options:
                     parts[part] = parts[part].float().eval()

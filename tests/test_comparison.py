@@ -35,9 +35,10 @@ def others(folder: Path) -> list[Path]:
 
 
 def test_a_model_beside_itself_measures_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("metrics=[denoising,fd,bits_per_dim]", "sampler=heun", "num_steps=2", "seed=5", "split=val")
-    ours, theirs = both(tmp_path, f"against={checkpoint('digits')}", *words)
-    assert ours == theirs and ours["fd_mlp_digits"]["seed"] == 5
+    words = ("metrics=[denoising,recognised]", "sampler=heun", "num_steps=2", "seed=5", "split=val")
+    few = ("metrics.denoising.sigmas=[0.5]", "metrics.recognised.num_samples=100")
+    ours, theirs = both(tmp_path, f"against={checkpoint('digits')}", *words, *few)
+    assert ours == theirs and ours["recognised"]["seed"] == 5
     assert [place.name for place in others(tmp_path)] == ["against"]
     assert (tmp_path / "against" / "samples.png").read_bytes() == (tmp_path / "samples.png").read_bytes()
     out = capsys.readouterr().out
@@ -109,6 +110,7 @@ def test_rmse_where_only_one_is_told_the_class(tmp_path: Path) -> None:
         (["against=x.ckpt"], "against=x.ckpt: no such file"),
         (["denoiser=sdxl"], "denoiser.path=null: must be the folder"),
         (["denoiser=unet"], "denoiser=flowdiff.unet.UNetDenoiser: is made by training; .*against="),
+        (["denoiser=sdxl", "+denoiser.size=3"], "denoiser.size=3: unknown key"),
         (["denoiser=score_flow"], "is made by training"),
     ],
 )

@@ -21,8 +21,7 @@ from flowdiff.training import train
 SHAPE = (4, 8, 8)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize(("prediction_type", "karras"), [("epsilon", False), ("v_prediction", True)])
 def test_d_is_the_euler_steps_own(prediction_type: str, karras: bool) -> None:
     """With Karras levels t(sigma) lies between the steps of training."""
     folder = tiny_sdxl(4, prediction_type, karras=karras)
