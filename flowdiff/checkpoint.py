@@ -196,6 +196,8 @@ def _check_target(target: Any) -> None:
         allowed = isinstance(found, type) and found.__module__.split(".")[0] == "flowdiff"
     if not allowed:
         raise FlowdiffError(f"its configuration names _target_={target}: only classes of flowdiff are built")
+    if getattr(found, "frozen", None):  # it would read whatever path the configuration names
+        raise FlowdiffError(found.frozen)
 
 
 def walk(node: Any) -> Iterator[Any]:

@@ -39,6 +39,7 @@ class Denoiser(nn.Module):
         has_inverse: it has inverse, i.e. can be sampled by inverting the flow.
         normalized: its log_prob is a normalised log-density of x.
         exact: its log_prob is exact, not an estimate.
+        frozen: why it can't be trained, nor be in a checkpoint; None: it can.
     """
 
     has_density = False
@@ -46,6 +47,7 @@ class Denoiser(nn.Module):
     has_inverse = False
     normalized = False
     exact = True
+    frozen: str | None = None
     sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:

@@ -1,7 +1,7 @@
 r"""Denoisers without a density: a free network F in EDM's preconditioning (Karras et al. 2022, eq. 7, table 1).
 
-D(x, σ) = c_skip·x + c_out·F(c_in·x, σ, c),
-c_skip = σ_data²/(σ² + σ_data²),   c_out = σ·σ_data/√(σ² + σ_data²),   c_in = 1/√(σ² + σ_data²).
+D(x, σ) = c_skip·x + c_out·F(c_in·x; c_noise, σ, c),
+c_skip = σ_data²/(σ² + σ_data²),   c_out = σ·σ_data/√(σ² + σ_data²),   c_in = 1/√(σ² + σ_data²),   c_noise = ¼ ln σ.
 """
 
 import math
@@ -38,17 +38,23 @@ class FreeDenoiser(Denoiser):
     def fit(self, statistics: DataStatistics) -> None:
         self.sigma_data.fill_(statistics.sigma_data)
 
-    def network(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """F: (B, *shape) to the same shape."""
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+        """F: (B, *shape) to the same shape.
+
+        Args:
+            x: c_in·x, (B, *shape).
+            c_noise: (B,), for a network with an embedding of σ of its own.
+            embedding: of σ and the class, (B, E).
+        """
         raise NotImplementedError
 
     def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         levels = batch_sigma(sigma, x)
         embedding = self.embed(levels, self._classes(x, labels, drop))
-        levels = per_sample(levels, x)
+        c_noise, levels = levels.log() / 4, per_sample(levels, x)
         total = (levels.square() + self.sigma_data.square()).sqrt()
         c_skip, c_out = (self.sigma_data / total).square(), levels * self.sigma_data / total
-        return c_skip * x + c_out * self.network(x / total, embedding).to(x.dtype)
+        return c_skip * x + c_out * self.network(x / total, c_noise, embedding).to(x.dtype)
 
 
 class MLPDenoiser(FreeDenoiser):
@@ -73,5 +79,5 @@ class MLPDenoiser(FreeDenoiser):
         dim = math.prod(shape)
         self.mlp = ResidualMLP(dim, dim, self.embed.dim, width, depth)
 
-    def network(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
         return self.mlp(x.flatten(1), embedding).view_as(x)

@@ -5,7 +5,7 @@ Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evalua
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
+from flowdiff.comparison import Rival, compared, opened_rival
 from flowdiff.data import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import write_json
+from flowdiff.files import made, write_json
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
@@ -71,11 +72,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         cfg: as in conf/evaluate.yaml.
 
     Returns:
-        ``metrics`` (what is in metrics.json) and ``output_dir``.
+        ``metrics`` (what is in metrics.json) and ``output_dir``; with another model beside it also ``against``, its
+        metrics.
     """
     model, batched = opened(cfg)
     if cfg.tile is None:
         batched.tile = evaluation_tile(model.shape)
+    rival = opened_rival(cfg, batched)
     own = plain(cfg.get("metrics"))
     wanted = model.config.get("metrics") if own is None else own
     metrics = build_metrics(wanted or {}, trusted=own is not None)
@@ -86,10 +89,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
     folder = output_folder(cfg.output_dir)
-    return {
-        "metrics": report(folder, metrics, evaluand, model, batched, Path(cfg.ckpt_path)),
-        "output_dir": str(folder),
-    }
+    path = Path(cfg.ckpt_path)
+    result = {"metrics": report(folder, metrics, evaluand, model, batched, path), "output_dir": str(folder)}
+    if rival is not None:
+        result["against"] = report_rival(folder, metrics, evaluand, model, path, rival)
+    return result
 
 
 def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]:
@@ -219,6 +223,32 @@ def report(
         print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {events[-1].parent})")
     for name, error in failed.items():  # after all that could be measured is written
         raise FlowdiffError(f"metrics.{name}: {error}") from error
+    return entries
+
+
+def report_rival(
+    folder: Path, metrics: Mapping[str, Metric], evaluand: Evaluand, model: Model, ckpt_path: Path, rival: Rival
+) -> dict[str, dict[str, Any]]:
+    """`report` on the other model, into a folder in ``folder`` that has its name, and on both side by side."""
+    theirs = replace(
+        evaluand,
+        denoiser=rival.model.denoiser,
+        sample=SeededSampler(rival.batched),
+        weights=rival.model.weights,
+        progress=Shown(),
+        planned=0,
+        _samples=None,
+        _drawn=None,
+    )
+    place = made(folder / rival.name, "output_dir")
+    entries = report(place, metrics, theirs, rival.model, rival.batched, rival.path)
+    about = {
+        name: f"{type(each.denoiser).__name__}, {each.weights} weights of {path}"
+        for name, each, path in (("checkpoint", model, ckpt_path), (rival.name, rival.model, rival.path))
+    }
+    columns = {"checkpoint": folder, rival.name: place}
+    files = compared(folder, f"{evaluand.data.name}, {evaluand.split} split, seed {evaluand.seed}", columns, about)
+    print(f"comparison:  {', '.join(str(file) for file in files)}")
     return entries
 
 

@@ -79,7 +79,7 @@ class UNetDenoiser(FreeDenoiser):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def network(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
         context = self.context(embedding)
         h, skips = self.first(x), []
         for i, block in enumerate(self.down):

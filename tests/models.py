@@ -18,6 +18,7 @@ from flowdiff.statistics import DataStatistics
 IMAGE = (1, 4, 4)
 CLASSES = 3
 SMALL = {"n_flows": 3, "width": 12, "leading": 10, "sigma_embed_dim": 8, "cond_embed_dim": 6}
+SMALL |= {"width_factor": 0.03, "transformer_layers": [1, 1, 1]}
 
 PLANE = SMALL | {"n_flows": 2}  # few enough for a density that a grid can integrate
 
@@ -26,7 +27,8 @@ def shrink(config: Any, small: dict[str, Any]) -> Any:
     """The same configuration with small sizes, at whatever depth they stand."""
     if isinstance(config, dict):
         return {
-            k: small[k] if k in small and isinstance(v, (int, float)) else shrink(v, small) for k, v in config.items()
+            k: small[k] if k in small and type(v) in (int, float, type(small[k])) else shrink(v, small)
+            for k, v in config.items()
         }
     return [shrink(v, small) for v in config] if isinstance(config, list) else config
 

@@ -1,6 +1,7 @@
 """Denoisers: the interface of k-diffusion and EDM, labels and their dropout, closed forms, and user's mistakes."""
 
 import copy
+import functools
 import math
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from analytic import GaussianDenoiser
 from configs import build, choices
 from models import CLASSES, IMAGE, make, points, random_flow, randomise, statistics
+from sdxl import tiny_sdxl
 from torch import Tensor
 
 from flowdiff.denoisers import Denoiser, ScoreFlow
@@ -22,9 +24,17 @@ from k_diffusion_sampling import sampling  # noqa: E402
 SHAPE = (1, 8, 8)
 
 
+def built(name: str, shape: tuple[int, ...] = SHAPE, num_classes: int = CLASSES, **groups: str) -> Denoiser:
+    """A choice of conf/denoiser, small; the one that is ready-made from a folder."""
+    overrides = {"denoiser.path": str(tiny_sdxl(shape[0]))} if name == "sdxl" else None
+    return make(shape, num_classes, overrides, denoiser=name, **groups)
+
+
+@functools.cache
 def free(name: str) -> Denoiser:
-    model = make(SHAPE, denoiser=name).double().eval()
-    model.fit(statistics(SHAPE))
+    model = built(name).double().eval()
+    if not model.frozen:
+        model.fit(statistics(SHAPE))
     randomise(model)
     return model
 
@@ -87,7 +97,8 @@ def test_labels_for_an_unconditional_model_are_refused(conditioning: str) -> Non
     num_classes = 0 if conditioning == "film" else CLASSES
     for denoiser in choices("denoiser"):
         shape = IMAGE if denoiser == "score_flow" else SHAPE
-        model = make(shape, num_classes, conditioning=conditioning, denoiser=denoiser)
+        classes = 0 if denoiser == "sdxl" else num_classes  # which has no conditioning of ours
+        model = built(denoiser, shape, classes, conditioning=conditioning)
         assert model.num_classes == 0
         x = torch.zeros(2, *shape)
         assert model.denoise(x, 1.0).isfinite().all()
@@ -137,7 +148,7 @@ def test_the_loss_compiles_as_one_graph() -> None:
 @every
 def test_state_dict_holds_everything(kind: str) -> None:
     model = any_denoiser(kind)
-    fresh = make(model.shape, denoiser=kind).double()
+    fresh = built(kind, model.shape).double()
     fresh.load_state_dict(model.state_dict())
     x, sigma, labels = batch(model)
     torch.testing.assert_close(fresh.denoise(x, sigma, labels), model.denoise(x, sigma, labels))
@@ -161,7 +172,7 @@ def test_a_gaussian_model_is_the_closed_form() -> None:
         torch.testing.assert_close(model.inverse(z, sigma, labels), truth.inverse(z, sigma), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", [name for name in choices("denoiser") if name != "score_flow"])
+@pytest.mark.parametrize("name", [name for name in choices("denoiser") if name not in ("score_flow", "sdxl")])
 def test_a_free_network_starts_as_edms_skip_connection(name: str) -> None:
     model = make(SHAPE, denoiser=name).double()
     model.fit(statistics(SHAPE))
@@ -171,11 +182,19 @@ def test_a_free_network_starts_as_edms_skip_connection(name: str) -> None:
     assert (model.has_density, model.has_inverse, model.normalized) == (False, False, False)
 
 
-@pytest.mark.parametrize("shape", [(1, 7, 7), (3, 8, 4), (1, 28, 28)])
-def test_the_unet_takes_images_of_any_size_but_no_vectors(shape: tuple[int, ...]) -> None:
-    assert make(shape, denoiser="unet").denoise(torch.zeros(2, *shape), 1.0).shape == (2, *shape)
-    with pytest.raises(Exception, match="images") as caught:
-        make((2,), denoiser="unet")
+UNETS = ("unet", "unet_diffusers", "unet_diffusers_sdxl")
+
+
+@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("shape", [(1, 7, 7), (3, 8, 4), (1, 28, 28), (4, 2, 5)])
+def test_the_unets_take_images_of_any_size(name: str, shape: tuple[int, ...]) -> None:
+    assert make(shape, denoiser=name).denoise(torch.zeros(2, *shape), 1.0).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_the_unets_take_no_vectors(name: str) -> None:
+    with pytest.raises(Exception, match=f"denoiser={name}: needs images") as caught:
+        make((2,), denoiser=name)
     assert isinstance(caught.value.__cause__, ConfigError)
 
 
@@ -243,6 +262,12 @@ def test_precision_under_autocast(flow: str) -> None:
         ({}, {"conditioning.sigma_embed_dim": 1}, r"conditioning\.sigma_embed_dim=1: "),
         ({}, {"conditioning.cond_embed_dim": 0}, r"conditioning\.cond_embed_dim=0: "),
         ({"denoiser": "unet"}, {"denoiser.width": 0}, r"denoiser\.width=0: "),
+        ({"denoiser": "unet_diffusers"}, {"denoiser.width": 0}, r"denoiser\.width=0: "),
+        ({"denoiser": "unet_diffusers"}, {"denoiser.layers": 0}, r"denoiser\.layers=0: "),
+        ({"denoiser": "unet_diffusers"}, {"denoiser.multipliers": [1, 0]}, r"denoiser\.multipliers=\[1, 0\]: "),
+        ({"denoiser": "unet_diffusers_sdxl"}, {"denoiser.width_factor": 0}, r"denoiser\.width_factor=0: "),
+        ({"denoiser": "unet_diffusers_sdxl"}, {"denoiser.tokens": 0}, r"denoiser\.tokens=0: "),
+        ({"denoiser": "unet_diffusers_sdxl"}, {"denoiser.transformer_layers": [1]}, r"transformer_layers=\[1\]: "),
         ({"flow": "conv", "conditioning": "concat"}, {}, r"conv.*images"),
     ],
 )

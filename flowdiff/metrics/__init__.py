@@ -2,6 +2,7 @@
 
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.classes import ClassPosterior
+from flowdiff.metrics.cost import Cost
 from flowdiff.metrics.denoising import Denoising
 from flowdiff.metrics.derivatives import Conservative, FokkerPlanck
 from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall
@@ -17,6 +18,7 @@ __all__ = [
     "BitsPerDim",
     "ClassPosterior",
     "Conservative",
+    "Cost",
     "Denoising",
     "Evaluand",
     "FokkerPlanck",

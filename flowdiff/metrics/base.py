@@ -64,6 +64,7 @@ class Evaluand:
     progress: Callable[[str, int, int], None] | None = None
     planned: int = 0
     _samples: Tensor | None = field(default=None, repr=False)
+    _drawn: dict[str, Any] | None = field(default=None, repr=False)
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What every result says about how it came about."""
@@ -77,8 +78,8 @@ class Evaluand:
 
     @property
     def sample_conditions(self) -> dict[str, Any]:
-        """How the samples were made."""
-        return dict(getattr(self.sample, "conditions", {}) or {})
+        """How the samples were made; a metric that draws others (``cost``) does not change it."""
+        return dict(self._drawn if self._drawn is not None else getattr(self.sample, "conditions", {}) or {})
 
     def real(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """``n`` rows of the split in an order that does not depend on n (all, in the data's order, if
@@ -131,6 +132,7 @@ class Evaluand:
             total = max(n, self.planned)
             labels = self.data.images(self.split)[1][self.rows(total)]
             self._samples = self.sample(total, self.labels(labels), self.seed).detach().cpu()
+            self._drawn = dict(getattr(self.sample, "conditions", {}) or {})
         return self._samples[:n], self.data.images(self.split)[1][self.rows(n)]
 
     def sample_images(self, n: int) -> tuple[Tensor, Tensor, int]:
