@@ -5,8 +5,8 @@ A photograph of 427×640 pixels is cut into upright bands first,
     columns   0 … 255   256 … 319   320 … 511   512 … 639
     split     train     val         train       test
 
-and the crops are taken inside a band, one every ``stride`` pixels in both directions: crops of a split overlap, crops of
-different splits share no pixel. Each training crop is there once more as its mirror image.
+and the crops are taken inside a band, one every ``stride`` pixels in both directions: crops of a split overlap, those
+of different splits share no pixel. Each training crop is there once more as its mirror image.
 
 Source: scikit-learn's ``load_sample_images``: china.jpg (a pavilion under the sky; flickr, danielbuechele) and
 flower.jpg (a dahlia before leaves; flickr, vultilion), both CC BY 2.0.
