@@ -286,8 +286,8 @@ def load(path: str | os.PathLike[str], weights: str = "ema", device: str | torch
     """The model of a checkpoint; nothing but the file is needed.
 
     Args:
-        path: a ``.ckpt`` file.
-        weights: ``"ema"`` or ``"raw"``.
+        path: a ``.ckpt`` file, the folder of an exported model (`flowdiff.export`), or its ``.safetensors`` file.
+        weights: ``"ema"`` or ``"raw"``; an exported model has those that it was exported with.
         device: where the model goes.
     """
     return Model(load_checkpoint(path, weights, "cpu")).to(device)
