@@ -57,9 +57,10 @@ class FlowdiffDenoiser(ModelMixin, ConfigMixin):
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__()
         shape = tuple(int(n) for n in entry["shape"])
-        self.denoiser: Any = build_denoiser(entry["config"], shape, int(entry["num_classes"]))
+        denoiser: Any = build_denoiser(entry["config"], shape, int(entry["num_classes"]))
+        self.denoiser = denoiser
         self.shape = shape
-        self.num_classes: int = self.denoiser.num_classes
+        self.num_classes: int = denoiser.num_classes
         self.levels: int = entry["levels"]
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
