@@ -336,8 +336,8 @@ def load(
     """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
     Args:
-        path: a ``.ckpt`` file.
-        weights: ``"ema"`` or ``"raw"``.
+        path: a ``.ckpt`` file, the folder of an exported model (`flowdiff.export`), or its ``.safetensors`` file.
+        weights: ``"ema"`` or ``"raw"``; an exported model has those that it was exported with.
         device: where the model goes.
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
     """

@@ -10,12 +10,15 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
     first_stage                                       of a model of latents: the autoencoder's hash, the pixels' levels
     micro_step                                        batches seen so far
 
-``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. A configuration is code: Hydra
-calls whatever ``_target_`` names. So `instantiate_safely` builds only classes defined in this package and a
-short list from torch, and tensors are read with ``weights_only=True``.
+``state_dict`` holds the EMA weights, ``current_model_state`` the raw ones. An exported model (`flowdiff.export`) is
+that entry as JSON, with ``step`` and ``weights`` (ema or raw), beside the denoiser's tensors as safetensors.
+
+A configuration is code: Hydra calls whatever ``_target_`` names. So `instantiate_safely` builds only classes defined in
+this package and a short list from torch, and tensors are read with ``weights_only=True`` or as safetensors.
 """
 
 import importlib
+import json
 import os
 import platform
 import subprocess
@@ -29,18 +32,31 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from flowdiff.data.base import ImageData
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 
 FORMAT = 1
+EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
 #: Classes outside this package that a stored configuration may name: they compute and do nothing else.
 TORCH_CLASSES = tuple(
     f"torch.nn.{name}" for name in ("Identity", "ReLU", "SiLU", "GELU", "Tanh", "ELU", "LeakyReLU", "Softplus", "Mish")
 )
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds of a model: the entry ``"flowdiff"``, the tensors of the denoiser, and which they are."""
+
+    entry: dict[str, Any]
+    state: dict[str, Tensor]
+    step: int
+    weights: str
 
 
 @dataclass
@@ -89,6 +105,8 @@ def describe(
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
     """The contents of a checkpoint file. One that is missing, cut off or foreign raises `FlowdiffError`."""
     file = Path(path).expanduser()
+    if exported_file(path) is not None:
+        raise FlowdiffError(f"ckpt_path={path}: an exported model can't be trained on; that takes the run's .ckpt file")
     if file.is_dir():
         raise FlowdiffError(f"ckpt_path={path}: a folder; give the file in it, as in {file}/checkpoints/last.ckpt")
     if not file.is_file():
@@ -106,40 +124,93 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
         raise FlowdiffError(f"ckpt_path={path}: {why}") from error
     if not isinstance(content, dict) or not isinstance(content.get("flowdiff"), dict):
         raise FlowdiffError(f"ckpt_path={path}: not a checkpoint of flowdiff (it has no entry 'flowdiff')")
-    found = content["flowdiff"].get("format")
+    _check_format(path, content["flowdiff"])
+    return content
+
+
+def _check_format(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
+    found = entry.get("format")
     if found != FORMAT:
         raise FlowdiffError(
             f"ckpt_path={path}: its format is {found!r}, this version of flowdiff reads format {FORMAT}"
         )
-    return content
+
+
+def exported_file(path: str | os.PathLike[str]) -> Path | None:
+    """The safetensors file of an exported model, if ``path`` is one or the folder of one."""
+    file = Path(path).expanduser()
+    if file.is_dir() and (file / EXPORTED).is_file():
+        return file / EXPORTED
+    return file if file.suffix == ".safetensors" and file.is_file() else None
+
+
+def stored(path: str | os.PathLike[str], weights: str = "ema", map_location: Any = "cpu") -> Stored:
+    """Read a model's file, a checkpoint or an exported one, without building the denoiser.
+
+    Args:
+        path, weights, map_location: as for `load`.
+    """
+    if weights not in ("ema", "raw"):
+        raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
+    file = exported_file(path)
+    if file is not None:
+        return _exported(path, file, weights)
+    content = read(path, map_location)
+    if content["flowdiff"].get("config", {}).get("autoencoder"):
+        raise FlowdiffError(
+            f"ckpt_path={path}: holds an autoencoder, not a denoiser; a model of its latents is trained by "
+            "first_stage=autoencoder_kl first_stage.path=RUN/autoencoder"
+        )
+    key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
+    tensors = content.get(key) or {}
+    state = {k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")}
+    entry = {k: v for k, v in content["flowdiff"].items() if k != "micro_step"}
+    return Stored(entry, state, int(content.get("global_step", 0)), weights)
+
+
+def _exported(path: str | os.PathLike[str], file: Path, weights: str) -> Stored:
+    """An exported model, which holds the weights that it was exported with."""
+    facts = file.with_suffix(".json")
+    if not facts.is_file():
+        raise FlowdiffError(
+            f"ckpt_path={path}: no {facts.name} beside {file.name}: not a model of flowdiff, or half of it"
+        )
+    try:
+        entry = json.loads(facts.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FlowdiffError(f"ckpt_path={path}: {facts.name} can't be read: {error}") from error
+    if not isinstance(entry, dict):
+        raise FlowdiffError(f"ckpt_path={path}: {facts.name} is not that of a model of flowdiff")
+    _check_format(path, entry)
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        raise FlowdiffError(f"ckpt_path={path}: {file.name} can't be read; is it cut off? ({size:,} bytes)") from error
+    held, step = str(entry.pop("weights", "ema")), int(entry.pop("step", 0))
+    if weights == "raw" and held != "raw":
+        raise FlowdiffError(f"weights=raw: {path} was exported with the {held} weights alone")
+    return Stored(entry, state, step, held)
 
 
 def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any = "cpu") -> Checkpoint:
     """Rebuild the denoiser from a checkpoint alone.
 
     Args:
-        path: a ``.ckpt`` file.
-        weights: ``"ema"`` (the averaged weights) or ``"raw"`` (those of the last optimiser step).
+        path: a ``.ckpt`` file, the folder of an exported model, or the ``.safetensors`` file in it.
+        weights: ``"ema"`` (the averaged weights) or ``"raw"`` (those of the last optimiser step). An exported model
+            has those that it was exported with.
         map_location: where the tensors go, as in `torch.load`.
 
     Returns:
         The denoiser in eval mode, and the facts stored with it.
     """
-    if weights not in ("ema", "raw"):
-        raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
-    content = read(path, map_location)
-    entry = content["flowdiff"]
-    if entry["config"].get("autoencoder"):
-        raise FlowdiffError(
-            f"ckpt_path={path}: holds an autoencoder, not a denoiser; "
-            "it is for dataset's latents: first_stage=autoencoder_kl first_stage.path=RUN/autoencoder"
-        )
-    key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
+    found = stored(path, weights, map_location)
+    entry = found.entry
     try:
         config, shape = entry["config"], tuple(int(n) for n in entry["shape"])
         denoiser = build_denoiser(config, shape, int(entry["num_classes"]))
-        state = {k.removeprefix("denoiser."): v for k, v in content[key].items() if k.startswith("denoiser.")}
-        denoiser.load_state_dict(state)
+        denoiser.load_state_dict(found.state)
     except FlowdiffError as error:
         raise FlowdiffError(f"ckpt_path={path}: {error}") from error
     except Exception as error:
@@ -154,8 +225,8 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
         levels=entry.get("levels"),
         class_names=entry.get("class_names"),
         data=str(entry.get("data")),
-        step=int(content.get("global_step", 0)),
-        weights=weights,
+        step=found.step,
+        weights=found.weights,
         path=Path(path),
         first_stage=entry.get("first_stage"),
         versions=entry.get("versions") or {},

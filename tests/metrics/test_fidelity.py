@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from flowdiff.data import Digits, ImageData
+from flowdiff.data import Digits, ImageData, Patches
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.metrics import FID, KID, Evaluand, FrechetDistance, InceptionScore, PrecisionRecall, measure
 from flowdiff.metrics.fidelity import cache_name, rgb
@@ -58,24 +58,32 @@ class Bright:
 
     num_classes = 0
 
+    def __init__(self, channels=1):
+        self.channels = channels
+
     def __call__(self, n, labels, seed):
-        return torch.rand(n, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+        return torch.rand(n, self.channels, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
 def write_png(images, folder):
     folder.mkdir()
     for i, image in enumerate(images):
-        Image.fromarray(image[0].numpy()).save(folder / f"{i:03d}.png")
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:03d}.png")
 
 
-def test_fid_is_that_of_torch_fidelitys_command_line(inception, tmp_path):
-    data = TwoTones()
-    model = Evaluand(None, data, sample=Bright(), seed=1)
+@pytest.mark.parametrize("data", [TwoTones(), Patches(12, 300)], ids=["gray", "colour"])
+def test_fid_is_that_of_torch_fidelitys_command_line(data, inception, tmp_path):
+    model = Evaluand(None, data, sample=Bright(data.shape[0]), seed=1)
     model.denoiser = Bright()
     metric = FID(num_samples=7, weights_path=inception, real=False, cache_root=str(tmp_path / "cache"), batch_size=4)
     results, _ = measure({"fid": metric}, model)
     ours = results["fid"]
-    assert ours.n == 7 and ours.conditions["n_reference"] == 8 and "fewer than" in ours.conditions["note"]
+    assert (
+        ours.n == 7
+        and ours.conditions["n_reference"] == len(data.images("train")[0])
+        and "fewer than" in ours.conditions["note"]
+    )
 
     write_png(model.sample_images(7)[0], tmp_path / "samples")
     write_png(data.levels_to_uint8(data.images("train")[0]), tmp_path / "train")
