@@ -78,7 +78,9 @@ def opened_rival(cfg: DictConfig, batched: BatchedSampler) -> Rival | None:
         if (theirs.data, theirs.shape) != (ours.data, ours.shape):
             was, own = (f"{each.data} of shape {each.shape}" for each in (theirs, ours))
             raise ConfigError("against", against, f"was trained on {was}, the checkpoint on {own}")
-    model = Model(theirs).to(pick_device(cfg.device))
+        if theirs.first_stage != ours.first_stage:
+            raise ConfigError("against", against, "was trained on the latents of another autoencoder")
+    model = Model(theirs, cfg.first_stage.path).to(pick_device(cfg.device))
     sampler = copy.deepcopy(batched.sampler)
     lacking = sampler.lacks(model.denoiser)
     if lacking is not None:

@@ -2,7 +2,7 @@
 
     safetensors   FOLDER/model.safetensors   the denoiser's tensors
                   FOLDER/model.json          the entry "flowdiff" of the checkpoint, step and weights
-    diffusers     FOLDER/model_index.json, pipeline.py, denoiser/, scheduler/: what `flowdiff.pipeline` saves
+    diffusers     FOLDER/model_index.json, pipeline.py, denoiser/, scheduler/, vae/: what `flowdiff.pipeline` saves
 
 `flowdiff.load`, `flowdiff.sample` and `flowdiff.evaluate` read the first as they read a checkpoint.
 """
@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 from safetensors.torch import save
 
+from flowdiff.api import Model
 from flowdiff.checkpoint import EXPORTED, Stored, load, stored
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_json, write_whole
@@ -36,16 +37,16 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
     if cfg.format not in FORMATS:
         raise ConfigError("format", cfg.format, f"must be one of {', '.join(FORMATS)}")
-    load(cfg.ckpt_path, cfg.weights)  # what can't be built again is not handed on
+    built = Model(load(cfg.ckpt_path, cfg.weights), cfg.first_stage.path)  # what can't be built is not handed on
     model = stored(cfg.ckpt_path, cfg.weights)
     folder = output_folder(cfg.output_dir)
-    hint = FORMATS[cfg.format](model, folder)
+    hint = FORMATS[cfg.format](model, built, folder)
     print(f"{cfg.format}: {model.entry['data']}, step {model.step}, {model.weights} weights")
     print(f"output_dir: {folder}\n{hint}")
     return {"output_dir": str(folder), "files": sorted(str(f) for f in folder.rglob("*") if f.is_file())}
 
 
-def write_safetensors(model: Stored, folder: Path) -> str:
+def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
     """The model as ``model.safetensors`` and ``model.json``; how it is read, in words."""
     file = folder / EXPORTED
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state.items()}  # none may share memory
@@ -54,14 +55,14 @@ def write_safetensors(model: Stored, folder: Path) -> str:
     return f'read by: flowdiff.load("{folder}")'
 
 
-def write_diffusers(model: Stored, folder: Path) -> str:
-    """The model as a pipeline of diffusers; how it is read, in words."""
+def write_diffusers(model: Stored, built: Model, folder: Path) -> str:
+    """The model as a pipeline of diffusers, with its autoencoder if it is one of latents; how it is read, in words."""
     try:
         from flowdiff.pipeline import pipeline_of
     except ImportError as error:
         raise FlowdiffError(f"format=diffusers: pip install 'flowdiff[latent]' ({error})") from error
     try:
-        pipeline_of(model).save_pretrained(folder)
+        pipeline_of(model, getattr(built.first_stage, "network", None)).save_pretrained(folder)
     except OSError as error:
         raise FlowdiffError(f"can't write {folder}: {error.strerror or error}") from error
     return f'read by: diffusers.DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)'
@@ -72,4 +73,7 @@ def facts(model: Stored) -> dict[str, Any]:
     return {**model.entry, "step": model.step, "weights": model.weights}
 
 
-FORMATS: dict[str, Callable[[Stored, Path], str]] = {"safetensors": write_safetensors, "diffusers": write_diffusers}
+FORMATS: dict[str, Callable[[Stored, Model, Path], str]] = {
+    "safetensors": write_safetensors,
+    "diffusers": write_diffusers,
+}

@@ -109,12 +109,7 @@ class AutoencoderKL(FirstStage):
         config = self.network.config
         self.channels = int(config.in_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
-        per_channel = (1, int(config.latent_channels), 1, 1)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        shift = mean if mean is not None else [getattr(config, "shift_factor", None) or 0.0]
-        self.shift = torch.tensor(shift, device=self.device).expand(per_channel[1]).reshape(per_channel)
-        spread = torch.tensor(std if std is not None else [1.0], device=self.device)
-        self.scale = (float(config.scaling_factor) / spread).expand(per_channel[1]).reshape(per_channel)
+        self.shift, self.scale = units(self.network)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,6 +149,21 @@ class AutoencoderKL(FirstStage):
                 z0 = part.to(self.device, self.shift.dtype) / self.scale + self.shift
                 images: Tensor = self.network.decode(z0).sample.float().cpu()
             yield images  # outside of no_grad: whoever goes over them would be inside it
+
+
+def units(network: Any) -> tuple[Tensor, Tensor]:
+    """Shift and scale, (1, c, 1, 1) each, that the configuration of diffusers' AutoencoderKL gives its latents.
+
+    One number for all channels (``shift_factor``, ``scaling_factor``), or one for each (``latents_mean`` and
+    ``latents_std``, as diffusers' pipelines use them: z/scaling_factor·std + mean is decoded).
+    """
+    config, device = network.config, network.device
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    shift = torch.tensor(mean if mean is not None else [getattr(config, "shift_factor", None) or 0.0], device=device)
+    spread = torch.tensor(std if std is not None else [1.0], device=device)
+    shape = (1, int(config.latent_channels), 1, 1)
+    scale = float(config.scaling_factor) / spread
+    return shift.expand(shape[1]).reshape(shape), scale.expand(shape[1]).reshape(shape)
 
 
 def read_autoencoder(path: str) -> Any:

@@ -35,6 +35,7 @@ from flowdiff.checkpoint import Stored, build_denoiser
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import write_json, write_text
+from flowdiff.first_stage import units
 from flowdiff.generate import resolve_labels
 from flowdiff.samplers import Clipped, Guided
 
@@ -61,7 +62,8 @@ class FlowdiffDenoiser(ModelMixin, ConfigMixin):
         self.denoiser = denoiser
         self.shape = shape
         self.num_classes: int = denoiser.num_classes
-        self.levels: int = entry["levels"]
+        self.levels: int = (entry.get("first_stage") or entry)["levels"]  # of a pixel
+        self.of_latents = entry["levels"] is None
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """The estimate of x0, shape of x.
@@ -80,13 +82,15 @@ class FlowdiffPipeline(DiffusionPipeline):
     Args:
         denoiser: the model.
         scheduler: with ``sigmas`` and ``prediction_type="sample"``.
+        vae: the AutoencoderKL that decodes a model of latents; None: the model is one of pixels.
     """
 
-    model_cpu_offload_seq = "denoiser"
+    model_cpu_offload_seq = "denoiser->vae"
+    _optional_components = ["vae"]
 
-    def __init__(self, denoiser: FlowdiffDenoiser, scheduler: Any) -> None:
+    def __init__(self, denoiser: FlowdiffDenoiser, scheduler: Any, vae: Any = None) -> None:
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, vae=vae)
 
     @torch.no_grad()
     def __call__(
@@ -109,15 +113,15 @@ class FlowdiffPipeline(DiffusionPipeline):
             guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
             generator: one for all, or a list with one for each image.
             latents: (batch_size, C, H, W) standard normals to begin with, in place of fresh ones.
-            output_type: pil; np: (B, H, W, C) in [0, 1]; pt: (B, C, H, W) in [0, 1].
+            output_type: pil; np: (B, H, W, C) in [0, 1]; pt: (B, C, H, W) in [0, 1]; latent: what ``vae`` decodes.
             return_dict: False: a tuple of the images.
 
         Raises:
             FlowdiffError: a wrong label, scheduler, size or output type.
         """
         n, labels = self._wanted(batch_size, class_labels, latents)
-        if output_type not in ("pil", "np", "pt"):
-            raise ConfigError("output_type", output_type, "must be pil, np or pt")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ConfigError("output_type", output_type, "must be pil, np, pt or latent")
         at_least("num_inference_steps", num_inference_steps, 1)
         device, shape = self._execution_device, (n, *self.denoiser.shape)
         labels = None if labels is None else labels.to(device)
@@ -159,7 +163,8 @@ class FlowdiffPipeline(DiffusionPipeline):
             raise ConfigError("guidance_scale", guidance_scale, "this model has no classes to guide by: leave it at 1")
         if guidance_scale != 1 and labels is not None:  # without a class both terms are the same
             denoiser = Guided(denoiser, guidance_scale)
-        denoiser = Clipped(denoiser, -1.0, 1.0)  # as all samplers of flowdiff do with images
+        if not self.denoiser.of_latents:
+            denoiser = Clipped(denoiser, -1.0, 1.0)  # as all samplers of flowdiff do with pixels
         scheduler.set_timesteps(num_inference_steps, device=noise.device)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # several low σ can share a timestep; steps are counted, not looked up
@@ -175,7 +180,12 @@ class FlowdiffPipeline(DiffusionPipeline):
         return x
 
     def _finished(self, x: Tensor, output_type: str) -> Any:
-        """x0 in [-1, 1] as the images that were asked for; PIL's by way of the data's levels, as flowdiff's own."""
+        """x0 as the images that were asked for; PIL's by way of the data's levels, as flowdiff's own."""
+        if output_type == "latent":
+            return x
+        if self.vae is not None:
+            shift, scale = units(self.vae)
+            x = self.vae.decode((x / scale + shift).to(self.vae.dtype)).sample
         if output_type == "pt":
             return (x / 2 + 0.5).clamp(0, 1)
         if output_type == "np":
@@ -193,18 +203,22 @@ class FlowdiffPipeline(DiffusionPipeline):
         write_text(folder / "pipeline.py", CODE)
 
 
-def pipeline_of(model: Stored) -> FlowdiffPipeline:
+def pipeline_of(model: Stored, vae: Any = None) -> FlowdiffPipeline:
     """A pipeline with the model's weights, and Euler's steps on its schedule (Karras', where diffusers has no such).
+
+    Args:
+        model: a checkpoint's.
+        vae: the autoencoder of a model of latents.
 
     Raises:
         FlowdiffError: its data are points.
     """
     entry = model.entry
-    if entry["levels"] is None:
+    if entry["levels"] is None and vae is None:
         raise FlowdiffError(f"format=diffusers: {entry['data']}: points are not images; format=safetensors takes them")
     denoiser = FlowdiffDenoiser({**entry, "step": model.step, "weights": model.weights})
     denoiser.denoiser.load_state_dict(model.state)
-    return FlowdiffPipeline(denoiser.eval(), scheduler_of(entry["config"]))
+    return FlowdiffPipeline(denoiser.eval(), scheduler_of(entry["config"]), vae)
 
 
 def scheduler_of(config: Mapping[str, Any]) -> EulerDiscreteScheduler:

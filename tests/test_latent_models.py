@@ -11,6 +11,7 @@ import pytest
 import torch
 from autoencoders import saved
 from conftest import TINY
+from diffusers import DiffusionPipeline
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from trained import composed
@@ -18,6 +19,7 @@ from trained import composed
 import flowdiff
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation import evaluate
+from flowdiff.exporting import export
 from flowdiff.train import train
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -136,6 +138,30 @@ def test_latents_have_no_pixels_to_fill_in(runs: Path) -> None:
     model = flowdiff.load(runs / "flow" / "checkpoints" / "last.ckpt")
     with pytest.raises(FlowdiffError, match="latents have no pixels"):
         model.inpaint(torch.zeros(1, 2, 4, 4), "left")
+
+
+def test_a_model_of_latents_is_exported_with_its_autoencoder(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    ckpt = runs / "flow" / "checkpoints" / "last.ckpt"
+    for format in ("safetensors", "diffusers"):
+        export(composed("export", f"ckpt_path={ckpt}", f"format={format}", f"output_dir={tmp_path}/{format}"))
+    model, read = flowdiff.load(ckpt), flowdiff.load(tmp_path / "safetensors")
+    z = model.sample(2, labels=[1, 7], sampler="euler", num_steps=3, quiet=True)
+    assert torch.equal(read.sample(2, labels=[1, 7], sampler="euler", num_steps=3, quiet=True), z)
+    assert torch.equal(read.to_uint8(z), model.to_uint8(z))
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "diffusers", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    drawn = {
+        kind: pipe(class_labels=[1, 7], num_inference_steps=3, latents=noise, output_type=kind).images
+        for kind in ("latent", "pt", "pil")
+    }
+    torch.testing.assert_close(drawn["pt"], (model.decode(drawn["latent"]) / 2 + 0.5).clamp(0, 1))
+    pixels = model.to_uint8(drawn["latent"])[:, 0].numpy()
+    assert all(np.array_equal(np.asarray(image), own) for image, own in zip(drawn["pil"], pixels, strict=True))
+    assert drawn["latent"].abs().max() > 1
 
 
 def test_sdxls_latents(tmp_path: Path) -> None:
