@@ -29,6 +29,7 @@ from flowdiff.statistics import DataStatistics
 from flowdiff.training import plain
 
 LOSSES = {"likelihood": Likelihood, "mixture": Mixture}
+ADDRESS_SPACE = 18 << 30
 COLUMNS = ["latents", "flow", "loss", "parameters", "seconds a step", "GB", "note"]
 #: stabilityai/stable-diffusion-xl-base-1.0, vae/config.json
 SDXL_AUTOENCODER: dict[str, Any] = {
@@ -63,6 +64,7 @@ def gigabytes() -> float:
 def step(flow: str, side: int, loss: str, batch_size: int) -> dict[str, Any]:
     """One row of the table, measured in this process."""
     shape = (4, side, side)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))  # an error here, not for the whole machine
     torch.manual_seed(0)
     x0 = 0.9 * torch.randn(max(batch_size, 2), *shape)
     denoiser = model(flow, shape)
@@ -94,6 +96,8 @@ def row(flow: str, side: int, loss: str, batch_size: int, limit: float) -> dict[
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         refusal = said.partition("ConfigError(")[2].strip("')")
+        if "allocate" in done.stderr or "MemoryError" in done.stderr:
+            return facts | {"note": f"more than {ADDRESS_SPACE >> 30} GB of memory"}
         return facts | {"note": f"refused: {refusal}" if refusal else said}
     return facts | dict(zip(COLUMNS[3:], done.stdout.strip().split("\t"), strict=False))
 
