@@ -13,6 +13,7 @@ from autoencoders import saved
 from conftest import TINY
 from diffusers import DiffusionPipeline
 from PIL import Image
+from sdxl import tiny_sdxl
 from sklearn.datasets import load_sample_images
 from trained import composed
 
@@ -119,6 +120,19 @@ def test_a_moved_autoencoder_is_named_on_the_command_line(runs: Path, tmp_path: 
         evaluate(composed("evaluate", *words))
     found = evaluate(composed("evaluate", *words, f"first_stage.path={tmp_path}/here"))
     assert found["metrics"]["fd_mlp_digits"]["n"] == 360
+
+
+def test_sdxl_is_measured_beside_it_on_the_same_latents(runs: Path, tmp_path: Path) -> None:
+    ckpt = runs / "flow" / "checkpoints" / "last.ckpt"
+    words = [f"ckpt_path={ckpt}", f"output_dir={tmp_path}", "num_steps=2", "metrics=[denoising,fd,cost]"]
+    words += ["metrics.denoising.sigmas=[0.5]", "metrics.cost.num_samples=4", "metrics.cost.repeats=1"]
+    result = evaluate(composed("evaluate", *words, "denoiser=sdxl", f"denoiser.path={tiny_sdxl(channels=2)}"))
+    ours, theirs = result["metrics"], result["against"]
+    assert set(ours) == set(theirs) >= {"denoising_ratio/0.5", "fd_mlp_digits", "parameters", "seconds_per_100"}
+    assert ours["denoising_ratio/0.5"]["rmse_wiener"] == theirs["denoising_ratio/0.5"]["rmse_wiener"]
+    assert ours["fd_mlp_digits"]["value"] != theirs["fd_mlp_digits"]["value"]
+    for folder in (tmp_path, tmp_path / "sdxl"):
+        assert Image.open(folder / "samples.png").size[0] > 8 * 10  # decoded
 
 
 def test_another_autoencoder_is_refused(runs: Path, tmp_path: Path) -> None:
