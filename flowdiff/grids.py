@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from flowdiff import generate, plots
+from flowdiff.autoencoder import Autoencoder
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.module import Diffusion
@@ -33,10 +34,10 @@ class Picture(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, Optimised)
         picture = self.picture(pl_module)
         if picture is None:
             return
+        assert isinstance(pl_module, Optimised)
         file = Path(str(pl_module.config["run_dir"]), self.folder, f"step_{trainer.global_step:07d}.png")
         plots.save_png(picture, file)
         for logger in trainer.loggers:
@@ -104,13 +105,14 @@ class DenoisingGrid(Picture):
 
 
 class Reconstructions(Picture):
-    """Validation images and, below each row of ten, what an autoencoder in training makes of them."""
+    """Validation images and, below each row of ten, what an autoencoder in training makes of them. Of a denoiser's
+    training there is none.
+    """
 
     folder = "reconstructions"
 
     def picture(self, module: Any) -> Tensor | None:
-        picture: Tensor = module.picture()
-        return picture
+        return module.picture() if isinstance(module, Autoencoder) else None
 
 
 class ValidationMetrics(Callback):

@@ -271,7 +271,7 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
     augmentation = make(config["augment"])(context_dim=context_dim)
     assert isinstance(augmentation, Augmentation)
     if augmentation.numbers and (data.levels is None or not context_dim):
-        lacking = "images of pixels" if data.levels is None else "a model with an embedding of σ"
+        lacking = "images" if data.levels is None else "a model with an embedding of σ"
         for word in words:
             if word.split("=")[0].lstrip("+") == "augment":
                 raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")
