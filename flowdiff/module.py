@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flowdiff.augment import Augmentation, augmented
+from flowdiff.compilation import compiled
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
@@ -54,6 +55,8 @@ class Diffusion(LightningModule):
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         self.config, self.entry = config, entry
+        # a function: what copies the module, as the average does, doesn't copy it
+        self.terms = compiled(loss, denoiser) if config.get("compile") else loss
         self.micro_step = 0
         self.last_grad_norm = torch.tensor(math.nan)
         self.save_hyperparameters(config)
@@ -75,9 +78,10 @@ class Diffusion(LightningModule):
             fresh_probes(self.denoiser),
             augmented(self.denoiser, shift),
         ):
-            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
+            terms = self.terms(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
         loss = terms["loss"].mean()
-        if not torch.isfinite(loss):
+        alone = self.trainer.world_size == 1  # else all processes stop together, at the gradient that they share
+        if alone and not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 
@@ -91,7 +95,8 @@ class Diffusion(LightningModule):
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
         means = {f"val/{name}": term.mean() for name, term in terms.items()}
-        self.log_dict(means, batch_size=len(x0), sync_dist=True)
+        rows: Any = float(len(x0))  # Lightning rounds the mean of whole numbers over the processes
+        self.log_dict(means, batch_size=rows, sync_dist=True)
 
     def _prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Levels to model space; labels only where the model looks at them."""
@@ -183,4 +188,5 @@ def check(config: dict[str, Any]) -> None:
     need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
     labels, values = config["label_dropout"], config["dropout"]
     need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
+    need("compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false")
     need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")
