@@ -188,5 +188,7 @@ def check(config: dict[str, Any]) -> None:
     need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
     labels, values = config["label_dropout"], config["dropout"]
     need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
-    need("compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false")
+    need(
+        "compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false"
+    )
     need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")

@@ -17,7 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
-from omegaconf import open_dict
+from omegaconf import read_write
 
 from flowdiff.errors import ConfigError
 
@@ -101,11 +101,11 @@ def _as_single_run(config: dict[str, Any]) -> Iterator[None]:
     words += [f"ckpt_path='{config['ckpt_path']}'"] if config.get("ckpt_path") else []
     before = run.dir
     sys.argv = [arguments[0], *options, *words]
-    with open_dict(run):
+    with read_write(run):
         run.dir = str(Path(job.runtime.output_dir).absolute())
     try:
         yield
     finally:
         sys.argv = arguments
-        with open_dict(run):
+        with read_write(run):
             run.dir = before

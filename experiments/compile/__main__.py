@@ -104,7 +104,16 @@ def measured(flow: str, loss_name: str) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    names = ("flow", "loss", "|Δ gradient|", "float32's own error", "ms eager", "ms compiled", "speed-up", "compiling, s")
+    names = (
+        "flow",
+        "loss",
+        "|Δ gradient|",
+        "float32's own error",
+        "ms eager",
+        "ms compiled",
+        "speed-up",
+        "compiling, s",
+    )
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for row in rows:
         speed = f"{row['speed_up']:.2f} ({row['lowest']:.2f}–{row['highest']:.2f})"
