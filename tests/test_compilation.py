@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BARE, Compose
 from configs import CONF, build, choices
+from conftest import BARE, Compose
 from models import make, points, randomise, statistics
 from omegaconf import OmegaConf
 from test_train import equal, states
