@@ -2,9 +2,9 @@
 
     python tests/peaks.py coupling linear …
 
-The sizes are those of `flowdiff.train dataset=mnist flow=NAME`: batches of 128 with likelihood and denoising, as many rows as
-an evaluation and a sampling take at once by default. A process of its own, because what a process once had it keeps. Linux: the
-kernel's VmHWM, which is set back before each part.
+The sizes are those of `flowdiff.train dataset=mnist flow=NAME`: batches of 128 with likelihood and denoising, as many
+rows as an evaluation and a sampling take at once by default. A process of its own, because what a process once had it
+keeps. Linux: the kernel's VmHWM, which is set back before each part.
 """
 
 import copy
