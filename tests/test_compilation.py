@@ -4,6 +4,7 @@ torch.compile's own backend takes minutes for a whole flow: experiments/compile 
 through what goes before it, the capture as one graph (where the derivatives are taken, and mistakes would be made).
 """
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ def test_every_flow_is_one_graph_with_the_gradients_of_eager_mode(flow: str, pre
     assert len(graphs) == 1 or foreign
 
 
+@pytest.mark.skipif(not os.environ.get("FLOWDIFF_INDUCTOR"), reason="a minute: FLOWDIFF_INDUCTOR=1")
 def test_inductor() -> None:
-    model, loss, given = model_of("coupling", dtype=torch.float32), build("loss", "mixture"), batch(torch.float32)
+    model, loss, given = model_of("linear", dtype=torch.float32), build("loss", "mixture"), batch(torch.float32)
     assert_equal_gradients(gradients(compiled(loss, model), model, given), gradients(loss, model, given))
 
 
