@@ -112,9 +112,7 @@ class Autoencoder(Optimised):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
-        x = self.data.to_centres(batch[0])
-        means = {f"val/{name}": term.mean() for name, term in self.terms(x).items()}
-        self.log_dict(means, batch_size=len(x), sync_dist=True)
+        self.log_validation(self.terms(self.data.to_centres(batch[0])))
 
     def picture(self) -> Tensor:
         """Ten validation images in each row, and their reconstructions below, (3, H', W') uint8."""

@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
 
 class Scalars(Callback):
     """Every ``trainer.log_every_n_steps`` steps, means since the last time: loss and its terms, the loss by
-    bucket of σ, norm of the gradient before clipping, learning rate, images per second.
+    bucket of σ, norm of the gradient before clipping, learning rate, images per second; on CUDA the most memory used.
 
     Args:
         buckets: edges between the buckets of σ.
@@ -150,16 +150,18 @@ class Scalars(Callback):
         if list(buckets) != sorted(set(buckets)):
             raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
-        self.logged_step = 0
+        self.logged_step = self.seen_step = 0
         self._forget()
 
     def _forget(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.buckets: tuple[Tensor, Tensor] | None = None
-        self.steps, self.images, self.since, self.paused = 0, 0, time.perf_counter(), 0.0
+        self.norm = torch.tensor(0.0)
+        self.norms, self.steps, self.images, self.since, self.paused = 0, 0, 0, time.perf_counter(), 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
+        self.seen_step = self.logged_step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause = time.perf_counter()
@@ -172,9 +174,12 @@ class Scalars(Callback):
     ) -> None:
         terms, sigma = outputs["terms"], outputs.get("sigma")
         assert isinstance(pl_module, Optimised)
-        values = {name: term.mean() for name, term in terms.items()} | {"grad_norm": pl_module.last_grad_norm}
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.float().mean()
+        if trainer.global_step != self.seen_step:  # with accumulated gradients not every batch ends in a step
+            self.seen_step = trainer.global_step
+            self.norms += 1
+            self.norm = self.norm + pl_module.last_grad_norm.float()
         if sigma is not None:  # an autoencoder has none
             self._fill_buckets(sigma, terms["loss"])
         self.steps += 1
@@ -197,13 +202,21 @@ class Scalars(Callback):
         self.buckets = (totals[0], totals[1]) if old is None else (old[0] + totals[0], old[1] + totals[1])
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
-        """The means since the last call of ``_forget``."""
+        """The means since the last call of ``_forget``, over all processes."""
         seconds = time.perf_counter() - self.since - self.paused
-        found = {f"train/{name}": float(total) / self.steps for name, total in self.sums.items()}
+        totals = torch.cat([torch.stack(list(self.sums.values())), *(self.buckets or ())])
+        if trainer.world_size > 1:
+            totals = trainer.strategy.reduce(totals, reduce_op="sum")
+        values, buckets = totals[: len(self.sums)], totals[len(self.sums) :].chunk(2)
+        count = self.steps * trainer.world_size
+        found = {f"train/{name}": float(total) / count for name, total in zip(self.sums, values, strict=True)}
+        found["train/grad_norm"] = float(self.norm) / max(self.norms, 1)
+        if values.is_cuda:
+            found["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(values.device) / 2**30
         found["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         found["train/images_per_second"] = self.images / max(seconds, 1e-9)
         if self.buckets is not None:
-            for name, total, count in zip(bucket_names(self.edges.tolist()), *self.buckets, strict=True):
+            for name, total, count in zip(bucket_names(self.edges.tolist()), *buckets, strict=True):
                 if count:
                     found[f"train/loss_by_sigma/{name}"] = float(total / count)
         return found

@@ -157,7 +157,8 @@ class ScoreFlow(Denoiser):
             self.flow.fit(statistics)
 
     def _context(self, sigma: Tensor, classes: Tensor) -> tuple[Context, Tensor]:
-        embedding = self.embed(sigma, classes)
+        with torch.autocast(sigma.device.type, enabled=False):  # every log-scale is made of it
+            embedding = self.embed(sigma, classes)
         kappa = self.precondition.kappa(sigma)
         if self.embed.joint:
             return Context(torch.ones_like(sigma)[:, None], kappa), embedding

@@ -86,10 +86,7 @@ class NormalQuantile(torch.autograd.Function):
     def forward(log_p: Tensor) -> Tensor:
         root = (-2 * (log_p + LOG_ROOT_2PI)).clamp(min=1.0).sqrt()
         z = torch.where(log_p > -5, torch.special.ndtri(log_p.exp().clamp(min=1e-3)), -root)
-        for _ in range(6):  # Newton's method for log Φ(z) = l, which is concave in z
-            now = torch.special.log_ndtr(z)
-            z = z - (now - log_p) * (now + z.square() / 2 + LOG_ROOT_2PI).exp()
-        return z
+        return _newton(z, log_p, steps=6)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -102,6 +99,27 @@ class NormalQuantile(torch.autograd.Function):
         return grad * (log_p + z.square() / 2 + LOG_ROOT_2PI).exp()
 
     jvp = backward  # elementwise: the derivative is its own transpose
+
+
+def _newton(z: Tensor, log_p: Tensor, steps: int) -> Tensor:
+    """Newton's method for log Φ(z) = l, which is concave in z."""
+    for _ in range(steps):
+        now = torch.special.log_ndtr(z)
+        z = z - (now - log_p) * (now + z.square() / 2 + LOG_ROOT_2PI).exp()
+    return z
+
+
+def normal_quantile(log_p: Tensor) -> Tensor:
+    """z = Φ⁻¹(exp(l)) for l ≤ log ½.
+
+    torch.compile can't follow the derivatives of :class:`NormalQuantile`. There two more steps are taken from the
+    result: k steps of Newton's method from the root itself have the root's first 2ᵏ − 1 derivatives.
+    """
+    if not torch.compiler.is_compiling():
+        return NormalQuantile.apply(log_p)
+    with torch.no_grad():
+        z = NormalQuantile.forward(log_p.detach())
+    return _newton(z.detach(), log_p, steps=2)
 
 
 def _density(t: Tensor) -> Tensor:
@@ -144,7 +162,7 @@ def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> tuple[Tensor,
     log_broad = math.log(BROAD) + torch.special.log_ndtr(torch.where(low, far, -far))
     log_tail = _log_sum(torch.where(low, cdf, survival), log_broad)
     log_pdf = _log_sum(pdf, math.log(BROAD) - 0.5 * far.square() - LOG_ROOT_2PI - scale.log())
-    z = NormalQuantile.apply(log_tail)
+    z = normal_quantile(log_tail)
     z = torch.where(low, z, -z)
     return z, log_pdf + z.square() / 2 + LOG_ROOT_2PI
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.augment import Augmentation, augmented
+from flowdiff.compilation import compiled
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
 from flowdiff.errors import ConfigError, at_least, is_number
@@ -45,6 +46,8 @@ class Diffusion(Optimised):
         check(config)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
+        # a function: what copies the module, as the average does, doesn't copy it
+        self.terms = compiled(loss, denoiser) if config.get("compile") else loss
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -62,7 +65,7 @@ class Diffusion(Optimised):
             fresh_probes(self.denoiser),
             augmented(self.denoiser, shift),
         ):
-            terms = self.loss(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
+            terms = self.terms(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
         loss = self.need_finite(terms["loss"].mean())
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 
@@ -75,8 +78,7 @@ class Diffusion(Optimised):
             lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
-        means = {f"val/{name}": term.mean() for name, term in terms.items()}
-        self.log_dict(means, batch_size=len(x0), sync_dist=True)
+        self.log_validation(terms)
 
     def _prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Levels to model space; labels only where the model looks at them."""
@@ -99,4 +101,7 @@ def check(config: dict[str, Any]) -> None:
     need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
     labels, values = config["label_dropout"], config["dropout"]
     need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
+    need(
+        "compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false"
+    )
     need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")

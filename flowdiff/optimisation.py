@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -54,15 +55,21 @@ class Optimised(LightningModule):
     def _seed(self, step: int) -> None:
         torch.manual_seed((int(self.config["seed"]) * 1_000_003 + step * 1009 + self.global_rank) % 2**63)
 
-    def need_finite(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, if it is a number.
+    def need_finite(self, loss: Tensor) -> Tensor:
+        """The loss. Of several processes all stop together, at the gradient that they share.
 
         Raises:
-            NonFiniteError: it is none.
+            NonFiniteError: it is no number.
         """
-        if not torch.isfinite(loss):
+        if self.trainer.world_size == 1 and not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
         return loss
+
+    def log_validation(self, terms: dict[str, Tensor]) -> None:
+        """Terms of a validation batch, (B,) each, as ``val/<name>``: means over all batches of all processes."""
+        means = {f"val/{name}": term.mean() for name, term in terms.items()}
+        rows: Any = float(len(terms["loss"]))  # Lightning rounds the mean of whole numbers over the processes
+        self.log_dict(means, batch_size=rows, sync_dist=True)
 
     # -- the optimiser -------------------------------------------------------------------------------------
 

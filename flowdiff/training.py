@@ -15,9 +15,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import autoencoder, boards, checkpoint, generate, mistakes
+from flowdiff import autoencoder, boards, checkpoint, generate, mistakes, processes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
+from flowdiff.compilation import check_compiler
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
@@ -51,6 +52,8 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     words = given_overrides() if words is None else words
     check(config)
     check_devices(config["trainer"])
+    if config.get("compile"):
+        check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
     run_dir = made(config["run_dir"], "run_dir")
 
     seed(config["seed"])
@@ -61,6 +64,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
+    processes.check(trainer)
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
         print(
@@ -123,7 +127,7 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     if path:
         checkpoint.read(path)  # says what is wrong with it, if anything is
     try:
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
                 saver.interrupts, interrupts.patient = interrupts, True
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)

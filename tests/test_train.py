@@ -3,6 +3,7 @@ the run.
 """
 
 import csv
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from autoencoders import saved
 from conftest import BARE, Compose
 from hydra.errors import InstantiationException
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowdiff import checkpoint, cli, mistakes, training
@@ -311,6 +313,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert content["global_step"] == 4
     weights = (*content["state_dict"].values(), *content["current_model_state"].values())
     assert all(bool(tensor.isfinite().all()) for tensor in weights)
+
+
+def test_a_run_in_bfloat16_has_the_bits_of_float32(config: Compose, tmp_path: Path) -> None:
+    words = ("trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.val_check_interval=12", "lr=1e-2")
+    result = train(config(*BARE, *words))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert all(v.dtype != torch.bfloat16 for v in checkpoint.read(path)["state_dict"].values())
+    model = checkpoint.load(path).denoiser
+    assert any(bool((p != 0).all()) for n, p in model.named_parameters() if n.endswith("last.weight"))
+    k, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(k[:256], dtype=torch.float32).view(-1, 1, 8, 8) / 8.5 - 1 + 1 / 17
+    bits = []
+    for low in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            nats = -model.log_prob(x, 0.002, torch.as_tensor(labels[:256])).double()  # type: ignore[operator]
+            bits.append(float(nats.mean()) / 64 / math.log(2) + math.log2(17 / 2))
+    assert abs(bits[0] - bits[1]) < 0.01
+    assert bits[0] == pytest.approx(result["validation"]["val/bits_per_dim"], abs=0.5)
 
 
 def test_seed_decides_and_seed_zero_is_a_seed(config: Compose, tmp_path: Path) -> None:

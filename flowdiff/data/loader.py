@@ -32,7 +32,9 @@ class TensorLoader:
         tensors: with the same number of rows N; a batch is the tuple of their rows.
         batch_size: rows per batch and process; at most N/world_size is used.
         shuffle: a new order in each epoch. Without it the order is 0..N−1.
-        drop_last: leave out the last, smaller batch (every step then sees the same batch size).
+        drop_last: leave out the last, smaller batch (every step then sees the same batch size). Else every row is
+            seen once, in the same number of batches on every process: one that has a row more than others takes it
+            into its last batch.
         seed: fixes the order.
         rank, world_size: this process and the number of processes, for distributed training.
     """
@@ -53,7 +55,7 @@ class TensorLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.rows = len(tensors[0]) // world_size if drop_last else -(-len(tensors[0]) // world_size)
+        self.rows = len(tensors[0]) // world_size
         self.batch_size = max(1, min(batch_size, self.rows))
         self.epoch = 0
         self.step = 0
@@ -78,7 +80,8 @@ class TensorLoader:
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         order = self.order(self.epoch)
         for step in range(self.step, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            whole = step + 1 < len(self) or self.drop_last
+            rows = order[step * self.batch_size :][: self.batch_size if whole else None]
             # the position moves on before the batch is used: a state saved after its step names the next
             # batch
             last = step + 1 == len(self)
@@ -87,14 +90,15 @@ class TensorLoader:
             yield tuple(tensor[rows] for tensor in self.tensors)
 
     def order(self, epoch: int) -> Tensor:
-        """Row numbers of this process in the given epoch, (rows,) int64."""
+        """Row numbers of this process in the given epoch, int64."""
         n = len(self.tensors[0])
         if self.shuffle:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             order = torch.randperm(n, generator=generator)
         else:
             order = torch.arange(n)
-        return order[self.rank :: self.world_size][: self.rows]
+        own = order[self.rank :: self.world_size]
+        return own[: self.rows] if self.drop_last else own
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``, unless the loader is already in it or past it."""

@@ -99,7 +99,8 @@ class AffineFiLM(Flow):
         self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = self.layer(context.embedding).to(like.dtype).reshape(-1, 2, *self.shape).unbind(1)
+        with torch.autocast(like.device.type, enabled=False):  # its output is the log-determinant
+            a, b = self.layer(context.embedding.to(like.dtype)).reshape(-1, 2, *self.shape).unbind(1)
         kappa = per_sample(context.kappa, like)
         return kappa * soft_bound(a, self.max_log_scale), kappa * b
 

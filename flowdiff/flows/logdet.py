@@ -56,7 +56,10 @@ def exact_log_det(matrix: Tensor) -> Tensor:
     """log|det A| of invertible A (B, n, n), shape (B,).
 
     The same as slogdet, in half its time where second derivatives are taken: it inverts A once, for all of them.
+    torch.compile can't follow it and takes slogdet.
     """
+    if torch.compiler.is_compiling():
+        return torch.linalg.slogdet(matrix)[1]
     return _LogAbsDet.apply(matrix, torch.linalg.inv_ex(matrix).inverse)
 
 

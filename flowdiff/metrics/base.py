@@ -47,7 +47,7 @@ class Evaluand:
         seed: of the samples and of all noise in the metrics.
         device: where the denoiser lives.
         split: the split evaluated on.
-        batch_size: rows per pass through the denoiser.
+        batch_size: rows per pass through the denoiser; fewer of large samples.
         progress: called as ``progress(what, done, total)``; None is silent.
     """
 
@@ -110,9 +110,13 @@ class Evaluand:
         return x0, torch.randn(x0.shape, generator=generator), labels
 
     def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
-        """Slices of at most ``batch_size`` of n rows, in turn ``turn`` of ``turns``; reports the progress."""
-        for start in range(0, n, self.batch_size):
-            stop = min(start + self.batch_size, n)
+        """Slices of at most ``batch_size`` of n rows, in turn ``turn`` of ``turns``; reports the progress.
+
+        Of large samples fewer are taken at a time, `rows_at_once`.
+        """
+        rows = min(self.batch_size, rows_at_once(self.data.shape))
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
             yield slice(start, stop)
             self.tell(what, turn * n + stop, turns * n)
 
@@ -147,6 +151,13 @@ class Evaluand:
         """Report progress."""
         if self.progress is not None:
             self.progress(what, done, total)
+
+
+def rows_at_once(shape: Sequence[int]) -> int:
+    """100,352 coordinates: 128 images of 28×28, 32 of 3×32×32. A flow's score keeps some 100 numbers of each in every
+    one of its steps, and has to fit into a few GB.
+    """
+    return max(16, 100_352 // math.prod(shape))
 
 
 class Metric:

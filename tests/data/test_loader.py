@@ -96,6 +96,13 @@ def test_processes_share_an_epoch():
     assert len(parts[0]) == 3
 
 
+def test_processes_see_every_row_in_as_many_batches():
+    parts = [make(n=7, rank=rank, world_size=2, batch_size=3, shuffle=False, drop_last=False) for rank in range(2)]
+    batches = [epoch_of(part) for part in parts]
+    assert [len(part) for part in parts] == [len(found) for found in batches] == [1, 1]
+    assert sorted(sum(batches[0] + batches[1], [])) == list(range(7))
+
+
 def test_a_batch_is_no_larger_than_the_data():
     loader = make(n=7, batch_size=100)
     assert len(loader) == 1 and len(epoch_of(loader)[0]) == 7
