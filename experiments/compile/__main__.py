@@ -26,7 +26,7 @@ from flowdiff.files import write_json, write_text
 
 OUT = Path(__file__).with_name("results")
 LOSSES = ("mixture", "likelihood")
-ROUNDS, SECONDS = 5, 2.0  # rounds, and seconds of eager steps in each
+ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
 Step = Callable[[], Any]
 
 
