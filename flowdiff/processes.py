@@ -9,7 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def check(trainer: Trainer) -> None:
 
 
 @contextlib.contextmanager
-def own(trainer: Trainer, config: dict[str, Any]) -> Iterator[None]:
+def own(trainer: Trainer, config: Mapping[str, Any]) -> Iterator[None]:
     """Within it Lightning may start the other processes of a run; after it they have ended.
 
     Args:
@@ -86,7 +86,7 @@ def _in_sweep() -> bool:
 
 
 @contextlib.contextmanager
-def _as_single_run(config: dict[str, Any]) -> Iterator[None]:
+def _as_single_run(config: Mapping[str, Any]) -> Iterator[None]:
     """Within it, the command line of a sweep's job is that of a single run in the job's folder."""
     if not _in_sweep():
         yield

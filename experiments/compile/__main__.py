@@ -27,7 +27,7 @@ from flowdiff.files import write_json, write_text
 OUT = Path(__file__).with_name("results")
 LOSSES = ("mixture", "likelihood")
 ROUNDS, SECONDS = 5, 2.0  # rounds, and seconds of eager steps in each
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def model_and_batch(flow: str, loss: str) -> tuple[Denoiser, Any, list[Tensor]]:
@@ -37,6 +37,7 @@ def model_and_batch(flow: str, loss: str) -> tuple[Denoiser, Any, list[Tensor]]:
     training.seed(0)
     data = loaded(training.make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
+    assert isinstance(denoiser, Denoiser)
     denoiser.fit(data.statistics(denoiser.num_classes))
     with torch.no_grad():
         for parameter in denoiser.parameters():
