@@ -26,8 +26,8 @@ from flowdiff.files import write_json, write_text
 
 OUT = Path(__file__).with_name("results")
 LOSSES = ("mixture", "likelihood")
-ROUNDS, SECONDS = 5, 2.0  # rounds, and seconds of eager steps in each
-Step = Callable[[], object]
+ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
+Step = Callable[[], Any]
 
 
 def model_and_batch(flow: str, loss: str) -> tuple[Denoiser, Any, list[Tensor]]:
