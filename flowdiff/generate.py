@@ -194,7 +194,8 @@ class BatchedSampler:
         device = _device_of(self.denoiser)
         counted = Counted(Tiled(self.denoiser, tile))
         denoiser = self._held(counted)
-        out: list[Tensor] = []
+        out: Tensor | None = None  # made once, for all: memory grows by the samples themselves and by nothing else
+        batches, self.nonfinite = 0, 0
         records: list[dict[str, Tensor]] = []
         self.sampler.reset()  # a function that doesn't call it shall not find an earlier call's records
         with _evaluating(self.denoiser), Progress(what, steps * -(-n // size), quiet=quiet) as progress:
@@ -204,14 +205,17 @@ class BatchedSampler:
                 classes = None if labels is None else labels[rows].to(device)
                 noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
                 x = function(denoiser, noise, classes, rows.to(device), progress.advance)
-                out.append(x[:own].float().cpu())
+                made = x[:own].float().cpu()
+                out = made.new_empty(n, *made.shape[1:]) if out is None else out
+                out[i : i + own] = made
+                self.nonfinite += int((~made.flatten(1).isfinite().all(1)).sum())
+                batches += 1
                 records.append({key: record[:own].cpu() for key, record in self.sampler.records.items()})
-                progress.advance(steps * len(out) - progress.done)
-        x = torch.cat(out)
-        self._count(counted, len(out))
+                progress.advance(steps * batches - progress.done)
+        assert out is not None
+        self._count(counted, batches)
         self.statistics = self.sampler.report({key: torch.cat([r[key] for r in records]) for key in records[0]})
-        self.nonfinite = int((~x.flatten(1).isfinite().all(1)).sum())
-        return x
+        return out
 
     def _held(self, denoiser: Any) -> Any:
         """The denoiser as it is sampled: guided, and held to the data's range."""

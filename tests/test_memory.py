@@ -55,7 +55,7 @@ class Half(Denoiser):
 
 
 def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
-    """But for the samples themselves: 31 MB, twice when they are put together."""
+    """But for the samples themselves, 31 MB."""
     sampler = build("sampler", "euler", num_steps=2)
     schedule = build("schedule", "karras", sigma_min=0.002, sigma_max=80.0)
     batched = BatchedSampler(Half(), sampler, schedule)
@@ -68,4 +68,4 @@ def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
     few, many = (peak_of(lambda n=n: draw(n)) for n in (1000, 10_000))  # type: ignore[misc]
     assert found[0].shape == (10_000, 1, 28, 28)
     assert torch.isfinite(found[0]).all()
-    assert many - few < 2 * 0.0314 + 0.02
+    assert many - few < 0.0314 + 0.02
