@@ -146,15 +146,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
-def test_two_processes(command: Command, tmp_path: Path) -> None:
-    done = command("train", *QUICK, "trainer=ddp", "trainer.max_steps=2", timeout=500)
-    assert done.returncode == 0, done.stderr
-    (run,) = run_folders(tmp_path)
-    assert status(run)["status"] == "done"
-    assert checkpoint.read(run / "checkpoints" / "last.ckpt")["global_step"] == 2
-    assert done.stdout.count("run folder") == 1
-
-
 def test_the_debug_preset_and_a_configuration_from_elsewhere(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "activation").mkdir(parents=True)
     text = "_target_: flowdiff.activations.Softplus\n_partial_: true\nbeta: 3.0\nleak: 0.3\n"
