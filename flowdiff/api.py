@@ -13,27 +13,27 @@ denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigm
 import functools
 import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff import samplers, schedules
-from flowdiff.checkpoint import Checkpoint, instantiate_safely
+from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.completion import complete, from_the_top
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
-from flowdiff.first_stage import FirstStage, Identity
+from flowdiff.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.generate import (
     BatchedSampler,
     Labels,
+    built_safely,
     check_positive,
     from_config,
     resolve_labels,
     seeds_from,
-    user_error,
 )
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
@@ -84,7 +84,7 @@ class Model(nn.Module):
         if self.first_stage_facts is None:
             return Identity()
         path = {} if self._first_stage_path is None else {"path": self._first_stage_path}
-        found: FirstStage = instantiate_first_stage(self.config["first_stage"] | path)
+        found: FirstStage = built_safely("first_stage", self.config["first_stage"] | path)
         if found.fingerprint != self.first_stage_facts["sha256"]:
             where = (self.config["first_stage"] | path).get("path")
             raise ConfigError("first_stage.path", where, "not the autoencoder that this model was trained with")
@@ -94,8 +94,7 @@ class Model(nn.Module):
         """Images (B, C, H, W) in [-1, 1] to samples of their latents (B, *shape); of a model of pixels x itself."""
         if self.first_stage.trivial:
             return x
-        mean, deviation = self.first_stage.encode(x).unbind(1)
-        return mean + deviation * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+        return posterior_sample(self.first_stage.encode(x), torch.Generator().manual_seed(seed))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, *shape) to images (B, C, H, W) in [-1, 1]; of a model of pixels z itself."""
@@ -342,18 +341,6 @@ def load(
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
     """
     return Model(load_checkpoint(path, weights, "cpu"), first_stage).to(device)
-
-
-def instantiate_first_stage(config: Mapping[str, Any]) -> FirstStage:
-    """The first stage of a checkpoint's configuration."""
-    from hydra.errors import InstantiationException
-
-    try:
-        found = instantiate_safely(config)
-    except InstantiationException as error:
-        raise user_error("first_stage", error) from error
-    assert isinstance(found, FirstStage)
-    return found
 
 
 def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:

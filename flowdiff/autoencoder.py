@@ -28,7 +28,6 @@ from flowdiff.optimisation import Optimised
 
 FOLDER = "autoencoder"  # in the run's folder
 MEASURED = 2000  # images that scale and shift, and the errors, are measured on
-ROWS = 250
 
 
 class Autoencoder(Optimised):
@@ -152,7 +151,7 @@ def finish(
     model.network.eval().save_pretrained(folder)
     first_stage = AutoencoderKL(str(folder))
     x = data.to_centres(some(data, "train"))
-    found = torch.cat([first_stage.encode(part) for part in x.split(ROWS)])
+    found = first_stage.encode(x)
     mean, variance = found[:, 0].mean(), found[:, 0].var() + found[:, 1].square().mean()
     model.network.register_to_config(scaling_factor=float(variance.rsqrt()), shift_factor=float(mean))
     model.network.save_pretrained(folder)
@@ -169,8 +168,8 @@ def measured(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict
     """See `finish`. The latents are the posterior's means."""
     k = some(data, "test")
     x = data.to_centres(k)
-    encoded = torch.cat([first_stage.encode(part) for part in x.split(ROWS)])
-    y = torch.cat([first_stage.decode(part) for part in encoded[:, 0].split(ROWS)])
+    encoded = first_stage.encode(x)
+    y = first_stage.decode(encoded[:, 0])
     mean, std = (part / first_stage.scale.cpu() for part in encoded.unbind(1))
     mean = mean + first_stage.shift.cpu()
     nats = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).flatten(1).sum(1)

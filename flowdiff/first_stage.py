@@ -31,10 +31,12 @@ class FirstStage:
 
     Attributes:
         trivial: pixels are the latents, and there is nothing to encode or decode.
+        cache: folder for the encoded data; None: the default of `flowdiff.data.latents`.
         fingerprint: a hash of all that encoding and decoding depend on.
     """
 
     trivial = False
+    cache: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +70,12 @@ class FirstStage:
                 parts.append(to_uint8(to_levels(images, levels), levels))
                 progress.advance(len(images))
         return torch.cat(parts)
+
+
+def posterior_sample(moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Mean and standard deviation (B, 2, c, h, w) to z = mean + deviation·ε, (B, c, h, w)."""
+    mean, deviation = moments.unbind(1)
+    return mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
 class Identity(FirstStage):

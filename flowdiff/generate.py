@@ -335,15 +335,20 @@ def check_positive(key: str, value: Any) -> None:
 
 def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     """The sampler or schedule of a configuration; one that is built already stays what it is."""
+    if not isinstance(config, Mapping):
+        return config
+    wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
+    return built_safely(key, wanted)
+
+
+def built_safely(key: str, config: Mapping[str, Any]) -> Any:
+    """What a checkpoint's configuration describes under ``key``; what its class refuses becomes one line."""
     from hydra.errors import InstantiationException
 
     from flowdiff.checkpoint import instantiate_safely
 
-    if not isinstance(config, Mapping):
-        return config
-    wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
     try:
-        return instantiate_safely(wanted)
+        return instantiate_safely(config)
     except InstantiationException as error:
         raise user_error(key, error) from error
 

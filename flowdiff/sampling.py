@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.latents import seen_through
@@ -25,6 +24,7 @@ from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
+    built_safely,
     check_positive,
     from_config,
     resolve_labels,
@@ -108,15 +108,10 @@ def build_data(config: Mapping[str, Any], data_root: str | None = None) -> Image
         data_root: where the files of downloaded datasets are now; None: where they were in training. A folder of
             one's own images stays where it was.
     """
-    from hydra.errors import InstantiationException
-
     config = dict(config)
     if data_root is not None and "root" in config and not str(config.get("_target_")).endswith(".ImageFolder"):
         config["root"] = data_root
-    try:
-        return loaded(instantiate_safely(config))
-    except InstantiationException as error:
-        raise user_error("dataset", error) from error
+    return loaded(built_safely("dataset", config))
 
 
 def data_of(model: Model, data_root: str | None = None) -> ImageData:

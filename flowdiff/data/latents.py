@@ -27,7 +27,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData, Split
 from flowdiff.errors import ConfigError
 from flowdiff.files import made, write_whole
-from flowdiff.first_stage import PIXELS, FirstStage
+from flowdiff.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.progress import Progress
 from flowdiff.statistics import DataStatistics
 
@@ -88,14 +88,13 @@ class LatentData(ImageData):
     Args:
         pixels: the images, loaded.
         first_stage: what encodes and decodes them.
-        cache: folder of all caches; None: that of the first stage, FLOWDIFF_CACHE, or ~/.cache/flowdiff.
     """
 
     @property
     def has_images(self) -> bool:
         return True
 
-    def __init__(self, pixels: ImageData, first_stage: FirstStage, cache: str | None = None) -> None:
+    def __init__(self, pixels: ImageData, first_stage: FirstStage) -> None:
         if pixels.levels is None:
             allowed = f"encodes images, and {pixels.name} are points: first_stage=identity"
             raise ConfigError("first_stage", "autoencoder_kl", allowed)
@@ -111,7 +110,7 @@ class LatentData(ImageData):
         )
         self.pixels, self.first_stage, self.pixel_levels = pixels, first_stage, pixels.levels
         default = os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff"
-        self.cache = Path(cache or getattr(first_stage, "cache", None) or default).expanduser() / "latents"
+        self.cache = Path(first_stage.cache or default).expanduser() / "latents"
         self._encoded: dict[str, Shards] = {}
 
     @property
@@ -143,8 +142,7 @@ class LatentData(ImageData):
 
     def to_model(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A sample of each posterior (B, 2, c, h, w): (B, c, h, w)."""
-        mean, deviation = k[:, 0], k[:, 1]
-        return mean + deviation * torch.randn(mean.shape, generator=generator, device=k.device)
+        return posterior_sample(k, generator)
 
     def to_centres(self, k: Tensor) -> Tensor:
         """The posteriors' means."""
@@ -169,9 +167,9 @@ class LatentData(ImageData):
         return self.pixels.levels_to_uint8(k)
 
 
-def seen_through(first_stage: FirstStage | None, data: ImageData) -> ImageData:
+def seen_through(first_stage: FirstStage, data: ImageData) -> ImageData:
     """The data as they are, or their latents."""
-    return data if first_stage is None or first_stage.trivial else LatentData(data, first_stage)
+    return data if first_stage.trivial else LatentData(data, first_stage)
 
 
 def encode_once(first_stage: FirstStage, pixels: ImageData, split: str, cache: Path, shape: tuple[int, ...]) -> Shards:
