@@ -75,7 +75,7 @@ def check_compiler(device: str) -> None:
     if BACKEND != "inductor":
         return
     try:
-        torch.compile(lambda x: x + 1, options={"force_disable_caches": True})(torch.zeros(8, device=device))
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:
         needed = "needs a C++ compiler (g++ or clang++, or its path in CXX)" if device == "cpu" else "needs Triton"
         reason = " ".join(str(error).split())[:200]

@@ -1,16 +1,20 @@
-"""What compile=true does to a training step of every flow on digits.   python -m experiments.compile
+"""What compile=true does to a training step of every flow on digits.   python -m experiments.compile [--device cuda]
 
 Each flow of conf/flow with its own settings under experiment=digits (batches of 128, dropout 0, random weights): are
-the gradients those of eager mode, how long does a step take, how long the compilation? Written to results/: a JSON
-file for each flow and loss, which is not measured again, and compile.md, the table.
+the gradients those of eager mode, how long does a step take, how long the compilation? Written to results/DEVICE/: a
+JSON file for each flow and loss, which is not measured again, and compile.md, the table. With --jobs N so many are
+compiled side by side; steps are timed one at a time.
 """
 
 import argparse
 import copy
+import fcntl
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,14 +27,14 @@ from flowdiff.compilation import compiled
 from flowdiff.data.base import loaded
 from flowdiff.denoisers import Denoiser
 from flowdiff.files import write_json, write_text
+from flowdiff.metrics.cost import times
 
 OUT = Path(__file__).with_name("results")
 LOSSES = ("mixture", "likelihood")
 ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
-Step = Callable[[], Any]
 
 
-def model_and_batch(flow: str, loss: str) -> tuple[Denoiser, Any, list[Tensor]]:
+def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Tensor]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
     config = training.plain(mistakes.composed(words, cli.config_dir(), "config"))
@@ -47,7 +51,8 @@ def model_and_batch(flow: str, loss: str) -> tuple[Denoiser, Any, list[Tensor]]:
     x0 = data.to_model(k)
     sigma = training.make(config["noise"])(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1
-    return denoiser, training.make(config["loss"]), [x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)]
+    batch = [x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)]
+    return denoiser.to(device), training.make(config["loss"]), [tensor.to(device) for tensor in batch]
 
 
 def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -63,17 +68,9 @@ def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True)) / largest
 
 
-def seconds_of(step: Step, times: int) -> float:
-    """Of one call, the mean over ``times`` of them."""
-    start = time.perf_counter()
-    for _ in range(times):
-        step()
-    return (time.perf_counter() - start) / times
-
-
-def measured(flow: str, loss_name: str) -> dict[str, Any]:
-    """One row of the table."""
-    denoiser, loss, batch = model_and_batch(flow, loss_name)
+def measured(flow: str, loss_name: str, device: torch.device, lock: Path) -> dict[str, Any]:
+    """One row of the table; steps are timed while the file ``lock`` is held."""
+    denoiser, loss, batch = model_and_batch(flow, loss_name, device)
     terms = compiled(loss, denoiser)
     eager = gradients(loss, denoiser, batch)
     double = copy.deepcopy(denoiser).double()
@@ -83,8 +80,10 @@ def measured(flow: str, loss_name: str) -> dict[str, Any]:
     found = gradients(terms, denoiser, batch)
     compiling = time.perf_counter() - start
     steps = [lambda: gradients(loss, denoiser, batch), lambda: gradients(terms, denoiser, batch)]
-    times = max(1, round(SECONDS / seconds_of(steps[0], 1)))
-    rounds = [[seconds_of(step, times) for step in steps] for _ in range(ROUNDS)]
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        count = max(1, round(SECONDS / times(steps[0], 1, device)[0]))
+        rounds = [[sum(times(step, count, device)) / count for step in steps] for _ in range(ROUNDS)]
     ratios = sorted(one / other for one, other in rounds)
     return {
         "flow": flow,
@@ -99,7 +98,7 @@ def measured(flow: str, loss_name: str) -> dict[str, Any]:
         "speed_up": median(ratios),
         "lowest": ratios[0],
         "highest": ratios[-1],
-        "steps": times * ROUNDS,
+        "steps": count * ROUNDS,
     }
 
 
@@ -130,19 +129,33 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m experiments.compile", description=__doc__)
     parser.add_argument("--flows", default=",".join(names), help="some of them, as coupling,linear")
     parser.add_argument("--losses", default=",".join(LOSSES), help="some of mixture,likelihood")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that are compiled side by side")
     given = parser.parse_args(words)
-    torch.set_num_threads(1)
-    for loss in given.losses.split(","):
-        for flow in given.flows.split(","):
-            file = OUT / f"{flow}_{loss}.json"
-            if not file.exists():
-                torch._dynamo.utils.counters.clear()
-                write_json(file, measured(flow, loss))
-                print(file.read_text(), flush=True)
-    rows = [json.loads(file.read_text()) for file in sorted(OUT.glob("*.json"))]
-    write_text(OUT / "compile.md", table(rows))
-    print(table(rows))
+    out = OUT / given.device
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [(flow, loss) for loss in given.losses.split(",") for flow in given.flows.split(",")]
+    rows = [row for row in rows if not (out / "{}_{}.json".format(*row)).exists()]
+    if given.jobs > 1:
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(lambda row: in_process(*row, given.device), rows))
+    else:
+        torch.set_num_threads(1)
+        for flow, loss in rows:
+            torch._dynamo.utils.counters.clear()
+            row = measured(flow, loss, torch.device(given.device), out / "lock")
+            write_json(out / f"{flow}_{loss}.json", row)
+            print(json.dumps(row), flush=True)
+    found = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+    write_text(out / "compile.md", table(found))
+    print(table(found))
     return 0
+
+
+def in_process(flow: str, loss: str, device: str) -> None:
+    """Measure one row in a process of its own."""
+    command = [sys.executable, "-m", "experiments.compile", "--flows", flow, "--losses", loss, "--device", device]
+    subprocess.run(command, check=False)
 
 
 if __name__ == "__main__":

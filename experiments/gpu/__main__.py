@@ -1,0 +1,116 @@
+"""How fast, how large, how near the card's peak: trainings on a GPU.   python -m experiments.gpu
+
+Each row is a training as `flowdiff.train` does it, without pictures: data, step, clipping, AdamW, by Lightning's
+Trainer. The clock runs over the steps after the first ones. Floating-point operations are those of the matrix products
+and convolutions of one step (torch.utils.flop_counter; forward and all backward passes). The card's peak is a product
+of two 8192×8192 matrices in the same precision, measured here. Written to results/: gpu.json, gpu.md.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowdiff import cli, mistakes
+from flowdiff.files import write_json, write_text
+from flowdiff.metrics.cost import times
+from flowdiff.train import train
+
+OUT = Path(__file__).with_name("results")
+WARM, SIDE = 8, 8192
+
+#: Name, words of the command line, batch sizes: the experiment's own and a large one.
+MODELS: tuple[tuple[str, list[str], tuple[int, int]], ...] = (
+    ("coupling, mixture, digits", ["experiment=digits"], (128, 1024)),
+    ("stack, likelihood, MNIST", ["experiment=mnist"], (128, 2048)),
+    ("glow, likelihood, 32×32 patches", ["experiment=patches", "dataset.size=32"], (128, 1024)),
+    ("UNet, denoising, MNIST", ["experiment=mnist", "denoiser=unet", "loss=denoising"], (128, 2048)),
+)
+#: Name, words, torch.set_float32_matmul_precision, dtype of the matrix products, whether small batches are measured.
+MODES: tuple[tuple[str, list[str], str, torch.dtype, bool], ...] = (
+    ("float32", [], "highest", torch.float32, True),
+    ("bf16-mixed", ["trainer.precision=bf16-mixed"], "highest", torch.bfloat16, False),
+    ("TF32", [], "high", torch.float32, False),
+    ("float32, compiled", ["compile=true"], "highest", torch.float32, True),
+)
+
+
+def measured(words: Sequence[str], steps: int) -> dict[str, float]:
+    """What `experiments.gpu.clock.Clock` says of one training."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clock.json"
+        clock = [f"{key}={value}" for key, value in (("file", file), ("warm", WARM))]
+        more = [
+            "+callbacks.clock._target_=experiments.gpu.clock.Clock",
+            *(f"+callbacks.clock.{word}" for word in clock),
+        ]
+        more += ["callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null", f"run_dir={folder}"]
+        more += [f"trainer.max_steps={WARM + steps}", "trainer.limit_val_batches=1"]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        train(mistakes.composed([*words, *more], cli.config_dir(), "config"))
+        return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a product of two large square matrices of random numbers."""
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    a @ b
+    return 2 * SIDE**3 / sorted(times(lambda: a @ b, 9, device))[4]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    names = ("training", "precision", "batch", "ms a step", "images/s", "GB", "TFLOP/s", "of the peak")
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in rows:
+        rate = row["operations"] / row["seconds"]
+        cells = [row["model"], row["mode"], str(row["batch"]), f"{1e3 * row['seconds']:.1f}"]
+        cells += [f"{row['batch'] / row['seconds']:,.0f}", f"{row['gigabytes']:.2f}", f"{rate / 1e12:.2f}"]
+        cells += [f"{rate / row['peak']:.1%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m experiments.gpu", description=__doc__)
+    parser.add_argument("--trainer", default="gpu", help="cpu, where only the command is to be tried")
+    parser.add_argument("--steps", type=int, default=30, help="that are timed")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no row begins after these")
+    given = parser.parse_args(words)
+    device = torch.device("cuda" if given.trainer == "gpu" else "cpu")
+    rows: list[dict[str, Any]] = []
+    start = time.monotonic()
+    for mode, mode_words, precision, dtype, small in MODES:
+        torch.set_float32_matmul_precision(precision)
+        best = peak(dtype, device)
+        print(f"{mode}: {best / 1e12:.1f} TFLOP/s", flush=True)
+        for model, model_words, batches in MODELS:
+            for batch in batches if small else batches[1:]:
+                if time.monotonic() - start > given.seconds:
+                    break
+                choices = [*model_words, *mode_words, f"trainer={given.trainer}", f"dataset.batch_size={batch}"]
+                found = measured(choices, given.steps)
+                rows.append({"model": model, "mode": mode, "batch": batch, "peak": best, **found})
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+                write_json(OUT / "gpu.json", {"torch": torch.__version__, "device": name_of(device), "rows": rows})
+    write_text(OUT / "gpu.md", table(rows))
+    print(table(rows))
+    return 0
+
+
+def name_of(device: torch.device) -> str:
+    """As its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What a GPU computes is what the CPU computes, and the commands work there. Skipped where there is no GPU (as in CI).
+
+In float64 the two differ by rounding alone; float32 and bfloat16 are looked at by what they do to bits/dim.
+"""
+
+import copy
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from configs import build, choices
+from conftest import BARE, Compose
+from models import IMAGE, make, points, random_flow, randomise, statistics
+from torch import Tensor
+
+from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.samplers import IndexedNoise
+from flowdiff.schedules import Karras
+from flowdiff.train import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def on_gpu(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [t if t is None else t.cuda() for t in tensors]
+
+
+def loss_and_gradients(model: Denoiser, name: str, given: list[Tensor | None]) -> list[Tensor]:
+    """On the CPU, wherever they were computed."""
+    model.zero_grad()
+    x, sigma, labels = given
+    assert x is not None and sigma is not None
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    drop = torch.arange(len(x), device=x.device) % 2 == 0
+    total = build("loss", name)(model, x, labels, sigma, eps, drop, 0.5)["loss"].mean()
+    total.backward()
+    return [total.detach().cpu(), *(p.grad.cpu().clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("loss", ["mixture", "likelihood"])
+@pytest.mark.parametrize("flow", choices("flow"))
+def test_losses_and_gradients_of_every_flow(flow: str, loss: str) -> None:
+    if flow == "zuko":
+        pytest.importorskip("zuko")
+    model = copy.deepcopy(random_flow(flow))
+    expected = loss_and_gradients(model, loss, list(points()))
+    actual = loss_and_gradients(model.cuda(), loss, on_gpu(*points()))
+    assert len(actual) == len(expected) > 1
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9 * float(b.abs().max()) + 1e-12)
+
+
+CHOICES = [(group, name) for group in ("flow", "activation", "precondition", "conditioning") for name in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_densities_scores_and_inverses_of_every_choice(group: str, name: str) -> None:
+    if name == "zuko":
+        pytest.importorskip("zuko")
+    model = make(**{group: name}).double().eval()
+    model.fit(statistics(num_classes=model.num_classes))
+    randomise(model)
+    assert isinstance(model, ScoreFlow)
+    x, sigma, labels = points(num_classes=model.num_classes)
+    expected = model.score_and_log_prob(x, sigma, labels)
+    model.cuda()
+    at = on_gpu(x, sigma, labels)
+    for a, b in zip(model.score_and_log_prob(*at), expected, strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-7, atol=1e-8)
+    if model.has_inverse:
+        z = model.latent(*at)  # type: ignore[arg-type]
+        torch.testing.assert_close(model.inverse(z, at[1], at[2]).cpu(), x, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", choices("sampler"))
+def test_the_samples_of_every_sampler_are_those_of_the_cpu(name: str) -> None:
+    """The noise of a sample depends on its index alone."""
+    model = copy.deepcopy(random_flow("coupling"))
+    sampler = build("sampler", name, num_steps=4, sigma_start=0.3)
+    sigmas, labels = sampler.sigmas(Karras(0.002, 80.0)), torch.arange(6) % 3
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        noise = IndexedNoise(range(6), IMAGE, device, torch.float64)
+        found.append(sampler(model, noise, sigmas, labels.to(device)).cpu())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def trained(config: Compose, run: Path, *words: str) -> dict[str, float]:
+    """The last validation of a short training."""
+    return train(config(*BARE, "trainer.max_steps=20", "trainer.val_check_interval=20", *words, run_dir=run))[
+        "validation"
+    ]
+
+
+@pytest.mark.parametrize("loss", ["mixture", "likelihood"])
+def test_a_training_is_that_of_the_cpu(loss: str, config: Compose, tmp_path: Path) -> None:
+    """Not bit by bit: each device draws other noise."""
+    cpu = trained(config, tmp_path / "cpu", f"loss={loss}")
+    gpu = trained(config, tmp_path / "gpu", f"loss={loss}", "trainer=gpu")
+    assert gpu["val/bits_per_dim"] == pytest.approx(cpu["val/bits_per_dim"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "words", [["trainer.precision=bf16-mixed"], ["trainer.strategy=ddp_find_unused_parameters_true"]]
+)
+def test_bf16_and_ddp(words: list[str], config: Compose, tmp_path: Path) -> None:
+    plain = trained(config, tmp_path / "plain", "trainer=gpu")
+    other = trained(config, tmp_path / "other", "trainer=gpu", *words)
+    assert other["val/bits_per_dim"] == pytest.approx(plain["val/bits_per_dim"], abs=0.02)
+
+
+def test_the_commands(command: Command, tmp_path: Path) -> None:
+    """Train with compile=true, go on without, evaluate and sample; the CPU reads what the GPU wrote."""
+    words = ["trainer=gpu", "trainer.val_check_interval=20", "flow.n_flows=1", "num_steps=4", "metrics=[bits_per_dim]"]
+    done = command("train", *words, "trainer.max_steps=20", "compile=true", "run_dir=run", timeout=500)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    ckpt = "run/checkpoints/last.ckpt"
+    again = command("train", f"ckpt_path={ckpt}", "compile=false", "trainer.max_steps=30", "run_dir=again")
+    assert again.returncode == 0, again.stderr
+    for device in ("cuda", "cpu"):
+        drawn = command("sample", f"ckpt_path={ckpt}", "num_samples=16", f"device={device}", f"output_dir={device}")
+        assert drawn.returncode == 0, drawn.stderr
+    images = [np.load(tmp_path / device / "samples.npz")["images"].astype(float) for device in ("cuda", "cpu")]
+    assert np.abs(images[0] - images[1]).mean() < 1, "of 255"
+    assert math.isfinite(numbers["bits_per_dim"]["value"])
