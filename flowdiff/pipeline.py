@@ -222,9 +222,14 @@ def pipeline_of(model: Stored, vae: Any = None) -> FlowdiffPipeline:
 
 
 def scheduler_of(config: Mapping[str, Any]) -> EulerDiscreteScheduler:
-    """Euler's method from sigma_max to sigma_min as the configuration's ``schedule`` places the levels."""
+    """Euler's method from sigma_max to sigma_min as the configuration's ``schedule`` places the levels.
+
+    Where diffusers has no such schedule the levels are Karras', and that is said.
+    """
     schedule = config["schedule"]
     name = str(schedule["_target_"]).rpartition(".")[2].lower()
+    if name not in SPACINGS:
+        print(f"diffusers has no schedule={name}: the pipeline's noise levels are Karras'", flush=True)
     return EulerDiscreteScheduler(
         prediction_type="sample",
         timestep_spacing="linspace",  # begins at σ_max, not at √(1 + σ_max²)

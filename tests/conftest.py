@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -49,18 +50,14 @@ def config(tmp_path: Path) -> Compose:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``command("train", "flow.n_flows=2", cwd=…)``: a command line in a process of its own."""
+def command(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``command("train", "flow.n_flows=2", cwd=…)``: ``python -m flowdiff.train …`` in a process of its own."""
 
     def run(module: str, *words: str, cwd: Path = tmp_path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"flowdiff.{module}", *words],
-            cwd=cwd,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        said = tmp_path_factory.mktemp("said")
+        return forked.run(f"flowdiff.{module}", words, cwd, environment(), (said / "out", said / "err"), timeout)
 
     return run
 

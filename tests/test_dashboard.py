@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import browser
+import forked
 import pytest
-from conftest import ROOT, TINY, Compose, start
+from conftest import ROOT, TINY, Compose, environment
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -37,9 +38,9 @@ pytestmark = pytest.mark.xdist_group("dashboard")  # one worker: the sweep is tr
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of four tiny jobs."""
     cwd = tmp_path_factory.mktemp("sweep")
-    process = start(cwd, "--multirun", *SWEEP, *SMALL)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said
+    outputs = (cwd / "out", cwd / "err")
+    done = forked.run("flowdiff.train", ["--multirun", *SWEEP, *SMALL], cwd, environment(), outputs, timeout=600)
+    assert done.returncode == 0, done.stderr
     (folder,) = cwd.glob("multirun/*/*/*")
     return folder
 

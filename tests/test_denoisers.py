@@ -134,19 +134,6 @@ def test_same_result_without_gradients(kind: str) -> None:
         assert torch.equal(model.denoise(x, sigma, labels), expected)
 
 
-def test_the_loss_compiles_as_one_graph() -> None:
-    """The score by torch.func.grad inside the compiled function, gradients of the weights outside."""
-    model = make(overrides={"flow.n_flows": 1}).double()
-    randomise(model)
-    x, sigma, labels = batch(model)
-    loss = build("loss", "mixture")
-    eps = torch.ones_like(x)
-    compiled = torch.compile(lambda x: loss(model, x, labels, sigma, eps)["loss"], fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), loss(model, x, labels, sigma, eps)["loss"])
-    compiled(x).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
 @every
 def test_state_dict_holds_everything(kind: str) -> None:
     model = any_denoiser(kind)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import build, choices, node
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from trained import checkpoint, composed
@@ -18,6 +19,7 @@ import flowdiff
 from flowdiff.checkpoint import load, read
 from flowdiff.errors import FlowdiffError
 from flowdiff.export import export
+from flowdiff.pipeline import scheduler_of
 from flowdiff.sample import sample
 from flowdiff.samplers import IndexedNoise
 
@@ -146,6 +148,17 @@ def opened(folder: Path) -> Any:
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.mark.parametrize("schedule", choices("schedule"))
+def test_a_schedule_that_diffusers_has_not_is_said(schedule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler = scheduler_of({"schedule": node("schedule", schedule, sigma_min=0.01, sigma_max=40.0)})
+    said = capsys.readouterr().out
+    known = schedule in ("karras", "geometric")
+    assert said == ("" if known else f"diffusers has no schedule={schedule}: the pipeline's noise levels are Karras'\n")
+    sigmas = build("schedule", schedule if known else "karras", sigma_min=0.01, sigma_max=40.0)(8)
+    scheduler.set_timesteps(8)
+    torch.testing.assert_close(scheduler.sigmas[:8], sigmas.float()[:8], rtol=1e-5, atol=1e-6)
 
 
 def test_the_pipeline_draws_what_flowdiff_draws(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+#: Command lines by one process, which imports torch once.
+IN_TURN = """
+import json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    except SystemExit as done:
+        if done.code:
+            raise
+"""
+
+
 def block(language: str, containing: str) -> str:
     """The one code block of this language that holds these words."""
     (found,) = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.S) if containing in b]
@@ -29,16 +41,18 @@ def test_an_activation_is_one_class_and_one_yaml(tmp_path: Path) -> None:
         file.write("\n\n" + block("python", "class Arctan"))
     (tmp_path / "conf" / "activation" / "arctan.yaml").write_text(block("yaml", "Arctan"))
 
-    def run(*words: str) -> str:
-        command = [sys.executable, "-m", *words]
-        env = os.environ | {"PYTHONPATH": str(tmp_path)}
-        result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
     small = ("flow.n_flows=2", "flow.width=16", "trainer.max_steps=3", "metrics=[]", "callbacks=minimal")
-    run("flowdiff.train", "activation=arctan", *small, "hydra.run.dir=run")
-    run("flowdiff.sample", "ckpt_path=run/checkpoints/last.ckpt", "num_samples=2", "num_steps=2", "output_dir=out")
+    sampling = ("ckpt_path=run/checkpoints/last.ckpt", "num_samples=2", "num_steps=2", "output_dir=out")
+    commands = [("flowdiff.train", "activation=arctan", *small, "hydra.run.dir=run"), ("flowdiff.sample", *sampling)]
+    result = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "done"
     assert (tmp_path / "out" / "grid.png").is_file()
 

@@ -79,13 +79,13 @@ SAMPLERS = sorted(p.stem for p in (cli.config_dir() / "sampler").glob("*.yaml"))
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_size_changes_nothing(sampler: str, tmp_path: Path) -> None:
     """Not even the report of chains that are made in several batches."""
-    words = (f"sampler={sampler}", "num_steps=16", "num_samples=70", "guidance_scale=1.5")
+    steps = 16 if sampler in ("mala", "mcmc") else 6
+    words = (f"sampler={sampler}", f"num_steps={steps}", "num_samples=70", "guidance_scale=1.5")
     whole = draw(tmp_path / "whole", *words)["images"]
     assert len(np.unique(whole.reshape(70, -1), axis=0)) == 70
     about = json.loads((tmp_path / "whole" / "samples.json").read_text())
-    for size in (1, 1000) if sampler in ("ancestral", "mala") else (1,):
-        assert np.array_equal(draw(tmp_path / str(size), *words, f"batch_size={size}")["images"], whole)
-        assert json.loads((tmp_path / str(size) / "samples.json").read_text()) == about
+    assert np.array_equal(draw(tmp_path / "small", *words, "batch_size=1")["images"], whole)
+    assert json.loads((tmp_path / "small" / "samples.json").read_text()) == about
 
 
 def test_a_schedule_from_the_model_is_the_same_for_every_sample(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_files(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("task", choices("task"))
 def test_batch_size_changes_nothing(task: str, tmp_path: Path) -> None:
-    words = (f"task={task}", "num_samples=17", "num_steps=3")
+    words = (f"task={task}", "num_samples=17", "num_steps=2")
     whole, _ = perform(tmp_path / "whole", *words)
     small, _ = perform(tmp_path / "small", *words, "batch_size=1")
     assert len(whole["images"]) > 64, "more than one batch of the second call"

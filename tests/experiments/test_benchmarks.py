@@ -3,12 +3,16 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import forked
 import pytest
 import torch
+from conftest import environment
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -192,8 +196,13 @@ def test_a_benchmark_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(call: list[str], stdout: BinaryIO, stderr: int, timeout: float) -> subprocess.CompletedProcess[str]:
+        assert call[:2] == [sys.executable, "-m"] and stderr == subprocess.STDOUT
+        log = Path(stdout.name)
+        return forked.run(call[2], call[3:], tmp_path, environment(), (log, log), timeout)
+
+    monkeypatch.setattr(budget.subprocess, "run", run)
     listed = {
         "flowdiff": {"ours": TINY, "wrong": ["flow=nope"], "elsewhere": {"mnist": []}},
         "peers": {"theirs": small("zuko_maf_class")},

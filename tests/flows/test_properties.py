@@ -34,7 +34,7 @@ FLOWS, ACTIVATIONS, PRECONDITIONS = choices("flow"), choices("activation"), choi
 
 
 def pairs(flows: list[str]) -> list[tuple[str, str, str]]:
-    """Every flow with every activation, and every flow with every whitening: (flow, activation, precondition)."""
+    """These flows with every activation and with every whitening: (flow, activation, precondition)."""
     found = [
         *itertools.product(flows, ACTIVATIONS, ["annealed"]),
         *itertools.product(flows, ["softplus"], PRECONDITIONS),
@@ -42,8 +42,16 @@ def pairs(flows: list[str]) -> list[tuple[str, str, str]]:
     return sorted(set(found))
 
 
-every_model = pytest.mark.parametrize(("flow", "activation", "precondition"), pairs(FLOWS))
-every_flow = pytest.mark.parametrize(("flow", "activation"), list(itertools.product(FLOWS, ACTIVATIONS)))
+def each(flows: list[str]) -> list[tuple[str, str, str]]:
+    """Every one of the flows once, and every activation and whitening with two of them."""
+    return sorted({(flow, "softplus", "annealed") for flow in flows} | set(pairs(["coupling", "linear"])))
+
+
+every_pair = pytest.mark.parametrize(("flow", "activation", "precondition"), pairs(FLOWS))
+every_model = pytest.mark.parametrize(("flow", "activation", "precondition"), each(FLOWS))
+every_flow = pytest.mark.parametrize(
+    ("flow", "activation"), [model[:2] for model in each(FLOWS) if model[2] == "annealed"]
+)
 
 
 def accepts(flow: str, shape: tuple[int, ...]) -> bool:
@@ -59,7 +67,7 @@ def accepts(flow: str, shape: tuple[int, ...]) -> bool:
 PLANAR = [flow for flow in FLOWS if accepts(flow, (2,))]
 
 
-@every_model
+@every_pair
 def test_log_det_is_that_of_the_jacobian(flow: str, activation: str, precondition: str) -> None:
     model = random_flow(flow, activation, precondition)
     x, sigma, labels = points()
@@ -71,7 +79,7 @@ def test_log_det_is_that_of_the_jacobian(flow: str, activation: str, preconditio
         torch.testing.assert_close(model.log_prob(x, sigma, given), log_normal + log_det, rtol=1e-9, atol=1e-8)
 
 
-@every_model
+@every_pair
 def test_the_flow_is_not_the_identity(flow: str, activation: str, precondition: str) -> None:
     """Or the other tests would say nothing."""
     model = random_flow(flow, activation, precondition)
@@ -83,7 +91,7 @@ def test_the_flow_is_not_the_identity(flow: str, activation: str, precondition: 
     assert (different[0] - different[1]).abs() > 1e-3
 
 
-@every_model
+@every_pair
 def test_inverse(flow: str, activation: str, precondition: str) -> None:
     model = random_flow(flow, activation, precondition)
     x, sigma, labels = points()
@@ -112,8 +120,13 @@ def test_score_is_the_gradient(flow: str, activation: str, precondition: str) ->
     torch.testing.assert_close(rise / 2e-5, (gradient * step / 1e-5).flatten(1).sum(1), rtol=1e-3, atol=1e-3)
 
 
-@every_model
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("flow", "activation", "precondition", "dtype"),
+    [
+        *((*model, torch.float32) for model in pairs(FLOWS)),
+        *((flow, "softplus", "annealed", torch.float64) for flow in FLOWS),
+    ],
+)
 def test_finite_at_the_ends_and_in_the_tails(flow: str, activation: str, precondition: str, dtype: torch.dtype) -> None:
     model = copy.deepcopy(random_flow(flow, activation, precondition)).to(dtype)
     generator = torch.Generator().manual_seed(4)
@@ -153,7 +166,7 @@ def test_identity_at_initialisation(flow: str, activation: str, precondition: st
 @pytest.mark.parametrize(
     ("flow", "activation", "precondition", "loss"),
     [
-        *((*model, "mixture") for model in pairs(FLOWS)),
+        *((*model, "mixture") for model in each(FLOWS)),
         *itertools.product(FLOWS, ["softplus"], ["annealed"], sorted(set(choices("loss")) - {"mixture"})),
     ],
 )
@@ -177,18 +190,20 @@ def test_alone_in_a_batch_and_in_either_mode(flow: str, activation: str, precond
     x, sigma, labels = points()
     score, log_prob = model.score_and_log_prob(x, sigma, labels)
     back = model.inverse(x.tanh(), sigma, labels)
-    for i in (0, 3, 5):
-        one = slice(i, i + 1)
-        alone = model.score_and_log_prob(x[one], sigma[one], labels[one])
-        torch.testing.assert_close(alone, (score[one], log_prob[one]), rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(model.inverse(x[one].tanh(), sigma[one], labels[one]), back[one])
+    one = slice(3, 4)
+    alone = model.score_and_log_prob(x[one], sigma[one], labels[one])
+    torch.testing.assert_close(alone, (score[one], log_prob[one]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.inverse(x[one].tanh(), sigma[one], labels[one]), back[one])
     order = torch.tensor([3, 1, 4, 0, 5, 2])
     torch.testing.assert_close(model.score(x[order], sigma[order], labels[order]), score[order])
     model.train()
     torch.testing.assert_close(model.score_and_log_prob(x, sigma, labels), (score, log_prob))
 
 
-@pytest.mark.parametrize(("flow", "activation", "precondition"), pairs(PLANAR))
+@pytest.mark.parametrize(
+    ("flow", "activation", "precondition"),
+    each(PLANAR),
+)
 def test_two_dimensional_densities_integrate_to_one(flow: str, activation: str, precondition: str) -> None:
     model = random_flow(flow, activation, precondition, shape=(2,))
     n = 240
@@ -223,7 +238,7 @@ def test_second_derivatives_of_log_prob(flow: str, activation: str) -> None:
 @pytest.mark.parametrize(
     ("flow", "activation", "loss"),
     [
-        *itertools.product(FLOWS, ACTIVATIONS, ["denoising"]),
+        *((*model[:2], "denoising") for model in each(FLOWS) if model[2] == "annealed"),
         *itertools.product(FLOWS, ["softplus"], ["mixture", "fokker_planck"]),
     ],
 )

@@ -290,15 +290,6 @@ def test_derivatives_of_the_score_in_every_mode_agree() -> None:
     torch.testing.assert_close(torch.autograd.grad((gradient * v).sum(), inner)[0], along)
 
 
-@pytest.mark.parametrize("loss", ["likelihood", "mixture"])
-def test_the_loss_compiles_as_one_graph(loss: str) -> None:
-    model = model_of(n_flows=1, depth=1)
-    x, sigma, labels = points(shape=IMAGE)
-    objective, eps = build("loss", loss), torch.ones_like(x)
-    compiled = torch.compile(lambda x: objective(model, x, labels, sigma, eps)["loss"], fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), objective(model, x, labels, sigma, eps)["loss"])
-
-
 # -- patches ----------------------------------------------------------------------------------------------------
 
 

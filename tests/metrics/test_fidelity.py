@@ -1,13 +1,12 @@
 """Our FID is torch-fidelity's: the same number as its own command line on the same PNG files."""
 
 import json
-import os
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 import torch_fidelity
+from conftest import environment
 from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -87,11 +86,11 @@ def test_fid_is_that_of_torch_fidelitys_command_line(data, inception, tmp_path):
 
     write_png(model.sample_images(7)[0], tmp_path / "samples")
     write_png(data.levels_to_uint8(data.images("train")[0]), tmp_path / "train")
-    command = [sys.executable, "-m", "torch_fidelity.fidelity", "--fid", "--cpu", "--json", "--no-cache", "--silent"]
-    command += ["--batch-size", "4", "--feature-extractor", "inception-v3-compat", "--save-cpu-ram"]
-    command += ["--feature-extractor-weights-path", inception]
-    command += ["--input1", str(tmp_path / "samples"), "--input2", str(tmp_path / "train")]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=600)
+    words = ["--fid", "--cpu", "--json", "--no-cache", "--silent", "--batch-size", "4", "--save-cpu-ram"]
+    words += ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", inception]
+    words += ["--input1", str(tmp_path / "samples"), "--input2", str(tmp_path / "train")]
+    outputs = (tmp_path / "out", tmp_path / "err")
+    run = forked.run("torch_fidelity.fidelity", words, tmp_path, environment(), outputs, timeout=600)
     assert run.returncode == 0, run.stderr
     theirs = json.loads(run.stdout[run.stdout.index("{") :])["frechet_inception_distance"]
     assert theirs > 1e-3  # the two folders differ, and the random network sees it
