@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,20 +68,13 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
-def start(cwd: Path, *words: str) -> subprocess.Popen[str]:
-    """A training that goes on in the background."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flowdiff.train", *words],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(cwd: Path, *words: str) -> forked.Forked:
+    """A training that goes on in the background, its output in a folder beside ``cwd``."""
+    said = Path(tempfile.mkdtemp(prefix="said-", dir=cwd.parent))
+    return forked.Forked("flowdiff.train", words, cwd, environment(), (said / "out", said / "err"))
 
 
-def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(found: Callable[[], object], process: forked.Forked, seconds: float = 240) -> None:
     """Until something is there, or the process has ended."""
     end = time.monotonic() + seconds
     while not found():

@@ -18,33 +18,70 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["flowdiff.resume", "flowdiff.training", "flowdiff.sampling", "torch.utils.tensorboard"])
 
 
-def run(
-    module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[Path, Path], timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """What ``subprocess.run`` would say of it.
+class Forked:
+    """A command line that runs, with the methods of ``subprocess.Popen`` that the tests use.
 
     Args:
         module, words: of the command line.
         cwd, env: its folder and its whole environment.
         outputs: files for what it writes to stdout and stderr, or one twice.
-        timeout: seconds, after which its session is killed.
+    """
+
+    def __init__(
+        self, module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[Path, Path]
+    ) -> None:
+        self.args, self.outputs = [module, *words], outputs
+        self._process = FORKS.Process(target=_main, args=(self.args, str(cwd), dict(env), [*map(str, outputs)]))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """All that it wrote, at its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it takes longer.
+        """
+        self._process.join(timeout)
+        out, err = (path.read_text() if path.exists() else "" for path in self.outputs)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0, out.encode(), err.encode())
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """It, and what it has started."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+
+def run(
+    module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[Path, Path], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run`` would say of it; arguments as those of :class:`Forked`.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer.
+        subprocess.TimeoutExpired: it took longer than ``timeout`` seconds, and was killed.
     """
-    process = FORKS.Process(target=_main, args=(module, list(words), str(cwd), dict(env), [*map(str, outputs)]))
-    process.start()
-    process.join(timeout)
-    if process.exitcode is None:
-        assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        raise subprocess.TimeoutExpired([module, *words], timeout, *(path.read_bytes() for path in outputs))
-    out, err = (path.read_text() for path in outputs)
-    return subprocess.CompletedProcess([module, *words], process.exitcode, out, err)
+    process = Forked(module, words, cwd, env, outputs)
+    try:
+        out, err = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def _main(module: str, words: list[str], cwd: str, env: dict[str, str], outputs: list[str]) -> None:
+def _main(args: list[str], cwd: str, env: dict[str, str], outputs: list[str]) -> None:
     import torch
 
     os.setsid()
@@ -55,8 +92,8 @@ def _main(module: str, words: list[str], cwd: str, env: dict[str, str], outputs:
     os.environ.update(env)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     sys.path[:0] = [cwd, *env.get("PYTHONPATH", "").split(os.pathsep)]
-    sys.argv = [module, *words]
+    sys.argv = args
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(args[0], run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # a fork leaves without them

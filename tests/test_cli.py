@@ -91,9 +91,8 @@ def test_a_sweep_with_a_job_that_fails(command: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, command: Command, tmp_path: Path) -> None:
     process = start(tmp_path, "--multirun", *QUICK, "trainer.max_steps=100000", "seed=0,1")
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    next(line for line in lines if line.startswith("step 3/"))
+    said = process.outputs[0]
+    wait_for(lambda: said.exists() and "\nstep 3/" in said.read_text(), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 128 + number

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import slurm
 from conftest import TINY, start, wait_for
+from forked import Forked
 
 from flowdiff import cluster, sweeps
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -53,9 +54,9 @@ def output(sweep: Path, job: str) -> str:
     return "".join(file.read_text() for file in sorted((sweep / ".submitit" / job).glob("*_log.*")))
 
 
-def ended(process: subprocess.Popen[str]) -> None:
+def ended(process: Forked) -> None:
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     process.communicate()
 
 
@@ -97,7 +98,7 @@ def test_preempted_jobs_go_on_in_their_own_folders(one_node: slurm.Cluster, comm
 def test_a_local_job_of_submitit_goes_on_as_well(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     words = ("--multirun", "hydra/launcher=submitit_local", "seed=0,0", f"hydra.sweep.dir={sweep}")
-    process = start(tmp_path, *words, *LONG, "trainer.max_steps=100")
+    process = start(tmp_path, *words, *LONG, "trainer.max_steps=50")
     try:
         wait_for(last(sweep / "1").exists, process)
         os.kill(int(status(sweep / "1")["pid"]), signal.SIGUSR2)

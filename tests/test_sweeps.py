@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -41,8 +40,8 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command: Command, tmp_path: 
     assert done.returncode == 0, done.stderr
     process = start(killed, *SWEEP)
     wait_for(lambda: list(killed.glob("multirun/*/*/*/1/checkpoints/last.ckpt")), process)  # in the second job's middle
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     (folder,) = killed.glob("multirun/*/*/*")
     assert json.loads((folder / "0" / "status.json").read_text())["status"] == "done"
     assert json.loads((folder / "1" / "status.json").read_text())["status"] == "running"

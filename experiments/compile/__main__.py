@@ -12,6 +12,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 
 OUT = Path(__file__).with_name("results")
+LOCK = Path(tempfile.gettempdir()) / "flowdiff-compile.lock"
 LOSSES = ("mixture", "likelihood")
 ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
 
@@ -68,8 +70,8 @@ def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True)) / largest
 
 
-def measured(flow: str, loss_name: str, device: torch.device, lock: Path) -> dict[str, Any]:
-    """One row of the table; steps are timed while the file ``lock`` is held."""
+def measured(flow: str, loss_name: str, device: torch.device) -> dict[str, Any]:
+    """One row of the table; steps are timed by one process at a time."""
     denoiser, loss, batch = model_and_batch(flow, loss_name, device)
     terms = compiled(loss, denoiser)
     eager = gradients(loss, denoiser, batch)
@@ -80,7 +82,7 @@ def measured(flow: str, loss_name: str, device: torch.device, lock: Path) -> dic
     found = gradients(terms, denoiser, batch)
     compiling = time.perf_counter() - start
     steps = [lambda: gradients(loss, denoiser, batch), lambda: gradients(terms, denoiser, batch)]
-    with lock.open("w") as held:
+    with LOCK.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         count = max(1, round(SECONDS / times(steps[0], 1, device)[0]))
         rounds = [[sum(times(step, count, device)) / count for step in steps] for _ in range(ROUNDS)]
@@ -143,7 +145,9 @@ def main(words: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         for flow, loss in rows:
             torch._dynamo.utils.counters.clear()
-            row = measured(flow, loss, torch.device(given.device), out / "lock")
+            row = measured(
+                flow, loss, torch.device(given.device), Path(tempfile.gettempdir()) / "flowdiff-compile.lock"
+            )
             write_json(out / f"{flow}_{loss}.json", row)
             print(json.dumps(row), flush=True)
     found = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]

@@ -10,7 +10,10 @@ from experiments.benchmarks import contenders, guide
 from flowdiff import cli
 
 
-def test_a_benchmark_of_speed_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_of_speed_from_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide, "SAMPLES", 10)
     words = ["--repeats", "2", "--seconds", "0.2", "--steps", "1,3", "-o", str(tmp_path)]
     assert guide.main(words) == 0
     rows = list(csv.DictReader((tmp_path / "guide_digits.csv").open(newline="")))
