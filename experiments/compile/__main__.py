@@ -140,14 +140,12 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = [row for row in rows if not (out / "{}_{}.json".format(*row)).exists()]
     if given.jobs > 1:
         with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda row: in_process(*row, given.device), rows))
+            list(pool.map(lambda pair: in_process(pair[0], pair[1], given.device), rows))
     else:
         torch.set_num_threads(1)
         for flow, loss in rows:
             torch._dynamo.utils.counters.clear()
-            row = measured(
-                flow, loss, torch.device(given.device), Path(tempfile.gettempdir()) / "flowdiff-compile.lock"
-            )
+            row = measured(flow, loss, torch.device(given.device))
             write_json(out / f"{flow}_{loss}.json", row)
             print(json.dumps(row), flush=True)
     found = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
