@@ -5,6 +5,8 @@ through what goes before it, the capture as one graph (where the derivatives are
 """
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from models import make, points, randomise, statistics
 from omegaconf import OmegaConf
 from test_train import equal, states
 from torch import Tensor
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_inductor_cache
 
 from flowdiff import checkpoint, compilation, training
 from flowdiff.augment import augmented
@@ -27,6 +31,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.train import train
 
 Graphs = list[torch.fx.GraphModule]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -87,10 +92,36 @@ def test_every_flow_is_one_graph_with_the_gradients_of_eager_mode(flow: str, pre
     assert len(graphs) == 1 or foreign
 
 
+compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler: torch.compile needs one"
+)
+
+
+@compiler
+def test_the_compiler_that_is_here_is_found() -> None:
+    with fresh_inductor_cache():
+        torch.compiler.reset()
+        check_compiler("cpu")
+
+
+@compiler
 @pytest.mark.skipif(not os.environ.get("FLOWDIFF_INDUCTOR"), reason="a minute: FLOWDIFF_INDUCTOR=1")
-def test_inductor() -> None:
-    model, loss, given = model_of("linear", dtype=torch.float32), build("loss", "mixture"), batch(torch.float32)
-    assert_equal_gradients(gradients(compiled(loss, model), model, given), gradients(loss, model, given))
+def test_a_run_by_inductor_is_that_of_eager_mode(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an empty cache: the compiler that is here is found, and used."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    words = (*BARE, "experiment=toy", "flow=linear", "flow.n_flows=1", "trainer.max_steps=4")
+    words += ("loss=likelihood", "dataset.num_train=512", "dataset.num_test=64")
+    ends = []
+    for run, more in (("eager", []), ("compiled", ["compile=true"])):
+        done = command("train", *words, *more, f"run_dir={run}")
+        assert done.returncode == 0, done.stderr
+        assert bool(list(cache.rglob("*.so"))) == bool(more)
+        ends.append(states(tmp_path / run / "checkpoints" / "last.ckpt")["current_model_state"])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_what_is_set_outside_is_not_baked_in(graphs: Graphs) -> None:
@@ -145,12 +176,10 @@ def test_mistakes_are_named(config: Compose, monkeypatch: pytest.MonkeyPatch) ->
     estimated = make(flow="residual", overrides={"flow.exact_dim": 0})
     with pytest.raises(ConfigError, match=r"compile=true: this flow estimates .* flow.exact_dim"):
         compiled(build("loss", "likelihood"), estimated)
-    from torch._inductor import config as inductor
-
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(training, "fit", lambda *given: pytest.fail("training began"))
-    with pytest.raises(ConfigError, match=r"compile=true: needs a C\+\+ compiler") as caught:
-        train(config(*BARE, "compile=true"))
+    with fresh_inductor_cache():
+        torch.compiler.reset()
+        with pytest.raises(ConfigError, match=r"compile=true: needs a C\+\+ compiler") as caught:
+            train(config(*BARE, "compile=true"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="compile=true"):
-        check_compiler("cpu")
