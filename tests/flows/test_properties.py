@@ -1,4 +1,4 @@
-"""What must hold for every flow x activation x precondition found in conf/, in float64, with non-zero random weights.
+"""What must hold for every flow, activation and precondition found in conf/, in float64, with non-zero random weights.
 
 log-determinant = log|det| of the autograd Jacobian          inverse(forward(x)) = x
 score = gradient of log p                                    finite derivatives, also far in the tails
