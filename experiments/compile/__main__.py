@@ -109,7 +109,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     names = (
         "flow",
         "loss",
-        "|Δ gradient|",
+        "Δ gradient",
         "float32's own error",
         "ms eager",
         "ms compiled",
