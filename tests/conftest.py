@@ -38,11 +38,6 @@ BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
 Compose = Callable[..., DictConfig]
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Of ``-n auto``: one more than there are cores, since tests of commands wait for disks and other processes."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
     """``config("flow=linear", tiny=False, run_dir=…)``: the composed default configuration with these words."""
