@@ -5,14 +5,13 @@ disk.
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import BARE, TINY, environment, run_folders, start, wait_for
 
@@ -125,18 +124,16 @@ def test_a_killed_run_leaves_a_checkpoint_to_go_on_from(command: Command, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    done = subprocess.run(
-        [sys.executable, "-m", "flowdiff.train", *QUICK, "trainer.max_steps=2"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        preexec_fn=small,
+def test_a_full_disk_is_one_line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    said = tmp_path_factory.mktemp("said")
+    (said / "small.py").write_text(
+        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "from flowdiff import train\ntrain.main()\n"
     )
+    env = environment()
+    env["PYTHONPATH"] = os.pathsep.join([str(said), env["PYTHONPATH"]])
+    words = (*QUICK, "trainer.max_steps=2")
+    done = forked.run("small", words, tmp_path, env, (said / "out", said / "err"), timeout=240)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("can't write ")
     assert "Traceback" not in done.stderr

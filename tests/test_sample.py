@@ -79,7 +79,7 @@ SAMPLERS = sorted(p.stem for p in (cli.config_dir() / "sampler").glob("*.yaml"))
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_size_changes_nothing(sampler: str, tmp_path: Path) -> None:
     """Not even the report of chains that are made in several batches."""
-    steps = 16 if sampler in ("mala", "mcmc") else 6
+    steps = 16 if sampler in ("mala", "mcmc") else 4
     words = (f"sampler={sampler}", f"num_steps={steps}", "num_samples=70", "guidance_scale=1.5")
     whole = draw(tmp_path / "whole", *words)["images"]
     assert len(np.unique(whole.reshape(70, -1), axis=0)) == 70

@@ -66,7 +66,7 @@ def accepts(flow: str, shape: tuple[int, ...]) -> bool:
 PLANAR = [flow for flow in FLOWS if accepts(flow, (2,))]
 
 
-@pytest.mark.parametrize(("flow", "activation", "precondition"), pairs(FLOWS))
+@every_model
 def test_log_det_is_that_of_the_jacobian(flow: str, activation: str, precondition: str) -> None:
     model = random_flow(flow, activation, precondition)
     x, sigma, labels = points()

@@ -14,7 +14,7 @@ from flowdiff.schedules import Karras
 
 ALL = [(sampler, schedule) for sampler in choices("sampler") for schedule in choices("schedule")]
 CASES = [(sampler, schedule) for sampler, schedule in ALL if schedule == "karras" or sampler in ("euler", "ancestral")]
-VALUES = {"num_steps": 500, "sigma_start": 0.02, "sigma_min": 0.002, "sigma_max": 6.0}
+VALUES = {"num_steps": 300, "sigma_start": 0.02, "sigma_min": 0.002, "sigma_max": 6.0}
 N = 3000
 
 
