@@ -182,4 +182,6 @@ def test_mistakes_are_named(config: Compose, monkeypatch: pytest.MonkeyPatch) ->
         torch.compiler.reset()
         with pytest.raises(ConfigError, match=r"compile=true: needs a C\+\+ compiler") as caught:
             train(config(*BARE, "compile=true"))
+        with pytest.raises(ConfigError, match="compile=true"):
+            check_compiler("cpu")
     assert "\n" not in str(caught.value)

@@ -147,7 +147,7 @@ def measured(tmp_path: Path, env: dict[str, str], *words: str) -> list[list[int]
     Jobs share no random numbers, figures or loggers, one after the other or side by side: their results are equal.
     """
     (tmp_path / "measured.py").write_text(SCRIPT)
-    small = ("trainer.max_steps=6", "trainer.val_check_interval=3", "callbacks=minimal", "logger=csv")
+    small = ("trainer.max_steps=6", "trainer.val_check_interval=3")
     small += ("metrics=[denoising,fd]", "metrics.fd.num_samples=40", "seed=0,0,0")
     call = [sys.executable, "measured.py", "--multirun", *small, *TINY, *words]
     done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)

@@ -45,11 +45,8 @@ def measured(words: Sequence[str], steps: int) -> dict[str, float]:
     """What `experiments.gpu.clock.Clock` says of one training."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clock.json"
-        clock = [f"{key}={value}" for key, value in (("file", file), ("warm", WARM))]
-        more = [
-            "+callbacks.clock._target_=experiments.gpu.clock.Clock",
-            *(f"+callbacks.clock.{word}" for word in clock),
-        ]
+        more = ["+callbacks.clock._target_=experiments.gpu.clock.Clock"]
+        more += [f"+callbacks.clock.file={file}", f"+callbacks.clock.warm={WARM}"]
         more += ["callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null", f"run_dir={folder}"]
         more += [f"trainer.max_steps={WARM + steps}", "trainer.limit_val_batches=1"]
         if torch.cuda.is_available():
