@@ -32,6 +32,7 @@ from flowdiff.collect import read_job
 from flowdiff.errors import NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted, Interrupts, scheduled
+from flowdiff.text import one_line
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ def _job(task: Task, cfg: DictConfig) -> Any:
             if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
                 status.write("running")
                 mistakes.check_types(overrides, config_dir(), name)
+                if sought and cfg.get(search.KEY):
+                    search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
                 result = task(cfg)
                 status.write("done")
         return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
@@ -214,7 +217,7 @@ class Status:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _to_log_file(text: str) -> bool:

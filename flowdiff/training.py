@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.evaluation import evaluate_run, report_autoencoder
+from flowdiff.evaluation import evaluate_run, final_columns, report_autoencoder
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -51,6 +52,12 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     config = plain(cfg)
     words = given_overrides() if words is None else words
     check(config)
+    with matmul_precision(config["trainer"].get("matmul_precision")):
+        return train_plain(config, words, source)
+
+
+def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]) -> dict[str, Any]:
+    """`train` of a resolved configuration; ``source`` is the one before its resolution, for the checkpoint."""
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
@@ -65,6 +72,8 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
+    boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+    shown = columns(config, trainer, module, data) if boarded else []
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
         print(
@@ -74,7 +83,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
-                boards.begin(logger.experiment, config, words, swept_keys(), data.extractor)
+                boards.begin(logger.experiment, config, words, swept_keys(), shown)
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
 
@@ -99,6 +108,17 @@ def build_autoencoder(
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
     return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
+
+
+def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
+    """The scalars that the run will write and that are columns of TensorBoard's HParams: of validation, and final."""
+    found = module.validated(data) if trainer.limit_val_batches else []  # type: ignore[attr-defined]
+    if config["evaluate"] and saver_of(trainer) is not None:
+        final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
+        if isinstance(module, Diffusion) and config.get("metrics"):
+            final = final_columns(config, module.denoiser, data)
+        found += [f"final/{name}" for name in final]
+    return found
 
 
 def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
@@ -174,6 +194,28 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
     return result
 
 
+@contextmanager
+def matmul_precision(chosen: str | None) -> Iterator[None]:
+    """Within it, that of float32 matrix products is ``trainer.matmul_precision``; then what it was, for the next job.
+
+    Args:
+        chosen: "highest", "high" (TF32 on GPUs that have it) or "medium" (bf16); None: torch's own, which is highest.
+
+    Raises:
+        ConfigError: something else.
+    """
+    allowed = ("highest", "high", "medium")
+    if chosen is not None and chosen not in allowed:
+        raise ConfigError("trainer.matmul_precision", chosen, f"must be null, {' or '.join(allowed)}")
+    before = torch.get_float32_matmul_precision()
+    if chosen is not None:
+        torch.set_float32_matmul_precision(chosen)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # -- building -------------------------------------------------------------------------------------------
 
 
@@ -213,7 +255,7 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         callbacks, loggers: in their order.
         batches: in an epoch.
     """
-    settings = dict(config)
+    settings = {key: value for key, value in config.items() if key != "matmul_precision"}
     every = settings.get("val_check_interval")
     if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
         limit = settings.get("overfit_batches") or settings.get("limit_train_batches") or 1.0

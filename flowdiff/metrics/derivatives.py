@@ -23,6 +23,7 @@ from flowdiff.errors import at_least
 from flowdiff.fokker_planck import residual, slopes
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import no_likelihood
+from flowdiff.quantities import Quantity
 
 Field = Callable[[Tensor], Tensor]
 
@@ -63,6 +64,10 @@ class DerivativeMetric(Metric):
         self.exact_dims = at_least(f"metrics.{self.name}.exact_dims", exact_dims, 0)
         self.num_probes = at_least(f"metrics.{self.name}.num_probes", num_probes, self.fewest_probes)
 
+    def keys(self, model: Evaluand) -> list[str]:
+        """One for each noise level."""
+        return [f"{self.name}/{sigma:g}" for sigma in self.sigmas]
+
     def squares(
         self, denoiser: nn.Module, x: Tensor, sigma: float, labels: Tensor | None, probes: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -100,6 +105,7 @@ class Conservative(DerivativeMetric):
     """The asymmetry ‖J − Jᵀ‖/‖J‖ of the score's Jacobian."""
 
     name = "conservative"
+    quantities = (Quantity("conservative/*", better="lower", plotted="conservative/0.2", column="conservative/0.2"),)
 
     def squares(
         self, denoiser: nn.Module, x: Tensor, sigma: float, labels: Tensor | None, probes: list[Tensor]
@@ -123,6 +129,7 @@ class FokkerPlanck(DerivativeMetric):
     """The residual of the equation that joins the noise levels, over ∂σ log p."""
 
     name = "fokker_planck"
+    quantities = (Quantity("fokker_planck/*", better="lower", plotted="fokker_planck/0.2", column="fokker_planck/0.2"),)
     fewest_probes = 2
 
     def unfit(self, model: Evaluand) -> str | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
+from flowdiff.quantities import Quantity
 from flowdiff.ranks import ranks
 
 
@@ -43,6 +44,11 @@ class OODAuroc(Metric):
         against: the other set, by its name in the dataset's ``out_of_distribution``; "auto" is the first there.
     """
 
+    quantities = (
+        Quantity("ood_auroc", better="higher", plotted="ood_auroc", column="ood_auroc"),
+        Quantity("ood_auroc/*", better="higher"),
+    )
+
     def __init__(self, sigmas: Sequence[float] = (), num_images: int | None = 1000, against: str = "auto") -> None:
         self.sigmas = noise_levels("metrics.ood_auroc.sigmas", sigmas) if sigmas else []
         self.num_images = count_or_all("metrics.ood_auroc.num_images", num_images)
@@ -53,6 +59,10 @@ class OODAuroc(Metric):
         if not model.data.out_of_distribution():
             return f"dataset={model.data.name} names no other images of its shape"
         return no_likelihood(model)
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """One at sigma_min, and one for each further noise level."""
+        return ["ood_auroc", *(f"ood_auroc/{sigma:g}" for sigma in self.sigmas)]
 
     def log_density(self, model: Evaluand, x: Tensor, sigma: float, turn: int, turns: int) -> Tensor:
         """log p(x; σ) in nats, x (N, *shape) → (N,) float64."""
