@@ -29,7 +29,7 @@ from flowdiff.quantities import Better, Quantity, stored
 from flowdiff.runfiles import Unreadable, read, read_json
 from flowdiff.text import cut, one_line
 
-MOST = 1000  # words, and metrics, of one job that are read
+MOST = 300  # words, and metrics, of one job that are read
 WORD = 2000  # characters of a word that are parsed
 
 

@@ -22,9 +22,12 @@ LONGEST = 300
 def one_line(text: object) -> str:
     """Without control sequences, control characters and marks that turn the direction of writing; white space is
     one blank, what UTF-8 has no bytes for a question mark."""
-    words = " ".join(SEQUENCES.sub("", str(text)).split())
-    kept = (c for c in words if unicodedata.category(c) != "Cc" and c not in TURNING)
-    return "".join(kept).encode(errors="replace").decode()
+    kept = (c for c in SEQUENCES.sub("", str(text)) if c.isspace() or not _is_obeyed(c))
+    return " ".join("".join(kept).split()).encode(errors="replace").decode()
+
+
+def _is_obeyed(character: str) -> bool:
+    return character in TURNING or unicodedata.category(character) == "Cc"
 
 
 def cut(text: object, longest: int = LONGEST) -> str:
