@@ -124,7 +124,7 @@ def compare_by_rmse(jobs: Sequence[Job]) -> None:
             name = name.replace("_ratio/", "/").replace("/", "_rmse/", 1)
             rmse = entry["rmse"]
             job.metrics[name] = _number(rmse)
-            job.conditions[name] = entry | {"value": rmse, "unit": "", "better": "lower", "standard_error": None}
+            job.conditions[name] = entry | {"value": rmse, "standard_error": None}
 
 
 def keep_metrics(jobs: Sequence[Job], beginnings: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ A search whose sampler has a seed is the same each time. Therefore ``resume_swee
 that are done give back what they had measured, and the search goes on as if it had not been interrupted.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,7 @@ def check(name: str, config: Mapping[str, Any], sweeper: Any) -> None:
         ConfigError: it does.
     """
     for entry in config.values():
-        if entry and entry.get("_target_"):
+        with contextlib.suppress(Exception):  # one that isn't there is said where it is made
             get_class(str(entry["_target_"]))  # a class that is imported can be asked
     said = next((quantity.better for quantity in declared() if quantity.covers(name)), None)
     wanted = "higher" if math.isinf(worst(sweeper)) and worst(sweeper) < 0 else "lower"

@@ -112,7 +112,7 @@ def build_autoencoder(
 
 def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
     """The scalars that the run will write and that are columns of TensorBoard's HParams: of validation, and final."""
-    found = module.validated(data) if trainer.limit_val_batches else []  # type: ignore[attr-defined]
+    found = module.validated(data) if trainer.limit_val_batches else []
     if config["evaluate"] and saver_of(trainer) is not None:
         final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
         if isinstance(module, Diffusion) and config.get("metrics"):

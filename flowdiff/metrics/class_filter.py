@@ -34,13 +34,17 @@ def work(model: Evaluand) -> int:
 
 
 def shrunk(rows: Tensor, pooled: Tensor) -> Tensor:
-    """Σ_c without dequantisation noise, (d, d), of centred rows (n, d) and Σ (d, d); Σ where there is at most one."""
+    """Σ_c without dequantisation noise, (d, d), of centred rows (n, d) and Σ (d, d); Σ where there is at most one row.
+
+    The products of the rows are in their own precision, all else in that of Σ.
+    """
     n = len(rows)
     if n < 2:
         return pooled
-    own = rows.T @ rows / n
+    own = (rows.T @ rows).to(pooled) / n
     apart = (own - pooled).square().sum().item()
-    uncertain = (rows.square().sum(1).square().mean().item() - own.square().sum().item()) / n
+    fourth = rows.to(pooled).square().sum(1).square().mean().item()
+    uncertain = (fourth - own.square().sum().item()) / n
     share = 1.0 if apart <= uncertain else uncertain / apart
     return share * pooled + (1 - share) * own
 
@@ -55,7 +59,7 @@ def errors(model: Evaluand, x0: Tensor, noise: Tensor, labels: Tensor, sigmas: S
     totals = [0.0] * len(sigmas)
     for c in labels.unique().tolist():
         mean = model.statistics.class_means[c].cpu().double()
-        covariance = shrunk(train[classes == c].flatten(1).double() - mean, pooled) + noise_variance * unit
+        covariance = shrunk(train[classes == c].flatten(1) - mean.float(), pooled) + noise_variance * unit
         clean = x0[labels == c].flatten(1).double()
         eps = noise[labels == c].flatten(1).double()
         for i, sigma in enumerate(sigmas):

@@ -36,6 +36,9 @@ class Denoising(Metric):
     quantities = (
         Quantity("denoising_ratio/*", better="lower", plotted="denoising_ratio/0.2", column="denoising_ratio/1"),
         Quantity("denoising_filter/*", better="lower", reference=True),
+        # in their place where models with different filters are compared: `flowdiff.collect.compare_by_rmse`
+        Quantity("denoising_rmse/*", better="lower", plotted="denoising_rmse/0.2"),
+        Quantity("denoising_filter_rmse/*", better="lower", reference=True),
     )
 
     def __init__(self, sigmas: Sequence[float] = SIGMAS, num_images: int | None = 2000) -> None:
