@@ -114,9 +114,10 @@ class Recognised(SmallExtractorMetric):
     """Share of conditional samples that the extractor's classifier takes for their class, and of real images.
 
     It tells whether samples are of the class asked for, not whether they are good: a sample near the mean of its class
-    is recognised too. On digits the default model is recognised as well after 20 steps as after 1,600, for its
-    whitening knows the means of the classes. Read it beside the Fréchet distance. The standard error is that of a
-    share, √(p(1 − p)/n): of the samples alone, not of another training, and 0 where all or none are recognised.
+    is recognised too, and a whitening knows these means. On digits 93 % of the samples of the untrained default model
+    are recognised (98 % with 10 sampling steps), 98 % of the trained one's, at Fréchet distances of 5.8, 6.2 and 1.9:
+    read it beside that. The standard error is that of a share, √(p(1 − p)/n): of the samples alone, not of another
+    training, and 0 where all or none are recognised.
     """
 
     quantities = (Quantity("recognised", better="higher", plotted="recognised", column="recognised"),)

@@ -12,7 +12,7 @@ from flowdiff.collect import Job, counted, rows
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
 from flowdiff.report.summary import Table
-from flowdiff.text import cut, to_html, to_markdown
+from flowdiff.text import cut, one_line, to_html, to_markdown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -133,6 +133,6 @@ def write(
     found = sections(jobs, root, baselines, n_samples, folder)
     title = f"Sweep over {', '.join(cut(key) for key in baselines)}" if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")
-    made = f"Made {now} from {cut(root.resolve())} by: {cut(command)}"
+    made = f"Made {now} from {one_line(root.resolve())} by: {one_line(command)}"
     write_text(folder / "summary.md", markdown(title, made, found))
     write_text(folder / "index.html", page(title, made, found))
