@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowdiff.collect import collect, main, read_job
+from flowdiff.report import figures
 from flowdiff.runfiles import MOST_JSON, Unreadable, picture, read_json
 from flowdiff.text import TURNING
 
@@ -161,3 +162,16 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert read_json(linked, "a.json") == [1], "the folder itself may be reached by a link"
     (run / "status.json").write_text(json.dumps({"status": "done", "overrides": ["seed=1"]}))
     assert read_job(linked).status == "done"
+
+
+def test_any_number_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(figures, "against", lambda *words: drawn.append(words))
+    for number in (0, 1):
+        words = [f"key{i}={number}" for i in range(1000)]
+        job(tmp_path, str(number), {"status": "done", "overrides": words}, {"fd": {"value": number, "n": 1}})
+    start = time.monotonic()
+    assert main([str(tmp_path), "--samples", "0"]) == 0
+    text = (tmp_path / "report" / "summary.md").read_text()
+    assert "Of 300 swept keys the first 8 have sections of their own." in text and len(drawn) == 8 + 2 * 28
+    assert time.monotonic() - start < 30

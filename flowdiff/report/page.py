@@ -25,6 +25,10 @@ figure.wide { max-width: 100% } figcaption { font-size: 13px; color: #555 } h2 {
 """
 
 
+#: As many keys, and pairs of them, are studied: what a folder holds may have any number.
+KEYS = 8
+
+
 @dataclass
 class Section:
     """A heading, sentences, tables and pictures with their captions."""
@@ -42,6 +46,9 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
     everything = Section("Jobs", [f"{counted(jobs)}; {seconds:,.0f} seconds of jobs in all."])
     header, table = rows(jobs, root)
     everything.tables.append((header, [[tables.short(cell) for cell in row] for row in table]))
+    if len(baselines) > KEYS:
+        everything.sentences.append(f"Of {len(baselines)} swept keys the first {KEYS} have sections of their own.")
+        baselines = dict(itertools.islice(baselines.items(), KEYS))
     found = []
     for key, baseline in baselines.items():
         section = Section(key)
@@ -131,7 +138,7 @@ def write(
 ) -> None:
     """summary.md, index.html and their pictures, into ``folder``; ``command`` is what they are made by."""
     found = sections(jobs, root, baselines, n_samples, folder)
-    title = f"Sweep over {', '.join(cut(key) for key in baselines)}" if baselines else "One setting"
+    title = cut(f"Sweep over {', '.join(baselines)}") if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     made = f"Made {now} from {one_line(root.resolve())} by: {one_line(command)}"
     write_text(folder / "summary.md", markdown(title, made, found))
