@@ -162,7 +162,7 @@ def test_a_linear_filter_that_is_better_than_the_reference():
     assert [far[f"denoising_filter/{s}"].value for s in ("0.0001", "10000")] == pytest.approx([1, 1], abs=1e-3)
 
     rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 7)
-    isotropic = rows.square().mean() * torch.eye(6)  # scikit-learn's target
+    isotropic = rows.square().mean() * torch.eye(6, dtype=rows.dtype)  # scikit-learn's target
     own = rows.T @ rows / 50
     share = ledoit_wolf_shrinkage(rows.numpy(), assume_centered=True)
     torch.testing.assert_close(class_filter.shrunk(rows, isotropic), share * isotropic + (1 - share) * own)
