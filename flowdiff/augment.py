@@ -18,6 +18,7 @@ from flowdiff.data.quantise import centres, to_levels
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, is_number
 from flowdiff.modes import within
+from flowdiff.options import NonNegative, Share, checked
 
 
 class Augmentation(nn.Module):
@@ -70,14 +71,15 @@ class Affine(Augmentation):
 
     numbers = 6
 
+    @checked
     def __init__(
         self,
         context_dim: int,
-        probability: float = 0.7,
-        rotation: float = 0.12,
-        stretch: float = 0.06,
-        shear: float = 0.12,
-        shift: float = 0.08,
+        probability: Share = 0.7,
+        rotation: NonNegative = 0.12,
+        stretch: NonNegative = 0.06,
+        shear: NonNegative = 0.12,
+        shift: NonNegative = 0.08,
     ) -> None:
         super().__init__(context_dim)
         if not (is_number(probability) and 0 <= probability <= 1):

@@ -11,7 +11,7 @@ its folder at the end, with the scale and shift that bring the latents of the tr
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from flowdiff.first_stage import AutoencoderKL
 from flowdiff.metrics.base import Result
 from flowdiff.metrics.frechet import frechet_distance, moments
 from flowdiff.optimisation import Optimised
+from flowdiff.options import Length, Positive, Range, Size, checked
 
 FOLDER = "autoencoder"  # in the run's folder
 MEASURED = 2000  # images that scale and shift, and the errors, are measured on
@@ -47,18 +48,19 @@ class Autoencoder(Optimised):
         ConfigError: images that can't be halved so often, or data that are no images.
     """
 
+    @checked
     def __init__(
         self,
         data: ImageData,
         config: dict[str, Any],
         entry: dict[str, Any],
-        latent_channels: int = 4,
-        block_out_channels: Sequence[int] = (16, 32, 32),
-        layers_per_block: int = 1,
-        norm_num_groups: int = 8,
+        latent_channels: Annotated[int, Range(1, 1024)] = 4,
+        block_out_channels: Annotated[Sequence[Size], Length(1, 16)] = (16, 32, 32),
+        layers_per_block: Annotated[int, Range(1, 32)] = 1,
+        norm_num_groups: Size = 8,
         attention: bool = True,
-        kl_weight: float = 1.0,
-        deviation: float = 0.1,
+        kl_weight: Positive = 1.0,
+        deviation: Positive = 0.1,
     ) -> None:
         super().__init__(config, entry)
         try:

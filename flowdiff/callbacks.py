@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,6 +31,7 @@ from flowdiff.checkpoint import read
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
+from flowdiff.options import Count, Length, NonNegative, Positive, Range, checked
 
 
 class EMA(EMAWeightAveraging):
@@ -43,7 +44,8 @@ class EMA(EMAWeightAveraging):
         decay: in [0, 1).
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    @checked
+    def __init__(self, decay: Annotated[float, Range(0, 1, below=True)] = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ConfigError("callbacks.ema.decay", decay, "must be at least 0 and below 1")
         super().__init__(decay=decay, use_buffers=False)  # buffers are copied, not averaged
@@ -68,7 +70,8 @@ class Checkpoints(Checkpoint):
         monitor: the logged value that decides, lower is better.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
+    @checked
+    def __init__(self, folder: str, every_n_steps: Count = 500, monitor: str = "val/loss") -> None:
         at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf
@@ -146,7 +149,8 @@ class Scalars(Callback):
         buckets: edges between the buckets of σ.
     """
 
-    def __init__(self, buckets: Sequence[float] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
+    @checked
+    def __init__(self, buckets: Annotated[Sequence[Positive], Length(0, 100)] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
         if list(buckets) != sorted(set(buckets)):
             raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
@@ -235,7 +239,8 @@ class TrainingProgress(Callback):
         interval: seconds between two lines.
     """
 
-    def __init__(self, interval: float = 10.0) -> None:
+    @checked
+    def __init__(self, interval: NonNegative = 10.0) -> None:
         self.interval = interval
         self._bar: Progress | None = None
         self._console = Console()

@@ -13,7 +13,7 @@ they are 10u, 20u, 40u; 64u, 40u and 8u, and the numbers of layers and of heads 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from flowdiff.dropout import Dropout
 from flowdiff.edm import FreeDenoiser
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.options import Length, Range, Size, checked
 from flowdiff.unet import groups
 
 
@@ -72,14 +73,15 @@ class UNet2D(DiffusersDenoiser):
 
     choice = "unet_diffusers"
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2),
-        layers: int = 2,
+        width: Size = 64,
+        multipliers: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (1, 2, 2),
+        layers: Annotated[int, Range(1, 32)] = 2,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
         at_least("denoiser.width", width, 1)
@@ -122,14 +124,15 @@ class UNetSDXL(DiffusersDenoiser):
     choice = "unet_diffusers_sdxl"
     time_ids: Tensor
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width_factor: float = 0.1,
-        transformer_layers: Sequence[int] = (1, 2, 10),
-        tokens: int = 4,
+        width_factor: Annotated[float, Range(0, 16, above=True)] = 0.1,
+        transformer_layers: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (1, 2, 10),
+        tokens: Annotated[int, Range(1, 4096)] = 4,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
         positive("denoiser.width_factor", width_factor)

@@ -10,11 +10,13 @@ table. The null class of classifier-free guidance is a row of its own, number K,
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import at_least
+from flowdiff.options import Range, Size, checked
 
 
 class NoiseEmbedding(nn.Module):
@@ -50,7 +52,10 @@ class Conditioning(nn.Module):
     joint = False
     shift: Tensor | None = None
 
-    def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
+    @checked
+    def __init__(
+        self, num_classes: int, sigma_embed_dim: Annotated[int, Range(2, 65536)] = 64, cond_embed_dim: Size = 64
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.noise = NoiseEmbedding(sigma_embed_dim)
@@ -75,7 +80,10 @@ class FiLM(Conditioning):
 class Unconditional(Conditioning):
     """Only σ modulates the layers; the data's classes are dropped, and cond_embed_dim with them."""
 
-    def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
+    @checked
+    def __init__(
+        self, num_classes: int, sigma_embed_dim: Annotated[int, Range(2, 65536)] = 64, cond_embed_dim: Size = 64
+    ) -> None:
         super().__init__(0, sigma_embed_dim)
 
 

@@ -12,7 +12,7 @@ Denoising score matching (Vincent 2011) is blind to what only shifts log p, so t
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, is_number, positive
 from flowdiff.fokker_planck import rademacher, residual, slopes
 from flowdiff.names import snake_case
+from flowdiff.options import Length, NonNegative, Positive, Power, checked
 
 
 class Noised(NamedTuple):
@@ -93,7 +94,8 @@ class Likelihood(Loss):
 
     needs_likelihood = True
 
-    def __init__(self, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, power: Power = 0.5) -> None:
         self.power = power
 
     def weight(self, denoiser: ScoreFlow, sigma: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ class Mixture(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, denoising_weight: float = 1.0, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, denoising_weight: NonNegative = 1.0, power: Power = 0.5) -> None:
         super().__init__(power)
         self.denoising_weight = denoising_weight
 
@@ -156,11 +159,12 @@ class AnnealedMixture(Likelihood):
         ConfigError: anything but two numbers >= 0.
     """
 
+    @checked
     def __init__(
         self,
-        likelihood_weight: Sequence[float] = (1.0, 1.0),
-        denoising_weight: Sequence[float] = (0.0, 1.0),
-        power: float = 0.5,
+        likelihood_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (1.0, 1.0),
+        denoising_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (0.0, 1.0),
+        power: Power = 0.5,
     ) -> None:
         super().__init__(power)
         self.likelihood_weight = start_and_end("loss.likelihood_weight", likelihood_weight)
@@ -185,7 +189,8 @@ class FokkerPlanck(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, fokker_planck_weight: float = 1.0, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, fokker_planck_weight: Positive = 1.0, power: Power = 0.5) -> None:
         super().__init__(power)
         self.fokker_planck_weight = positive("loss.fokker_planck_weight", fokker_planck_weight)
 

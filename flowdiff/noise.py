@@ -7,11 +7,13 @@ Draws come from torch's global generator, which the training step seeds.
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, positive
+from flowdiff.options import Range, Sigma, checked
 
 
 class NoiseDistribution:
@@ -30,7 +32,10 @@ def strata(n: int, device: torch.device | str) -> Tensor:
 class LogNormal(NoiseDistribution):
     """log σ ~ N(p_mean, p_std²) (Karras et al. 2022, table 1)."""
 
-    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
+    @checked
+    def __init__(
+        self, p_mean: Annotated[float, Range(-20, 20)] = -1.2, p_std: Annotated[float, Range(0, 20, above=True)] = 1.2
+    ) -> None:
         self.p_mean, self.p_std = p_mean, positive("noise.p_std", p_std)
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -41,7 +46,8 @@ class LogNormal(NoiseDistribution):
 class LogUniform(NoiseDistribution):
     """log σ uniform between log sigma_min and log sigma_max."""
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> None:
         positive("noise.sigma_min", sigma_min)
         if sigma_min >= sigma_max:
             raise ConfigError("noise.sigma_min", sigma_min, f"must be below noise.sigma_max={sigma_max}")
@@ -54,7 +60,8 @@ class LogUniform(NoiseDistribution):
 class Fixed(NoiseDistribution):
     """One noise level: a density of the data at σ_min and nothing else, as other flows are trained."""
 
-    def __init__(self, sigma: float) -> None:
+    @checked
+    def __init__(self, sigma: Sigma) -> None:
         self.sigma = positive("noise.sigma", sigma)
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:

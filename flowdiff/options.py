@@ -84,6 +84,9 @@ Sigma = Annotated[float, Range(0, 1e6, above=True)]
 """A noise level, in units of the data."""
 Steps = Annotated[int, Range(1, 100_000)]
 """Of a sampler."""
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Power = Annotated[float, Range(-10, 10)]
+"""An exponent."""
 
 
 def problem(value: Any, annotation: Any) -> str | None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from flowdiff.errors import positive
 from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
+from flowdiff.options import Positive, Sigma, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
@@ -51,7 +52,8 @@ class Precondition(nn.Module):
     eigenvalues: Tensor
     eigenvectors: Tensor
 
-    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: float = 1.0) -> None:
+    @checked
+    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: Positive = 1.0) -> None:
         super().__init__()
         self.kappa_power = positive("precondition.kappa_power", kappa_power)
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
@@ -160,13 +162,14 @@ class Gaussianised(Standardized):
     edges: Tensor
     masses: Tensor
 
+    @checked
     def __init__(
         self,
         dim: int,
         num_classes: int,
         sigma_data: float = 0.5,
-        kappa_power: float = 1.0,
-        gaussian_below: float = 0.15,
+        kappa_power: Positive = 1.0,
+        gaussian_below: Sigma = 0.15,
     ) -> None:
         super().__init__(dim, num_classes, sigma_data, kappa_power)
         self.gaussian_below = positive("precondition.gaussian_below", gaussian_below)

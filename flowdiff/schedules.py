@@ -26,13 +26,14 @@ so equal steps in G make errors of equal size. Everything is float64; the two en
 """
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, at_least, is_number
 from flowdiff.names import snake_case
+from flowdiff.options import Positive, Range, Sigma, checked
 from flowdiff.samplers import Denoise, NoiseSource
 
 
@@ -44,7 +45,8 @@ class Schedule:
         sigma_max: the first noise level, > sigma_min.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma) -> None:
         _check_range("sigma_max", sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
@@ -98,7 +100,8 @@ class Schedule:
 class Karras(Schedule):
     """Equal steps in sigma^(1/rho): Karras et al. 2022, equation 5."""
 
-    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 7.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, rho: Positive = 7.0) -> None:
         super().__init__(sigma_min, sigma_max)
         self.rho = _positive("schedule.rho", rho)
 
@@ -136,7 +139,8 @@ class Polyexponential(Schedule):
         rho: 1 is ``Geometric``, more puts more steps at low noise.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 1.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, rho: Positive = 1.0) -> None:
         super().__init__(sigma_min, sigma_max)
         self.rho = _positive("schedule.rho", rho)
 
@@ -154,7 +158,8 @@ class Vp(Schedule):
         beta_d, beta_min: of the process; its own t from 1 to 0.001 are sigma from 152 to 0.01.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, beta_d: float = 19.9, beta_min: float = 0.1) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, beta_d: Positive = 19.9, beta_min: Positive = 0.1) -> None:
         super().__init__(sigma_min, sigma_max)
         self.beta_d = _positive("schedule.beta_d", beta_d)
         self.beta_min = _positive("schedule.beta_min", beta_min)
@@ -174,7 +179,8 @@ class Cosine(Schedule):
         scale: the sigma around which the steps are densest.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, scale: float = 1.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, scale: Positive = 1.0) -> None:
         super().__init__(sigma_min, sigma_max)
         self.scale = _positive("schedule.scale", scale)
 
@@ -193,7 +199,14 @@ class Adaptive(Geometric):
         even: share of F that is log sigma, in (0, 1]: no step becomes too long where D hardly moves.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, grid: int = 64, even: float = 0.1) -> None:
+    @checked
+    def __init__(
+        self,
+        sigma_min: Sigma,
+        sigma_max: Sigma,
+        grid: Annotated[int, Range(2, 100000)] = 64,
+        even: Annotated[float, Range(0, 1, above=True)] = 0.1,
+    ) -> None:
         super().__init__(sigma_min, sigma_max)
         self.grid = at_least("schedule.grid", grid, 2)
         if not (is_number(even) and 0 < even <= 1):

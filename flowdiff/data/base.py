@@ -11,6 +11,7 @@ from torch import Tensor
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.options import Count, Seed, checked
 from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
@@ -35,14 +36,15 @@ class ImageData(lightning.LightningDataModule):
         class_names: names of the classes, in the order of the labels.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         shape: tuple[int, ...],
         num_classes: int,
         levels: int | None,
-        batch_size: int = 128,
-        seed: int = 0,
+        batch_size: Count = 128,
+        seed: Seed = 0,
         extractor: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:

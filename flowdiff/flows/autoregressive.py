@@ -21,6 +21,7 @@ from flowdiff.errors import at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, Positive, Size, checked
 
 
 class MaskedLinear(nn.Linear):
@@ -119,15 +120,16 @@ class AutoregressiveFlow(Composite):
         transform: makes what a step does to each coordinate, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 6,
-        width: int = 256,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 6,
+        width: Size = 256,
+        depth: Layers = 2,
+        max_log_scale: Positive = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)

@@ -9,6 +9,7 @@ The scale per pixel lets the flow shrink the pixels that are the same in every i
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
 from flowdiff.flows.networks import ConvNet
+from flowdiff.options import Layers, Length, Positive, Range, Size, checked
 
 
 class ChannelMixing(Flow):
@@ -118,15 +120,16 @@ class ConvFlow(Composite):
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 12,
-        width: int = 48,
-        factors: Sequence[int] = (2, 4),
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 12,
+        width: Size = 48,
+        factors: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (2, 4),
+        max_log_scale: Positive = 2.0,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "conv", f"needs images (C, H, W), not data of shape {tuple(shape)}")

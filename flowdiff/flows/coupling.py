@@ -17,6 +17,7 @@ from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, Positive, Size, checked
 
 
 class Coupling(Flow):
@@ -75,15 +76,16 @@ class CouplingFlow(Composite):
         transform: makes what a coupling does to its coordinates, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 12,
-        width: int = 192,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 12,
+        width: Size = 192,
+        depth: Layers = 2,
+        max_log_scale: Positive = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)

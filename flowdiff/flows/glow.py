@@ -13,6 +13,8 @@ shift per pixel at its start.
 The latent has the shape of the image: what was factored out goes back to the pixels it was squeezed from.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from flowdiff.flows.actnorm import ActNorm
 from flowdiff.flows.base import ActivationFactory, Flow
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
 from flowdiff.flows.linear import AffineFiLM
+from flowdiff.options import Layers, Positive, Range, Size, checked
 
 MOST_LEVELS = 3  # of levels: null
 
@@ -59,15 +62,16 @@ class GlowFlow(Unshuffled):
         ConfigError: data that aren't images of even height and width, or can't be halved ``levels`` times.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 6,
-        levels: int | None = None,
-        width: int = 64,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 6,
+        levels: Annotated[int, Range(1, 32)] | None = None,
+        width: Size = 64,
+        max_log_scale: Positive = 2.0,
     ) -> None:
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
             allowed = f"needs images (C, H, W) of even height and width, not data of shape {tuple(shape)}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowdiff.activations import Context, GatedActivation, per_sample
 from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
+from flowdiff.options import Count, Layers, checked
 
 MOST_DIM = 8192  # of one PLU map: 0.5 GB
 
@@ -124,13 +125,14 @@ class LinearFlow(Composite):
         data_dim: if given, the number of coordinates that the data must have (the guide states it).
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 3,
-        data_dim: int | None = None,
+        n_flows: Layers = 3,
+        data_dim: Count | None = None,
     ) -> None:
         dim = math.prod(shape)
         if data_dim is not None and data_dim != dim:

@@ -12,6 +12,7 @@ pass over its own row.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_limit
 from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, Positive, Range, Size, checked
 
 
 class MaskedConv2d(nn.Module):
@@ -197,16 +199,17 @@ class PixelCNNFlow(Composite):
         transform: makes what a step does to each number, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 1,
-        width: int = 64,
-        depth: int = 3,
-        factor: int = 2,
-        max_log_scale: float = 3.0,
+        n_flows: Layers = 1,
+        width: Size = 64,
+        depth: Layers = 3,
+        factor: Annotated[int, Range(1, 64)] = 2,
+        max_log_scale: Positive = 3.0,
         transform: TransformFactory = Affine,
     ) -> None:
         if len(shape) != 3:

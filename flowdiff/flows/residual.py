@@ -14,6 +14,7 @@ width × width ones. Above, it is an unbiased estimate (flowdiff.flows.logdet).
 
 import logging
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.linear import AffineFiLM
 from flowdiff.flows.lipschitz import LipschitzMLP
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
+from flowdiff.options import Count, Layers, Positive, Range, Size, checked
 
 log = logging.getLogger(__name__)
 
@@ -111,19 +113,20 @@ class ResidualFlow(Composite):
         inverse_residual: max |forward(x) − z| of the last call of ``inverse``, also logged; NaN before the first.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 8,
-        width: int = 32,
-        depth: int = 1,
-        lipschitz: float = 0.9,
-        max_log_scale: float = 3.0,
-        exact_dim: int = 64,
-        terms: int = 4,
-        inverse_iterations: int = 500,
+        n_flows: Layers = 8,
+        width: Size = 32,
+        depth: Layers = 1,
+        lipschitz: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
+        max_log_scale: Positive = 3.0,
+        exact_dim: Annotated[int, Range(0, 65536)] = 64,
+        terms: Layers = 4,
+        inverse_iterations: Count = 500,
     ) -> None:
         dim = math.prod(shape)
         steps: list[nn.Module] = []

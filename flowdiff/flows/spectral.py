@@ -8,6 +8,7 @@ transforms the trailing coordinates, conditioned on all leading ones. The result
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.transforms import Affine
+from flowdiff.options import Layers, Length, Positive, Range, Size, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
@@ -59,17 +61,18 @@ class SpectralFlow(Composite):
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 10,
-        leading: int = 144,
-        nested: Sequence[float] = (1.0, 1.0, 0.5, 0.5),
-        width: int = 384,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 10,
+        leading: Annotated[int, Range(2, 65536)] = 144,
+        nested: Annotated[Sequence[Annotated[float, Range(0, 1, above=True)]], Length(0, 1000)] = (1.0, 1.0, 0.5, 0.5),
+        width: Size = 384,
+        depth: Layers = 2,
+        max_log_scale: Positive = 2.0,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:

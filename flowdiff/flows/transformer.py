@@ -25,6 +25,7 @@ from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.attention import CausalTransformer, Decoder
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
+from flowdiff.options import Count, Layers, Positive, Size, checked
 
 MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample
 
@@ -112,19 +113,20 @@ class TransformerFlow(Flow):
         ConfigError: data that can't be cut into such patches, or a value out of range.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 4,
-        width: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-        patch: int | None = None,
-        max_log_scale: float = 2.0,
-        inverse_chunk: int = 256,
-        jacobi_tolerance: float | None = None,
+        n_flows: Layers = 4,
+        width: Size = 64,
+        depth: Layers = 2,
+        heads: Layers = 4,
+        patch: Size | None = None,
+        max_log_scale: Positive = 2.0,
+        inverse_chunk: Count = 256,
+        jacobi_tolerance: Positive | None = None,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)

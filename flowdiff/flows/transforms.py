@@ -8,12 +8,14 @@ outside of ±bound, so that far from the data both are affine.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, at_least, positive
 from flowdiff.flows.base import soft_bound
+from flowdiff.options import Positive, Range, checked
 from flowdiff.splines import Knots, knots, log_slope_bound, spline, spline_inverse
 
 
@@ -58,7 +60,8 @@ class Affine(Transform):
 
     size = 2
 
-    def __init__(self, max_log_scale: float = 2.0) -> None:
+    @checked
+    def __init__(self, max_log_scale: Positive = 2.0) -> None:
         self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +83,10 @@ class Spline(Transform):
         bound: the spline is the identity outside of ±bound.
     """
 
-    def __init__(self, max_log_scale: float = 2.0, bins: int = 8, bound: float = 5.0) -> None:
+    @checked
+    def __init__(
+        self, max_log_scale: Positive = 2.0, bins: Annotated[int, Range(2, 1000)] = 8, bound: Positive = 5.0
+    ) -> None:
         self.max_log_scale = log_slope_bound("flow.max_log_scale", max_log_scale)
         self.bound = positive("flow.transform.bound", bound)
         self.affine = Affine(max_log_scale)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from flowdiff.activations import Context
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.flows.base import Flow, soft_limit
+from flowdiff.options import Layers, Size, checked
 
 FAR = 1e6
 
@@ -57,14 +58,15 @@ class ZukoFlow(Flow):
         ConfigError: zuko is not installed; another name; options that zuko does not take.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         name: str = "NSF",
-        n_flows: int = 3,
-        width: int = 128,
-        depth: int = 2,
+        n_flows: Layers = 3,
+        width: Size = 128,
+        depth: Layers = 2,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ arXiv:2303.16203).
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import log_likelihood_of_classes, no_likelihood
+from flowdiff.options import Count, Length, Sigma, checked
 
 
 class ClassPosterior(Metric):
@@ -29,7 +31,13 @@ class ClassPosterior(Metric):
         ConfigError: another prior.
     """
 
-    def __init__(self, sigmas: Sequence[float], num_images: int | None = 1000, prior: str = "uniform") -> None:
+    @checked
+    def __init__(
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(1, 100)],
+        num_images: Count | None = 1000,
+        prior: Literal["uniform", "train"] = "uniform",
+    ) -> None:
         self.sigmas = noise_levels("metrics.class_posterior.sigmas", sigmas)
         self.num_images = count_or_all("metrics.class_posterior.num_images", num_images)
         if prior not in ("uniform", "train"):

@@ -19,13 +19,14 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import at_least
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Range, checked
 
 SIGMA = 1.0  # of the batch that D is timed on; no network here takes another time at another level
 SLACK = 2**24  # bytes by which the kernel's counts of one moment may differ
@@ -40,7 +41,13 @@ class Cost(Metric):
         repeats: measurements of each time.
     """
 
-    def __init__(self, num_samples: int = 256, batch_size: int = 128, repeats: int = 3) -> None:
+    @checked
+    def __init__(
+        self,
+        num_samples: Annotated[int, Range(1, 1000000)] = 256,
+        batch_size: Count = 128,
+        repeats: Annotated[int, Range(1, 1000)] = 3,
+    ) -> None:
         self.num_samples = at_least("metrics.cost.num_samples", num_samples, 1)
         self.batch_size = at_least("metrics.cost.batch_size", batch_size, 1)
         self.repeats = at_least("metrics.cost.repeats", repeats, 1)

@@ -9,10 +9,12 @@ means and covariances. Two ratios compare two models only if both are told the c
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.options import Count, Length, Sigma, checked
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -25,7 +27,10 @@ class Denoising(Metric):
         num_images: rows of the split used; null is all of them.
     """
 
-    def __init__(self, sigmas: Sequence[float] = SIGMAS, num_images: int | None = 2000) -> None:
+    @checked
+    def __init__(
+        self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)] = SIGMAS, num_images: Count | None = 2000
+    ) -> None:
         self.sigmas = noise_levels("metrics.denoising.sigmas", sigmas)
         self.num_images = count_or_all("metrics.denoising.num_images", num_images)
 

@@ -15,6 +15,7 @@ and r², which a noisy r would overestimate, is the mean of r·r' over pairs of 
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from flowdiff.errors import at_least
 from flowdiff.fokker_planck import residual, slopes
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import no_likelihood
+from flowdiff.options import Count, Length, Range, Sigma, checked
 
 Field = Callable[[Tensor], Tensor]
 
@@ -55,8 +57,13 @@ class DerivativeMetric(Metric):
     name: str
     fewest_probes = 1
 
+    @checked
     def __init__(
-        self, sigmas: Sequence[float], num_images: int | None = 64, exact_dims: int = 64, num_probes: int = 4
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(1, 100)],
+        num_images: Count | None = 64,
+        exact_dims: Annotated[int, Range(0, 65536)] = 64,
+        num_probes: Annotated[int, Range(1, 10000)] = 4,
     ) -> None:
         self.sigmas = noise_levels(f"metrics.{self.name}.sigmas", sigmas)
         self.num_images = count_or_all(f"metrics.{self.name}.num_images", num_images)

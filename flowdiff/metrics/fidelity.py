@@ -13,7 +13,7 @@ downloaded by torch-fidelity.
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -26,6 +26,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Range, checked
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +114,14 @@ class Fidelity(Metric):
     binary = True  # compares with a reference
     minimum = 2  # samples without which it is not defined
 
+    @checked
     def __init__(
         self,
-        num_samples: int = 10000,
-        extractor: str = "inception",
+        num_samples: Annotated[int, Range(2, 10000000)] = 10000,
+        extractor: Literal["inception", "small"] = "inception",
         weights_path: str | None = None,
-        batch_size: int = 64,
-        num_reference: int | None = None,
+        batch_size: Count = 64,
+        num_reference: Count | None = None,
         real: bool = True,
         cache_root: str | None = None,
     ) -> None:

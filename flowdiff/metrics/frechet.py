@@ -8,12 +8,15 @@ beside the number, and so does the distance of as many real images. Inception's 
 ``fidelity.py``.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
 from flowdiff.extractors import Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Range, checked
 
 Moments = tuple[Tensor, Tensor]
 
@@ -46,7 +49,8 @@ class SmallExtractorMetric(Metric):
         extractor: name of the extractor; null is the dataset's own.
     """
 
-    def __init__(self, num_samples: int = 1000, extractor: str | None = None) -> None:
+    @checked
+    def __init__(self, num_samples: Annotated[int, Range(2, 10000000)] = 1000, extractor: str | None = None) -> None:
         if num_samples < 2:
             raise ConfigError("num_samples", num_samples, "must be an integer >= 2 for a metric on samples")
         self.num_samples = num_samples

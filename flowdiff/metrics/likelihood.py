@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.options import Count, Length, Sigma, checked
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +132,8 @@ class NLLBySigma(Metric):
         num_images: rows of the split used; null is all of them.
     """
 
-    def __init__(self, sigmas: Sequence[float], num_images: int | None = None) -> None:
+    @checked
+    def __init__(self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)], num_images: Count | None = None) -> None:
         self.sigmas = noise_levels("metrics.nll_by_sigma.sigmas", sigmas)
         self.num_images = count_or_all("metrics.nll_by_sigma.num_images", num_images)
 

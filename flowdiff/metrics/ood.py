@@ -9,6 +9,7 @@ mixture of its classes, p(x; σ) = Σ_c p(x; σ, c)/K, not for its null class.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
+from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.ranks import ranks
 
 
@@ -43,7 +45,13 @@ class OODAuroc(Metric):
         against: the other set, by its name in the dataset's ``out_of_distribution``; "auto" is the first there.
     """
 
-    def __init__(self, sigmas: Sequence[float] = (), num_images: int | None = 1000, against: str = "auto") -> None:
+    @checked
+    def __init__(
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(0, 100)] = (),
+        num_images: Count | None = 1000,
+        against: str = "auto",
+    ) -> None:
         self.sigmas = noise_levels("metrics.ood_auroc.sigmas", sigmas) if sigmas else []
         self.num_images = count_or_all("metrics.ood_auroc.num_images", num_images)
         self.against = against

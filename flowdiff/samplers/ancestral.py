@@ -14,6 +14,7 @@ import math
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import NonNegative, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -32,7 +33,8 @@ class Ancestral(Sampler):
         eta: share of fresh noise, >= 0; 0 is ``Euler``, 1 the DDPM posterior.
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, eta: NonNegative = 1.0) -> None:
         super().__init__(num_steps)
         if not (is_number(eta) and eta >= 0):
             raise ConfigError("sampler.eta", eta, "must be a number >= 0 (0: no fresh noise, 1: DDPM's)")
@@ -59,5 +61,6 @@ class Ddim(Ancestral):
         eta: as for ``Ancestral``, and the eta of that paper.
     """
 
-    def __init__(self, num_steps: int, eta: float = 0.0) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, eta: NonNegative = 0.0) -> None:
         super().__init__(num_steps, eta)

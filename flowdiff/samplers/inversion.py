@@ -10,11 +10,12 @@ same way, by its own score.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import NonNegative, Range, Sigma, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
 
@@ -41,7 +42,8 @@ class Inversion(Sampler):
 
     needs_inverse = True
 
-    def __init__(self, sigma_start: float) -> None:
+    @checked
+    def __init__(self, sigma_start: Sigma) -> None:
         super().__init__(num_steps=1)
         self.sigma_start: float = check_sigma_start(sigma_start)
 
@@ -63,14 +65,15 @@ class InversionDenoise(Heun):
 
     needs_inverse = True
 
+    @checked
     def __init__(
         self,
-        sigma_start: float,
-        num_steps: int,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
+        sigma_start: Sigma,
+        num_steps: Steps,
+        s_churn: NonNegative = 0.0,
+        s_tmin: NonNegative = 0.0,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
+        s_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)
         self.sigma_start: float = check_sigma_start(sigma_start)

@@ -8,12 +8,13 @@ disagree as far as they can't get from mode to mode.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, is_number, positive
+from flowdiff.options import Positive, Range, Sigma, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.chains import ess, rhat
 from flowdiff.samplers.inversion import check_sigma_start, inverted
@@ -41,13 +42,14 @@ class Mcmc(Sampler):
     needs_density = True
     stays = True
 
+    @checked
     def __init__(
         self,
-        sigma_start: float,
-        num_steps: int,
-        start: str = "inverse",
-        warmup: float = 0.5,
-        step_size: float | None = None,
+        sigma_start: Sigma,
+        num_steps: Steps,
+        start: Literal["inverse", "noise"] = "inverse",
+        warmup: Annotated[float, Range(0, 1, below=True)] = 0.5,
+        step_size: Positive | None = None,
     ) -> None:
         super().__init__(num_steps)
         self.sigma_start: float = check_sigma_start(sigma_start)

@@ -12,10 +12,12 @@ that x is at s^ = (1 + gamma) s, and integrate from there:
 """
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
+from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -39,13 +41,14 @@ class Heun(Sampler):
         s_noise: scale of the noise added, 1 or a little more (EDM: 1.003 to 1.007).
     """
 
+    @checked
     def __init__(
         self,
-        num_steps: int,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
+        num_steps: Steps,
+        s_churn: NonNegative = 0.0,
+        s_tmin: NonNegative = 0.0,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
+        s_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps)
         given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
@@ -78,12 +81,13 @@ class Heun(Sampler):
 class HeunStochastic(Heun):
     """Heun's method with the churn that EDM publishes for ImageNet-64 (its table 5). Arguments as for ``Heun``."""
 
+    @checked
     def __init__(
         self,
-        num_steps: int,
-        s_churn: float = 40.0,
-        s_tmin: float = 0.05,
-        s_tmax: float = 50.0,
-        s_noise: float = 1.003,
+        num_steps: Steps,
+        s_churn: NonNegative = 40.0,
+        s_tmin: NonNegative = 0.05,
+        s_tmax: Annotated[float, Range(0)] = 50.0,
+        s_noise: NonNegative = 1.003,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)

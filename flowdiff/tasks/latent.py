@@ -11,7 +11,7 @@ Standard normal latents are nearly on a sphere of radius sqrt(d): the arc stays 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from flowdiff.api import Model
 from flowdiff.errors import at_least
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.options import Range, Sigma, Steps, checked
 from flowdiff.samplers import InversionDenoise, NoiseSource
 from flowdiff.schedules import Geometric
 from flowdiff.tasks.base import Drawn, Request, Task, choose_images
@@ -46,11 +47,12 @@ class Interpolate(Task):
         index: the images, two for each row: a list, or the number of the first; None: the first ones.
     """
 
+    @checked
     def __init__(
         self,
-        steps: int,
-        denoise_steps: int,
-        sigma_start: float | None = None,
+        steps: Annotated[int, Range(2, 1000)],
+        denoise_steps: Steps,
+        sigma_start: Sigma | None = None,
         split: str = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
@@ -148,7 +150,8 @@ class Traverse(Task):
 
     rows = 4
 
-    def __init__(self, levels: int) -> None:
+    @checked
+    def __init__(self, levels: Annotated[int, Range(2, 1000)]) -> None:
         self.levels = at_least("task.levels", levels, 2)
 
     def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:

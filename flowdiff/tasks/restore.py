@@ -9,7 +9,7 @@ variance as mse, the mean of K has (1 + 1/K) times it. The yardstick is the mean
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
 from flowdiff.masks import missing_pixels
+from flowdiff.options import Range, checked
 from flowdiff.samplers import BlockMean, Known, Mask
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
 
@@ -115,6 +116,7 @@ class Inpaint(Restore):
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
+    @checked
     def __init__(self, mask: str | None, completions: int, n_corrector: int, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
         self.mask = "left" if mask is None else mask
@@ -138,7 +140,8 @@ class SuperResolution(Restore):
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
-    def __init__(self, factor: int, completions: int, n_corrector: int, **which: Any) -> None:
+    @checked
+    def __init__(self, factor: Annotated[int, Range(2, 64)], completions: int, n_corrector: int, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
         self.factor = at_least("task.factor", factor, 2)
 
