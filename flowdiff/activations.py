@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError, at_least, positive
-from flowdiff.options import Positive, Range, Share, checked
-from flowdiff.splines import Knots, knots, log_slope_bound, slope_bounds, spline, spline_inverse
+from flowdiff.errors import ConfigError
+from flowdiff.options import LogSlope, Positive, Range, Share, checked
+from flowdiff.splines import Knots, knots, slope_bounds, spline, spline_inverse
 
 SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
@@ -66,12 +66,10 @@ class Activation(nn.Module):
     @checked
     def __init__(self, leak: Share = 0.1) -> None:
         super().__init__()
-        if not (isinstance(leak, int | float) and 0 <= leak <= 1):
-            raise ConfigError("activation.leak", leak, "must be a number in [0, 1]")
         self.leak = leak
         if self.lowest_raw_slope < 0 and self.lowest_slope <= 0:
             least = -self.lowest_raw_slope / (1 - self.lowest_raw_slope)
-            raise ConfigError("activation.leak", leak, f"must be larger than {least:.4f} to be increasing")
+            raise ConfigError("leak", leak, f"must be larger than {least:.4f} to be increasing")
 
     @property
     def lowest_slope(self) -> float:
@@ -150,7 +148,7 @@ class Softplus(Activation):
     @checked
     def __init__(self, beta: Positive = 1.0, leak: Share = 0.1) -> None:
         super().__init__(leak)
-        self.beta = positive("activation.beta", beta)
+        self.beta = beta
 
     def raw(self, x: Tensor) -> Tensor:
         return F.softplus(x, self.beta, threshold=40)
@@ -164,7 +162,7 @@ class LeakyReLU(Activation):
 
     @checked
     def __init__(self, negative_slope: Positive = 0.2) -> None:
-        self.lowest_raw_slope = min(1.0, positive("activation.negative_slope", negative_slope))
+        self.lowest_raw_slope = min(1.0, negative_slope)
         self.highest_raw_slope = max(1.0, negative_slope)
         super().__init__(leak=0.0)
         self.negative_slope = negative_slope
@@ -182,7 +180,7 @@ class ELU(Activation):
     @checked
     def __init__(self, alpha: Positive = 1.0, leak: Share = 0.1) -> None:
         super().__init__(leak)
-        self.alpha = positive("activation.alpha", alpha)
+        self.alpha = alpha
         self.highest_raw_slope = max(1.0, alpha)
 
     def raw(self, x: Tensor) -> Tensor:
@@ -214,7 +212,7 @@ class Swish(Activation):
     @checked
     def __init__(self, beta: Positive = 1.0, leak: Share = 0.2) -> None:
         super().__init__(leak)
-        self.beta = positive("activation.beta", beta)
+        self.beta = beta
 
     def raw(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.beta * x)
@@ -244,12 +242,12 @@ class Spline(Activation):
         self,
         bins: Annotated[int, Range(2, 1000)] = 8,
         bound: Positive = 4.0,
-        max_log_slope: Annotated[float, Range(0, 6, above=True)] = 2.0,
+        max_log_slope: LogSlope = 2.0,
     ) -> None:
         super().__init__(leak=0.0)
-        self.bins = at_least("activation.bins", bins, 2)
-        self.bound = positive("activation.bound", bound)
-        self.max_log_slope = log_slope_bound("activation.max_log_slope", max_log_slope)
+        self.bins = bins
+        self.bound = bound
+        self.max_log_slope = max_log_slope
         self.lowest_raw_slope, self.highest_raw_slope = slope_bounds(bins, max_log_slope)
         self.build(())
 

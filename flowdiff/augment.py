@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from flowdiff.data.quantise import centres, to_levels
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, is_number
 from flowdiff.modes import within
 from flowdiff.options import NonNegative, Share, checked
 
@@ -82,13 +81,7 @@ class Affine(Augmentation):
         shift: NonNegative = 0.08,
     ) -> None:
         super().__init__(context_dim)
-        if not (is_number(probability) and 0 <= probability <= 1):
-            raise ConfigError("augment.probability", probability, "must be between 0 and 1")
         self.probability = float(probability)
-        deviations = {"rotation": rotation, "stretch": stretch, "shear": shear, "shift": shift}
-        for name, value in deviations.items():
-            if not (is_number(value) and value >= 0):
-                raise ConfigError(f"augment.{name}", value, "must be a number >= 0")
         self.deviations = [rotation, stretch, stretch, shear, shift, shift]
 
     def change(self, k: Tensor, levels: int) -> tuple[Tensor, Tensor]:

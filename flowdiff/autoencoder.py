@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowdiff import checkpoint, plots
 from flowdiff.data.base import ImageData
-from flowdiff.errors import ConfigError, FlowdiffError, positive
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import Extractor
 from flowdiff.files import write_json
 from flowdiff.first_stage import AutoencoderKL
@@ -77,8 +77,8 @@ class Autoencoder(Optimised):
         if any(channels % norm_num_groups for channels in block_out_channels):
             allowed = f"each must be divisible by autoencoder.norm_num_groups={norm_num_groups}"
             raise ConfigError("autoencoder.block_out_channels", list(block_out_channels), allowed)
-        self.kl_weight = positive("autoencoder.kl_weight", kl_weight)
-        self.deviation = positive("autoencoder.deviation", deviation)
+        self.kl_weight = kl_weight
+        self.deviation = deviation
         blocks = len(block_out_channels)
         self.network: Any = Network(
             in_channels=data.shape[0],

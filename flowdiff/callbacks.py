@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import Tensor
 
 from flowdiff.checkpoint import read
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
 from flowdiff.options import Count, Length, NonNegative, Positive, Range, checked
@@ -46,8 +46,6 @@ class EMA(EMAWeightAveraging):
 
     @checked
     def __init__(self, decay: Annotated[float, Range(0, 1, below=True)] = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError("callbacks.ema.decay", decay, "must be at least 0 and below 1")
         super().__init__(decay=decay, use_buffers=False)  # buffers are copied, not averaged
         self._kwargs = {"multi_avg_fn": self._average}
         self.decay = decay
@@ -72,7 +70,6 @@ class Checkpoints(Checkpoint):
 
     @checked
     def __init__(self, folder: str, every_n_steps: Count = 500, monitor: str = "val/loss") -> None:
-        at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf
         self.saved_step = -1
@@ -152,7 +149,7 @@ class Scalars(Callback):
     @checked
     def __init__(self, buckets: Annotated[Sequence[Positive], Length(0, 100)] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
         if list(buckets) != sorted(set(buckets)):
-            raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
+            raise ConfigError("buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
         self.logged_step = self.seen_step = 0
         self._forget()

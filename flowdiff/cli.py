@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -25,11 +26,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import cluster, mistakes, search, sweeps
 from flowdiff.collect import read_job
-from flowdiff.errors import NonFiniteError
+from flowdiff.errors import FlowdiffError, NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted, Interrupts, scheduled
 
@@ -78,7 +80,7 @@ def run(task: Task, config_name: str = "config") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        line = mistakes.explain(error, words, config_dir(), config_name)
+        line = mistakes.explain(error, words, config_dir(), config_name, composing=True)
         if line is None:
             traceback.print_exc()
         _say(line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}")
@@ -128,7 +130,6 @@ def _job(task: Task, cfg: DictConfig) -> Any:
             again = cfg.get(sweeps.KEY) or cluster.requeued(folder)
             if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
                 status.write("running")
-                mistakes.check_types(overrides, config_dir(), name)
                 result = task(cfg)
                 status.write("done")
         return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
@@ -142,7 +143,7 @@ def _job(task: Task, cfg: DictConfig) -> Any:
         status.write("interrupted", type(stop).__name__)
         raise
     except Exception as error:
-        line = mistakes.explain(error, overrides, config_dir(), name)
+        line = mistakes.explain(error, overrides, config_dir(), name, _plain(cfg))
         shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
         if not isinstance(error, sweeps.OtherJob):
             status.write("failed", shown)
@@ -156,9 +157,33 @@ def _job(task: Task, cfg: DictConfig) -> Any:
             return search.worst(hydra_cfg.sweeper)
         if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
             raise JobFailed(said) from None
+        if hydra_cfg.mode == RunMode.RUN and isinstance(error, FlowdiffError):
+            _remove_unbegun(folder, str(hydra_cfg.job.name))
         return None  # Hydra would print the failure once more, after the last job
     finally:
         _release_memory()
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values; unresolved, where it can't be resolved."""
+    try:
+        return dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException:
+        return dict(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+
+
+def _remove_unbegun(folder: Path, job: str) -> None:
+    """A run that a mistake has stopped before it began leaves no folder that looks like a run's."""
+    own = {".hydra", "status.json", "config.yaml", f"{job}.log"}
+    if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= own:
+        return
+    logging.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # until one holds something else
+        for parent in folder.parents:
+            if parent == Path.cwd():
+                break
+            parent.rmdir()
 
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:

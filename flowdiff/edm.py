@@ -13,7 +13,6 @@ from torch import Tensor
 from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import at_least
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.options import Layers, Size, checked
 from flowdiff.statistics import DataStatistics
@@ -76,8 +75,6 @@ class MLPDenoiser(FreeDenoiser):
         depth: Layers = 4,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
-        at_least("denoiser.width", width, 1)
-        at_least("denoiser.depth", depth, 1)
         dim = math.prod(shape)
         self.mlp = ResidualMLP(dim, dim, self.embed.dim, width, depth)
 

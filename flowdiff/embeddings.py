@@ -15,7 +15,6 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import at_least
 from flowdiff.options import Range, Size, checked
 
 
@@ -30,7 +29,6 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        at_least("conditioning.sigma_embed_dim", dim, 2)
         self.register_buffer("frequencies", 2 ** torch.linspace(-2, 3, max(2, dim // 2)))
         self.layer = nn.Linear(2 * len(self.frequencies), dim)
 
@@ -61,7 +59,6 @@ class Conditioning(nn.Module):
         self.noise = NoiseEmbedding(sigma_embed_dim)
         self.dim = sigma_embed_dim
         if num_classes:
-            at_least("conditioning.cond_embed_dim", cond_embed_dim, 1)
             self.table = nn.Embedding(num_classes + 1, cond_embed_dim)
             self.dim += cond_embed_dim
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from flowdiff import generate, plots
 from flowdiff.autoencoder import Autoencoder
-from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.module import Diffusion
 from flowdiff.optimisation import Optimised
@@ -94,8 +93,6 @@ class DenoisingGrid(Picture):
         columns: Annotated[int, Range(1, 100)] = 10,
         sigmas: Annotated[Sequence[Sigma], Length(1, 100)] = (0.1, 0.3, 1.0, 3.0, 10.0),
     ) -> None:
-        if not sigmas or min(sigmas) <= 0:
-            raise ConfigError("callbacks.denoising_grid.sigmas", list(sigmas), "must be numbers > 0")
         self.columns, self.sigmas = columns, list(sigmas)
 
     @torch.no_grad()

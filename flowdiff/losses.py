@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, ScoreFlow
-from flowdiff.errors import ConfigError, FlowdiffError, is_number, positive
+from flowdiff.errors import FlowdiffError
 from flowdiff.fokker_planck import rademacher, residual, slopes
 from flowdiff.names import snake_case
 from flowdiff.options import Length, NonNegative, Positive, Power, checked
@@ -167,8 +167,8 @@ class AnnealedMixture(Likelihood):
         power: Power = 0.5,
     ) -> None:
         super().__init__(power)
-        self.likelihood_weight = start_and_end("loss.likelihood_weight", likelihood_weight)
-        self.denoising_weight = start_and_end("loss.denoising_weight", denoising_weight)
+        self.likelihood_weight = likelihood_weight
+        self.denoising_weight = denoising_weight
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
@@ -192,7 +192,7 @@ class FokkerPlanck(Likelihood):
     @checked
     def __init__(self, fokker_planck_weight: Positive = 1.0, power: Power = 0.5) -> None:
         super().__init__(power)
-        self.fokker_planck_weight = positive("loss.fokker_planck_weight", fokker_planck_weight)
+        self.fokker_planck_weight = fokker_planck_weight
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
@@ -206,14 +206,6 @@ class FokkerPlanck(Likelihood):
         squared = (r / denoiser.dim).square()
         loss = self.weight(denoiser, batch.sigma) * nll + self.fokker_planck_weight * squared
         return {"loss": loss, "nll": nll.detach(), "fokker_planck": squared.detach()}
-
-
-def start_and_end(key: str, values: Sequence[float]) -> tuple[float, float]:
-    """The two weights, if they are numbers >= 0, else a :class:`ConfigError` that names ``key``."""
-    right = isinstance(values, list | tuple) and len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
-    if not right:
-        raise ConfigError(key, values, "must be two numbers >= 0, at the start and at the end, as [0.0,1.0]")
-    return float(values[0]), float(values[1])
 
 
 def mixture(

@@ -14,7 +14,6 @@ from flowdiff.augment import Augmentation, augmented
 from flowdiff.compilation import compiled
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
-from flowdiff.errors import ConfigError, at_least, is_number
 from flowdiff.flows.logdet import fresh_probes
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
@@ -43,7 +42,6 @@ class Diffusion(Optimised):
         entry: dict[str, Any],
     ) -> None:
         super().__init__(config, entry)
-        check(config)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         # a function: what copies the module, as the average does, doesn't copy it
@@ -84,24 +82,3 @@ class Diffusion(Optimised):
         """Levels to model space; labels only where the model looks at them."""
         k, labels = batch
         return self.data.to_model(k), labels if self.denoiser.num_classes else None
-
-
-def check(config: dict[str, Any]) -> None:
-    """Refuse values that can't train, by name, before anything is built."""
-
-    def need(key: str, value: Any, right: bool, allowed: str) -> None:
-        if not right:
-            raise ConfigError(key, value, allowed)
-
-    steps, lr, decay = config["trainer"].get("max_steps"), config["lr"], config["weight_decay"]
-    at_least("trainer.max_steps", steps, 1)
-    for key, least in (("seed", 0), ("warmup_steps", 0), ("decay_steps", 1)):
-        at_least(key, config[key], least)
-    need("lr", lr, is_number(lr) and lr > 0, "must be a number > 0")
-    need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
-    labels, values = config["label_dropout"], config["dropout"]
-    need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
-    need(
-        "compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false"
-    )
-    need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, positive
+from flowdiff.errors import ConfigError
 from flowdiff.options import Range, Sigma, checked
 
 
@@ -36,7 +36,7 @@ class LogNormal(NoiseDistribution):
     def __init__(
         self, p_mean: Annotated[float, Range(-20, 20)] = -1.2, p_std: Annotated[float, Range(0, 20, above=True)] = 1.2
     ) -> None:
-        self.p_mean, self.p_std = p_mean, positive("noise.p_std", p_std)
+        self.p_mean, self.p_std = p_mean, p_std
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         places = strata(n, device).clamp(1e-6, 1 - 1e-6)  # float32 can draw 0 and 1
@@ -48,7 +48,6 @@ class LogUniform(NoiseDistribution):
 
     @checked
     def __init__(self, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> None:
-        positive("noise.sigma_min", sigma_min)
         if sigma_min >= sigma_max:
             raise ConfigError("noise.sigma_min", sigma_min, f"must be below noise.sigma_max={sigma_max}")
         self.low, self.high = math.log(sigma_min), math.log(sigma_max)
@@ -62,7 +61,7 @@ class Fixed(NoiseDistribution):
 
     @checked
     def __init__(self, sigma: Sigma) -> None:
-        self.sigma = positive("noise.sigma", sigma)
+        self.sigma = sigma
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         return torch.full((n,), float(self.sigma), device=device)

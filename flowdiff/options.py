@@ -9,18 +9,21 @@ that names, key by key and node by node, so that an error has the whole key (``f
 somebody else's is held to the annotations that it has.
 """
 
+import dataclasses
 import functools
 import inspect
 import math
+import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from flowdiff.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+MANY = 10**12  # without end, but for numbers that no machine counts to
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -43,7 +46,7 @@ class Range:
     def words(self) -> str:
         """`` from 1 to 1000``."""
         low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {_number(self.low)}"
-        if self.high == math.inf:
+        if self.high >= MANY:
             return f" {low}" + ("" if self.above or not low else " up") if low else ""
         return f" {low}{' and ' if self.above and low else ' ' if low else ''}" + (
             f"below {_number(self.high)}"
@@ -61,6 +64,14 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """Text of a form: a regular expression for all of it, and that form in words."""
+
+    expression: str
+    words: str
+
+
+@dataclass(frozen=True)
 class Outside:
     """What an argument names is read, written or fetched: a path, a switch that downloads, a name on a hub.
 
@@ -70,7 +81,7 @@ class Outside:
 
 OUTSIDE = Outside()
 
-Count = Annotated[int, Range(1, 1_000_000_000_000)]
+Count = Annotated[int, Range(1, MANY)]
 """How many, where only patience sets a limit."""
 Size = Annotated[int, Range(1, 65_536)]
 """Of what is held in memory: widths, lengths of embeddings."""
@@ -87,6 +98,8 @@ Steps = Annotated[int, Range(1, 100_000)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Power = Annotated[float, Range(-10, 10)]
 """An exponent."""
+LogSlope = Annotated[float, Range(0, 6, above=True)]
+"""Bound of a spline's logarithms of slopes: beyond it its bins may vanish."""
 
 
 def problem(value: Any, annotation: Any) -> str | None:
@@ -122,10 +135,13 @@ def _problem(value: Any, annotation: Any, notes: tuple[Any, ...]) -> str | None:
     if annotation in (int, float):
         return _number_problem(value, annotation, notes)
     if annotation is str:
-        return None if isinstance(value, str) and value else "text"
+        form = next((note for note in notes if isinstance(note, Pattern)), Pattern(r"(?s).+", "text"))
+        return None if isinstance(value, str) and re.fullmatch(form.expression, value) else form.words
     if origin in (list, tuple, set, Sequence) or annotation in (list, tuple, Sequence):
         return _list_problem(value, arguments, notes)
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return None if isinstance(value, Mapping) else "a mapping, as {key: value}"
+    if dataclasses.is_dataclass(annotation):
         return None if isinstance(value, Mapping) else "a mapping, as {key: value}"
     if isinstance(value, Mapping):
         return None if "_target_" in value else "a node with a _target_"
@@ -176,13 +192,22 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
         parameters = inspect.signature(target).parameters.values()
     except (ValueError, TypeError):  # built in
         return {"**": Any}
-    found = {}
+    found: dict[str, Any] = {}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
-            found["**"] = Any
+            found = _inherited(target) | found
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             found[parameter.name] = hints.get(parameter.name, Any)
     return found
+
+
+def _inherited(target: Callable[..., Any]) -> dict[str, Any]:
+    """What ``**`` stands for: the options of the class above, if there is one."""
+    if not isinstance(target, type):
+        return {"**": Any}
+    owner = next(kind for kind in target.__mro__ if "__init__" in vars(kind))
+    above = owner.__mro__[1]
+    return {"**": Any} if above is object else options_of(above)
 
 
 def is_outside(annotation: Any) -> bool:
@@ -224,42 +249,76 @@ CHECKED = (Annotated, Literal, types.UnionType, typing.Union)
 
 # -- configurations -------------------------------------------------------------------------------------
 
+Find = Callable[[str, Any], Callable[..., Any]]
+"""``find(key, target)`` is what a ``_target_`` names, or raises a `ConfigError`."""
 
-def check(key: str, node: Any, find: Callable[[str, Any], Callable[..., Any]]) -> None:
-    """Refuse what the classes of a configuration don't take, before any of them is built.
+
+def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
+    """Refuse what a configuration's classes don't take, before any of them is built.
 
     Args:
-        key: where ``node`` stands, as ``flow``.
-        node: plain values; every mapping in it with a ``_target_`` is held to the signature of what that names.
-        find: ``find(key, target)`` is what a ``_target_`` names, or raises a `ConfigError`.
+        key: where ``value`` stands, as ``flow``; "" for a whole configuration.
+        value: plain values; every mapping in it with a ``_target_`` is held to the signature of what that names.
+        find: see `Find`.
+        annotation: of what stands there. A dataclass lists the keys of a mapping; a class, or a callable that returns
+            one, is what a node has to build.
 
     Raises:
         ConfigError: with the whole key of the value that is wrong.
     """
-    for where, inner in nodes(key, node):
-        target = find(f"{where}._target_", inner["_target_"])
-        options = options_of(target)
-        partial = inner.get("_partial_", False)
-        if not isinstance(partial, bool):
-            raise ConfigError(f"{where}._partial_", partial, "must be true or false")
-        for name, value in inner.items():
+    words = problem(value, annotation)
+    if words is not None:
+        raise ConfigError(key, value, words)
+    kind = _member(annotation, value)
+    if isinstance(value, Mapping):
+        options: dict[str, Any] = {"**": _element(kind)}
+        if "_target_" in value:
+            options = _options_of_node(key, value, find, kind)
+        if dataclasses.is_dataclass(kind):
+            own = options_of(typing.cast(Any, kind))
+            options = {**options, **own} if "_target_" in value else own
+        for name in [*(each for each in options if each in value), *(each for each in value if each not in options)]:
             if name in RESERVED:
                 continue
+            where = f"{key}.{name}" if key else str(name)
             if name not in options and "**" not in options:
-                known = ", ".join(sorted(option for option in options if option in inner)) or "none"
-                raise ConfigError(f"{where}.{name}", value, f"unknown key; {where} has {known}")
-            words = problem(value, options.get(name, Any))
-            if words is not None:
-                raise ConfigError(f"{where}.{name}", value, words)
+                known = ", ".join(sorted(str(each) for each in value if each in options)) or "none"
+                raise ConfigError(where, value[name], f"unknown key; {key or 'the configuration'} has {known}")
+            check(where, value[name], find, options.get(name, options.get("**", Any)))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            check(f"{key}.{i}", item, find, _element(kind))
 
 
-def nodes(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a ``_target_`` inside ``node``, the outer ones first, each with its key."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield key, dict(node)
-        for name, value in node.items():
-            yield from nodes(f"{key}.{name}" if key else str(name), value)
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from nodes(f"{key}.{i}", value)
+def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -> dict[str, Any]:
+    """The options of what a node names, if it builds what is wanted there."""
+    partial = node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise ConfigError(f"{key}._partial_", partial, "must be true or false")
+    target = find(f"{key}._target_", node["_target_"])
+    wanted, made_later = kind, False
+    if get_origin(kind) is Callable:
+        wanted, made_later = get_args(kind)[1], True
+    if isinstance(wanted, type) and not dataclasses.is_dataclass(wanted):
+        if isinstance(target, type) and not issubclass(target, wanted):
+            raise ConfigError(f"{key}._target_", node["_target_"], f"must be a {wanted.__name__}")
+        if partial != made_later:
+            raise ConfigError(f"{key}._partial_", partial, f"must be {str(made_later).lower()} here")
+    return options_of(target)
+
+
+def _member(annotation: Any, value: Any) -> Any:
+    """The part of an annotation that ``value`` fits: of a union one of its types, without `Annotated`'s notes."""
+    if get_origin(annotation) is Annotated:
+        return _member(get_args(annotation)[0], value)
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((_member(each, value) for each in get_args(annotation) if problem(value, each) is None), Any)
+    return annotation
+
+
+def _element(annotation: Any) -> Any:
+    """The annotation of what is in a list or a mapping; Any where it isn't known."""
+    arguments = [each for each in get_args(annotation) if each is not Ellipsis]
+    if get_origin(annotation) is Callable or not arguments:
+        return Any
+    return arguments[-1]

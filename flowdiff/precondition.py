@@ -31,7 +31,6 @@ Of data with more than 4,096 coordinates (flowdiff.statistics.MOST_DIM) Q is the
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import positive
 from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
 from flowdiff.options import Positive, Sigma, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
@@ -55,7 +54,7 @@ class Precondition(nn.Module):
     @checked
     def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: Positive = 1.0) -> None:
         super().__init__()
-        self.kappa_power = positive("precondition.kappa_power", kappa_power)
+        self.kappa_power = kappa_power
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
         self.register_buffer("class_means", torch.zeros(num_classes + 1, dim))
         self.register_buffer("eigenvalues", torch.full((dim,), float(sigma_data) ** 2))
@@ -172,7 +171,7 @@ class Gaussianised(Standardized):
         gaussian_below: Sigma = 0.15,
     ) -> None:
         super().__init__(dim, num_classes, sigma_data, kappa_power)
-        self.gaussian_below = positive("precondition.gaussian_below", gaussian_below)
+        self.gaussian_below = gaussian_below
         self.register_buffer("edges", torch.linspace(-1, 1, PIECES + 1))
         self.register_buffer("masses", torch.full((dim, PIECES), 1 / PIECES))
 

@@ -30,9 +30,10 @@ from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.loggers import TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
-from flowdiff.module import Diffusion, check
+from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
+from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
 
 
@@ -50,7 +51,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     source = plain(cfg, resolve=False)
     config = plain(cfg)
     words = given_overrides() if words is None else words
-    check(config)
+    check_request(TrainRequest, config)
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flowdiff.dropout import Dropout
 from flowdiff.edm import FreeDenoiser
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.options import Length, Range, Size, checked
 
 
@@ -63,7 +63,6 @@ class UNetDenoiser(FreeDenoiser):
         if len(shape) != 3:
             raise ConfigError("denoiser", "unet", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         super().__init__(shape, num_classes, conditioning)
-        at_least("denoiser.width", width, 1)
         self.context = nn.Sequential(nn.Linear(self.embed.dim, 4 * width), nn.SiLU())
         channels = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], width, 3, padding=1)

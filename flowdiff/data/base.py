@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.options import Count, Seed, checked
 from flowdiff.statistics import DataStatistics
 
@@ -49,7 +49,6 @@ class ImageData(lightning.LightningDataModule):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        at_least("dataset.batch_size", batch_size, 1)
         self.name = name
         self.shape = tuple(shape)
         self.num_classes = num_classes

@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.options import Count, Range, Seed, checked
 
 NAMES = ("china", "flower")
@@ -47,9 +47,9 @@ class Patches(ImageData):
         batch_size: Count = 128,
         seed: Seed = 0,
     ) -> None:
-        if at_least("dataset.size", size, 2) > LARGEST:
+        if size > LARGEST:
             raise ConfigError("dataset.size", size, f"must be at most {LARGEST}, the narrowest band of the photographs")
-        self.size, self.stride = size, at_least("dataset.stride", stride, 1)
+        self.size, self.stride = size, stride
         super().__init__("patches", (3, size, size), 2, 256, batch_size=batch_size, seed=seed, class_names=NAMES)
 
     def load(self) -> dict[str, Split]:

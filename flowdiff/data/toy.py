@@ -8,7 +8,7 @@ from torch import Tensor
 from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.distributions import Curve, Distribution
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.names import classes_of
 from flowdiff.options import Count, Positive, Range, Seed, checked
 
@@ -39,10 +39,6 @@ class Toy(ImageData):
     ) -> None:
         if name not in DISTRIBUTIONS:
             raise ConfigError("dataset.name", name, f"must be one of {', '.join(DISTRIBUTIONS)}")
-        if noise is not None and noise <= 0:
-            raise ConfigError("dataset.noise", noise, "must be > 0, or null for the default")
-        for key, n in (("num_train", num_train), ("num_test", num_test)):
-            at_least(f"dataset.{key}", n, 1)
         self.distribution = DISTRIBUTIONS[name](noise)
         self.counts = {"train": num_train, "val": num_test, "test": num_test}
         super().__init__(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
@@ -133,9 +132,8 @@ class AutoregressiveFlow(Composite):
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)
-        at_least("flow.width", width, 1)
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             order = torch.arange(dim) if i % 2 == 0 else torch.arange(dim).flip(0)
             steps += [
                 Autoregressive(order, build(transform, max_log_scale), context_dim, width, depth),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation, per_sample
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
 from flowdiff.flows.networks import ConvNet
@@ -66,7 +66,7 @@ class ConvCoupling(Flow):
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
         self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), kernel)
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, 1)
@@ -134,12 +134,11 @@ class ConvFlow(Composite):
         if len(shape) != 3:
             raise ConfigError("flow", "conv", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         channels, height, breadth = shape
-        at_least("flow.width", width, 1)
         for f in factors:
             if f < 1 or height % f or breadth % f or channels * f * f < 2:
                 raise ConfigError("flow.factors", list(factors), f"each must divide the image size {height}×{breadth}")
         steps = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             f = factors[i % len(factors)]
             size = (channels * f * f, height // f, breadth // f)
             swap = (i // len(factors)) % 2 == 1

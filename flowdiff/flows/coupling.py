@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
@@ -91,9 +91,8 @@ class CouplingFlow(Composite):
         dim = math.prod(shape)
         if dim < 2:
             raise ConfigError("flow", "coupling", "needs data with at least 2 coordinates")
-        at_least("flow.width", width, 1)
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             moved = split_mask(shape, i)
             steps += [
                 Coupling(moved, build(transform, max_log_scale), context_dim, width, depth),

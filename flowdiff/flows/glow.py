@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.actnorm import ActNorm
 from flowdiff.flows.base import ActivationFactory, Flow
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
@@ -78,12 +78,10 @@ class GlowFlow(Unshuffled):
             raise ConfigError("flow", "glow", allowed)
         channels, height, breadth = shape
         possible = halvings(height, breadth)
-        levels = min(possible, MOST_LEVELS) if levels is None else at_least("flow.levels", levels, 1)
+        levels = min(possible, MOST_LEVELS) if levels is None else levels
         if levels > possible:
             allowed = f"images of {height}×{breadth} can be halved {possible} time{'s' * (possible > 1)}, no more"
             raise ConfigError("flow.levels", levels, allowed)
-        at_least("flow.n_flows", n_flows, 1)
-        at_least("flow.width", width, 1)
         size = (4 * channels, height // 2, breadth // 2)
         steps: list[nn.Module] = [AffineFiLM(size, context_dim)]
         for i in range(n_flows):

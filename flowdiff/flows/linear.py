@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation, per_sample
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
 from flowdiff.options import Count, Layers, checked
 
@@ -51,7 +51,7 @@ class PLULinear(Flow):
         self.lower = nn.Parameter(torch.zeros(dim, dim))
         self.upper = nn.Parameter(torch.zeros(dim, dim))
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """PᵀL̃P, PᵀŨP and s in the order of the coordinates."""
@@ -97,7 +97,7 @@ class AffineFiLM(Flow):
         super().__init__()
         self.shape = tuple(shape)
         self.layer = zero_linear(context_dim, 2 * math.prod(shape))
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(like.device.type, enabled=False):  # its output is the log-determinant
@@ -138,7 +138,7 @@ class LinearFlow(Composite):
         if data_dim is not None and data_dim != dim:
             raise ConfigError("flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}")
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             steps += [
                 PLULinear(dim, seed=i),
                 AffineFiLM((dim,), context_dim),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
+from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.linear import AffineFiLM
 from flowdiff.flows.lipschitz import LipschitzMLP
@@ -55,13 +55,11 @@ class ResidualBlock(Flow):
         inverse_iterations: int = 500,
     ) -> None:
         super().__init__()
-        if not (is_number(lipschitz) and 0 < lipschitz < 1):
-            raise ConfigError("flow.lipschitz", lipschitz, "must be a number above 0 and below 1")
         self.lipschitz = lipschitz
         self.network = LipschitzMLP(dim, context_dim, width, depth)
-        self.inverse_iterations = at_least("flow.inverse_iterations", inverse_iterations, 1)
-        size, terms = min(dim, width), at_least("flow.terms", terms, 1)
-        exact = size <= at_least("flow.exact_dim", exact_dim, 0)
+        self.inverse_iterations = inverse_iterations
+        size = min(dim, width)
+        exact = size <= exact_dim
         self.probes = None if exact else Probes(size, terms, lipschitz)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -130,7 +128,7 @@ class ResidualFlow(Composite):
     ) -> None:
         dim = math.prod(shape)
         steps: list[nn.Module] = []
-        for _ in range(at_least("flow.n_flows", n_flows, 1)):
+        for _ in range(n_flows):
             steps += [
                 AffineFiLM((dim,), context_dim, max_log_scale),
                 ResidualBlock(dim, context_dim, width, depth, lipschitz, exact_dim, terms, inverse_iterations),

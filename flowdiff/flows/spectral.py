@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.transforms import Affine
@@ -77,17 +77,13 @@ class SpectralFlow(Composite):
         dim = math.prod(shape)
         if dim < 2:
             raise ConfigError("flow", "spectral", "needs data with at least 2 coordinates")
-        at_least("flow.n_flows", n_flows, 1)
-        at_least("flow.width", width, 1)
-        if any(not 0 < share <= 1 for share in nested):
-            raise ConfigError("flow.nested", list(nested), "each must be in (0, 1]")
         if dim > MOST_DIM:
             allowed = (
                 f"needs the eigenvectors of the covariance, which data of {dim} coordinates (more than {MOST_DIM}) are "
                 f"not given: choose flow=conv, glow or transformer"
             )
             raise ConfigError("flow", "spectral", allowed)
-        leading = min(at_least("flow.leading", leading, 2), dim)
+        leading = min(leading, dim)
         trailing = leading < dim
         steps: list[nn.Module] = []
         for i in range(n_flows):

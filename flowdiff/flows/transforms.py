@@ -13,10 +13,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import soft_bound
-from flowdiff.options import Positive, Range, checked
-from flowdiff.splines import Knots, knots, log_slope_bound, spline, spline_inverse
+from flowdiff.options import LogSlope, Positive, Range, checked
+from flowdiff.splines import Knots, knots, spline, spline_inverse
 
 
 class Transform:
@@ -62,7 +62,7 @@ class Affine(Transform):
 
     @checked
     def __init__(self, max_log_scale: Positive = 2.0) -> None:
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         s, t = parameters.unbind(1)
@@ -85,12 +85,12 @@ class Spline(Transform):
 
     @checked
     def __init__(
-        self, max_log_scale: Positive = 2.0, bins: Annotated[int, Range(2, 1000)] = 8, bound: Positive = 5.0
+        self, max_log_scale: LogSlope = 2.0, bins: Annotated[int, Range(2, 1000)] = 8, bound: Positive = 5.0
     ) -> None:
-        self.max_log_scale = log_slope_bound("flow.max_log_scale", max_log_scale)
-        self.bound = positive("flow.transform.bound", bound)
+        self.max_log_scale = max_log_scale
+        self.bound = bound
         self.affine = Affine(max_log_scale)
-        self.size = self.affine.size + 3 * at_least("flow.transform.bins", bins, 2) - 1
+        self.size = self.affine.size + 3 * bins - 1
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Knots]:
         affine, curve = parameters.split([self.affine.size, self.size - self.affine.size], 1)

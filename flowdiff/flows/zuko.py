@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import Flow, soft_limit
 from flowdiff.options import Layers, Size, checked
 
@@ -70,11 +70,8 @@ class ZukoFlow(Flow):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least("flow.n_flows", n_flows, 1)
-        hidden = [at_least("flow.width", width, 1)] * at_least("flow.depth", depth, 1)
+        hidden = [width] * depth
         arguments = {"transforms": n_flows, "hidden_features": hidden, "activation": nn.SiLU}
-        if not isinstance(options, Mapping | None):
-            raise ConfigError("flow.options", options, "must be a dictionary, as {bins: 16}")
         flow_class = chosen(name)
         try:
             self.flow = adapted(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))

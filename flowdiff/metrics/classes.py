@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood_of_classes, no_likelihood
 from flowdiff.options import Count, Length, Sigma, checked
 
@@ -38,10 +37,8 @@ class ClassPosterior(Metric):
         num_images: Count | None = 1000,
         prior: Literal["uniform", "train"] = "uniform",
     ) -> None:
-        self.sigmas = noise_levels("metrics.class_posterior.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.class_posterior.num_images", num_images)
-        if prior not in ("uniform", "train"):
-            raise ConfigError("metrics.class_posterior.prior", prior, "must be uniform or train")
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
         self.prior = prior
 
     def unfit(self, model: Evaluand) -> str | None:

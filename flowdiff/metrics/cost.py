@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from flowdiff.errors import at_least
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Range, checked
 
@@ -48,9 +47,9 @@ class Cost(Metric):
         batch_size: Count = 128,
         repeats: Annotated[int, Range(1, 1000)] = 3,
     ) -> None:
-        self.num_samples = at_least("metrics.cost.num_samples", num_samples, 1)
-        self.batch_size = at_least("metrics.cost.batch_size", batch_size, 1)
-        self.repeats = at_least("metrics.cost.repeats", repeats, 1)
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.repeats = repeats
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """The keys above; the times with all that were measured, in seconds, the device and its threads."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Length, Sigma, checked
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -31,8 +31,8 @@ class Denoising(Metric):
     def __init__(
         self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)] = SIGMAS, num_images: Count | None = 2000
     ) -> None:
-        self.sigmas = noise_levels("metrics.denoising.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.denoising.num_images", num_images)
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs the statistics of the training split."""

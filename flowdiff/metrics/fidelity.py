@@ -125,14 +125,12 @@ class Fidelity(Metric):
         real: bool = True,
         cache_root: str | None = None,
     ) -> None:
-        if extractor not in ("inception", "small"):
-            raise ConfigError(f"metrics.{self.key}.extractor", extractor, "must be inception or small")
         if num_samples < self.minimum:
-            allowed = f"must be an integer >= {self.minimum}"
-            raise ConfigError(f"metrics.{self.key}.num_samples", num_samples, allowed)
+            allowed = f"must be a whole number from {self.minimum} up"
+            raise ConfigError("num_samples", num_samples, allowed)
         if extractor == "inception" and weights_path is not None and not Path(weights_path).is_file():
             allowed = "there is no such file; give Inception's weights in torch-fidelity's format"
-            raise ConfigError(f"metrics.{self.key}.weights_path", weights_path, allowed)
+            raise ConfigError("weights_path", weights_path, allowed)
         self.num_samples = num_samples
         self.extractor = extractor
         self.weights_path = weights_path

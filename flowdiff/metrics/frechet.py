@@ -13,7 +13,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
 from flowdiff.extractors import Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Range, checked
@@ -51,8 +50,6 @@ class SmallExtractorMetric(Metric):
 
     @checked
     def __init__(self, num_samples: Annotated[int, Range(2, 10000000)] = 1000, extractor: str | None = None) -> None:
-        if num_samples < 2:
-            raise ConfigError("num_samples", num_samples, "must be an integer >= 2 for a metric on samples")
         self.num_samples = num_samples
         self.extractor = extractor
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Length, Sigma, checked
 
 log = logging.getLogger(__name__)
@@ -134,8 +134,8 @@ class NLLBySigma(Metric):
 
     @checked
     def __init__(self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)], num_images: Count | None = None) -> None:
-        self.sigmas = noise_levels("metrics.nll_by_sigma.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.nll_by_sigma.num_images", num_images)
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density."""

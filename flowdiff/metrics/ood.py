@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
 from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.ranks import ranks
@@ -52,8 +52,8 @@ class OODAuroc(Metric):
         num_images: Count | None = 1000,
         against: str = "auto",
     ) -> None:
-        self.sigmas = noise_levels("metrics.ood_auroc.sigmas", sigmas) if sigmas else []
-        self.num_images = count_or_all("metrics.ood_auroc.num_images", num_images)
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
         self.against = against
 
     def unfit(self, model: Evaluand) -> str | None:

@@ -13,7 +13,6 @@ import math
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number
 from flowdiff.options import NonNegative, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
@@ -36,8 +35,6 @@ class Ancestral(Sampler):
     @checked
     def __init__(self, num_steps: Steps, eta: NonNegative = 1.0) -> None:
         super().__init__(num_steps)
-        if not (is_number(eta) and eta >= 0):
-            raise ConfigError("sampler.eta", eta, "must be a number >= 0 (0: no fresh noise, 1: DDPM's)")
         self.eta = eta
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.activations import per_sample
-from flowdiff.errors import FlowdiffError, at_least
+from flowdiff.errors import FlowdiffError
 from flowdiff.names import snake_case
 from flowdiff.options import Steps, checked
 
@@ -94,7 +94,7 @@ class Sampler:
 
     @checked
     def __init__(self, num_steps: Steps) -> None:
-        self.num_steps = at_least("sampler.num_steps", num_steps, 1)
+        self.num_steps = num_steps
         self.records = {}
 
     def reset(self) -> None:

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from flowdiff.errors import at_least, positive
 from flowdiff.options import NonNegative, Positive, Range, Steps, checked
 from flowdiff.samplers.ancestral import Ancestral
 from flowdiff.samplers.base import Denoise, NoiseSource
@@ -47,8 +46,8 @@ class Ula(Ancestral):
         step_size: Positive | None = 0.1,
     ) -> None:
         super().__init__(num_steps, eta)
-        self.n_corrector = at_least("sampler.n_corrector", n_corrector, 1)
-        self.step_size = None if step_size is None else positive("sampler.step_size", step_size)
+        self.n_corrector = n_corrector
+        self.step_size = step_size
 
     def reset(self) -> None:
         super().reset()

@@ -13,11 +13,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number
 from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.ancestral import ancestral_step
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
-from flowdiff.samplers.multistep import check_stochastic
 
 
 class DpmppSde(Sampler):
@@ -39,9 +37,6 @@ class DpmppSde(Sampler):
         r: Annotated[float, Range(0, 1, above=True)] = 0.5,
     ) -> None:
         super().__init__(num_steps)
-        check_stochastic(eta, s_noise)
-        if not (is_number(r) and 0 < r <= 1):
-            raise ConfigError("sampler.r", r, "must be a number above 0, up to 1")
         self.eta, self.s_noise, self.r = eta, s_noise, r
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:

@@ -51,12 +51,8 @@ class Heun(Sampler):
         s_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps)
-        given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        for key, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise ConfigError(f"sampler.{key}", value, "must be a number >= 0")
         if s_tmin > s_tmax:
-            raise ConfigError("sampler.s_tmin", s_tmin, f"must not be larger than sampler.s_tmax={s_tmax}")
+            raise ConfigError("s_tmin", s_tmin, f"must not be larger than s_tmax={s_tmax}")
         self.s_churn = s_churn
         self.s_tmin = s_tmin
         self.s_tmax = s_tmax

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.errors import at_least
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
 from flowdiff.options import Range, Sigma, Steps, checked
 from flowdiff.samplers import InversionDenoise, NoiseSource
@@ -56,8 +55,8 @@ class Interpolate(Task):
         split: str = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
-        self.steps = at_least("task.steps", steps, 2)
-        self.denoise_steps = at_least("task.denoise_steps", denoise_steps, 1)
+        self.steps = steps
+        self.denoise_steps = denoise_steps
         self.sigma_start = sigma_start
         self.split = split
         self.index = index
@@ -152,7 +151,7 @@ class Traverse(Task):
 
     @checked
     def __init__(self, levels: Annotated[int, Range(2, 1000)]) -> None:
-        self.levels = at_least("task.levels", levels, 2)
+        self.levels = levels
 
     def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
         self.need_images(model)

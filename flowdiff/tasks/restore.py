@@ -18,7 +18,7 @@ from flowdiff.api import Model
 from flowdiff.completion import complete, from_the_top
 from flowdiff.data import ImageData
 from flowdiff.data.quantise import centres
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
 from flowdiff.masks import missing_pixels
 from flowdiff.options import Range, checked
@@ -45,8 +45,8 @@ class Restore(Task):
         split: str = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
-        self.completions = at_least("task.completions", completions, 1)
-        self.n_corrector = at_least("task.n_corrector", n_corrector, 0)
+        self.completions = completions
+        self.n_corrector = n_corrector
         self.num_steps = num_steps
         self.split = split
         self.index = index
@@ -143,7 +143,7 @@ class SuperResolution(Restore):
     @checked
     def __init__(self, factor: Annotated[int, Range(2, 64)], completions: int, n_corrector: int, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
-        self.factor = at_least("task.factor", factor, 2)
+        self.factor = factor
 
     def known(self, x0: Tensor, seeds: Tensor) -> Known:
         height, width = x0.shape[2:]
