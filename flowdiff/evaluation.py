@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -26,6 +26,7 @@ from flowdiff.generate import BatchedSampler, default_tile, from_config, user_er
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
+from flowdiff.requests import EvaluateRequest, check_request
 from flowdiff.sampling import data_of, density_of, instantiate_choice, opened, output_folder, plain
 
 
@@ -75,6 +76,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         ``metrics`` (what is in metrics.json) and ``output_dir``; with another model beside it also ``against``, its
         metrics.
     """
+    rival = cfg.get("denoiser")
+    chosen = None if rival is None else OmegaConf.to_container(rival, resolve=False)
+    others = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "denoiser"])
+    check_request(EvaluateRequest, {**plain(others), "denoiser": chosen})
     model, batched = opened(cfg)
     if cfg.tile is None:
         batched.tile = evaluation_tile(model.shape)

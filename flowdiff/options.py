@@ -81,6 +81,14 @@ class Outside:
 
 OUTSIDE = Outside()
 
+
+@dataclass(frozen=True)
+class Later:
+    """What is given is one part of it: its keys are checked when the others are known."""
+
+
+LATER = Later()
+
 Count = Annotated[int, Range(1, MANY)]
 """How many, where only patience sets a limit."""
 Size = Annotated[int, Range(1, 65_536)]
@@ -269,6 +277,8 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
     words = problem(value, annotation)
     if words is not None:
         raise ConfigError(key, value, words)
+    if get_origin(annotation) is Annotated and LATER in get_args(annotation):
+        return
     kind = _member(annotation, value)
     if isinstance(value, Mapping):
         options: dict[str, Any] = {"**": _element(kind)}
@@ -299,7 +309,7 @@ def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -
     wanted, made_later = kind, False
     if get_origin(kind) is Callable:
         wanted, made_later = get_args(kind)[1], True
-    if isinstance(wanted, type) and not dataclasses.is_dataclass(wanted):
+    if isinstance(wanted, type) and wanted not in (Any, dict) and not dataclasses.is_dataclass(wanted):
         if isinstance(target, type) and not issubclass(target, wanted):
             raise ConfigError(f"{key}._target_", node["_target_"], f"must be a {wanted.__name__}")
         if partial != made_later:

@@ -26,6 +26,7 @@ from flowdiff.losses import Loss
 from flowdiff.metrics import Metric
 from flowdiff.noise import NoiseDistribution
 from flowdiff.options import (
+    LATER,
     MANY,
     Count,
     Length,
@@ -49,7 +50,7 @@ Part = Annotated[int, Range(1, MANY)] | Annotated[float, Range(0, 1, above=True)
 """A number of batches (1, 2, …) or a share of them (0.5, 1.0)."""
 Name = Annotated[str, Pattern(r"[^\x00-\x1f/\\]{1,100}", "a name of at most 100 characters, without / and \\")]
 Checkpoint = Annotated[str, Pattern(r"(?s).+", "a checkpoint, as RUN/checkpoints/last.ckpt")]
-Partly = Mapping[str, Any] | None
+Partly = Annotated[Mapping[str, Any] | None, LATER]
 """A choice of a group, or some of its keys, over what the checkpoint has."""
 
 
@@ -138,7 +139,7 @@ class FirstStagePlace:
 
 
 Device = Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "one of auto, cpu, cuda, cuda:<number>, mps")]
-ClassLabel = Some | str | Annotated[list[Some | str], Length(1, 1_000_000)] | None
+ClassLabel = int | str | Annotated[list[int | str], Length(1, 1_000_000)] | None
 
 
 @dataclass
@@ -184,7 +185,7 @@ class EvaluateRequest(DrawRequest):
     """conf/evaluate.yaml."""
 
     metrics: Mapping[str, Metric | None] | None
-    denoiser: Denoiser | None
+    denoiser: Partly
     run: str | None
     against: str | None
     split: Literal["train", "val", "test"]

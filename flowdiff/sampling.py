@@ -25,13 +25,16 @@ from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
     built_safely,
-    check_positive,
     from_config,
     resolve_labels,
     seeds_from,
     user_error,
 )
+from flowdiff.options import check
 from flowdiff.plots import density_scatter, image_grid, save_png
+from flowdiff.requests import SampleRequest, check_request, find_target
+from flowdiff.samplers import Sampler
+from flowdiff.schedules import Schedule
 
 KEPT = (*SETTINGS, "guidance_scale")
 
@@ -46,7 +49,7 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples; of a task
         also what it has measured.
     """
-    check_positive("num_samples", cfg.num_samples)
+    check_request(SampleRequest, plain(cfg))
     task = build_task(cfg)
     model, batched = opened(cfg)
     if task is not None:
@@ -135,10 +138,6 @@ def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) 
 
 def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
     """The model that ``ckpt_path``, ``weights`` and ``device`` name, and its sampler as the command line wants it."""
-    for key in ("num_steps", "batch_size", "tile"):
-        check_positive(key, cfg.get(key))
-    if not cfg.ckpt_path:
-        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
     device = pick_device(cfg.device)
     model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights), cfg.first_stage.path).to(device)
     return model, configured_sampler(model, cfg)
@@ -156,12 +155,14 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
         if filled.get(key) is None:
             filled[key] = model.config.get(key)
     config = dict(model.config)
-    for group in ("sampler", "schedule"):
+    annotation: Any
+    for group, annotation in (("sampler", Sampler), ("schedule", Schedule)):
         choice = plain(filled.get(group)) or {}
-        if "_target_" in choice:
+        made = "_target_" in choice
+        config[group] = choice if made else {**config[group], **choice}
+        check(group, config[group], find_target, annotation)
+        if made:
             config[group] = instantiate_choice(group, choice)
-        else:
-            config[group] = {**config[group], **choice}
     return from_config(model.denoiser, config, model.levels is not None, cfg.batch_size, cfg.tile, **given)
 
 

@@ -19,7 +19,6 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.errors import ConfigError
 from flowdiff.options import Count, Range, Seed, checked
 
 NAMES = ("china", "flower")
@@ -42,13 +41,11 @@ class Patches(ImageData):
     @checked
     def __init__(
         self,
-        size: Annotated[int, Range(2, 64)] = 32,
+        size: Annotated[int, Range(2, LARGEST)] = 32,
         stride: Annotated[int, Range(1, 1000)] = 6,
         batch_size: Count = 128,
         seed: Seed = 0,
     ) -> None:
-        if size > LARGEST:
-            raise ConfigError("dataset.size", size, f"must be at most {LARGEST}, the narrowest band of the photographs")
         self.size, self.stride = size, stride
         super().__init__("patches", (3, size, size), 2, 256, batch_size=batch_size, seed=seed, class_names=NAMES)
 

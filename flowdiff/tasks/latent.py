@@ -11,7 +11,7 @@ Standard normal latents are nearly on a sphere of radius sqrt(d): the arc stays 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Interpolate(Task):
         steps: Annotated[int, Range(2, 1000)],
         denoise_steps: Steps,
         sigma_start: Sigma | None = None,
-        split: str = "test",
+        split: Literal["train", "val", "test"] = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
         self.steps = steps

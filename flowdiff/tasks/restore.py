@@ -9,7 +9,7 @@ variance as mse, the mean of K has (1 + 1/K) times it. The yardstick is the mean
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError
 from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
 from flowdiff.masks import missing_pixels
-from flowdiff.options import Range, checked
+from flowdiff.options import Range, Steps, checked
 from flowdiff.samplers import BlockMean, Known, Mask
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
 
@@ -37,12 +37,13 @@ class Restore(Task):
         index: which images: the number of the first, or a list; None: the first ones.
     """
 
+    @checked
     def __init__(
         self,
-        completions: int,
-        n_corrector: int,
-        num_steps: int | None = None,
-        split: str = "test",
+        completions: Annotated[int, Range(1, 1000)],
+        n_corrector: Annotated[int, Range(0, 1000)],
+        num_steps: Steps | None = None,
+        split: Literal["train", "val", "test"] = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
         self.completions = completions
