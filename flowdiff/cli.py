@@ -34,6 +34,7 @@ from flowdiff.collect import read_job
 from flowdiff.errors import FlowdiffError, NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted, Interrupts, scheduled
+from flowdiff.names import snake_case
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -53,6 +54,17 @@ def config_dir() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     return Path(str(files("flowdiff.conf")))
+
+
+def dataset_name(target: str) -> str:
+    """The file in conf/dataset that names this class, or the class's own name: ``digits``."""
+    for file in sorted((config_dir() / "dataset").glob("*.yaml")):
+        if OmegaConf.load(file).get("_target_") == target:
+            return file.stem
+    return snake_case(target.rpartition(".")[2])
+
+
+OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
 
 
 def run(task: Task, config_name: str = "config") -> None:

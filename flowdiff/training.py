@@ -59,6 +59,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
 
     seed(config["seed"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
+    set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
@@ -217,9 +218,7 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
     settings = dict(config)
     every = settings.get("val_check_interval")
     if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
-        limit = settings.get("overfit_batches") or settings.get("limit_train_batches") or 1.0
-        batches = max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
-        accumulate = int(settings.get("accumulate_grad_batches") or 1)
+        batches, accumulate = batches_of_an_epoch(settings, batches), settings.get("accumulate_grad_batches", 1)
         epochs, steps = divmod(settings["max_steps"], math.ceil(batches / accumulate))
         settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
     plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
@@ -233,6 +232,35 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
         _convert_="all",
     )
+
+
+def batches_of_an_epoch(config: Mapping[str, Any], batches: int) -> int:
+    """As many of an epoch's ``batches`` as the group trainer lets through."""
+    limit = config.get("overfit_batches") or config.get("limit_train_batches", 1.0)
+    return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+
+
+def set_budget(config: dict[str, Any], words: list[str], batches: int) -> None:
+    """Count ``trainer.max_epochs`` in steps, if it is given: in place of max_steps, or the smaller if both were typed.
+
+    Args:
+        config: resolved, plain values; ``trainer.max_steps`` and what follows it (``decay_steps``) are set.
+        words: the command line.
+        batches: in an epoch.
+    """
+    trainer = config["trainer"]
+    epochs, given = trainer["max_epochs"], trainer["max_steps"]
+    if epochs is None:
+        return
+    steps = epochs * math.ceil(batches_of_an_epoch(trainer, batches) / trainer["accumulate_grad_batches"])
+    typed = {word.partition("=")[0].lstrip("+") for word in words}
+    both = "trainer.max_steps" in typed
+    budget = min(steps, given) if both else steps
+    if config["decay_steps"] == given and "decay_steps" not in typed:
+        config["decay_steps"] = budget
+    trainer |= {"max_steps": budget, "max_epochs": None}
+    beside = f" and trainer.max_steps={given}, the smaller" if both else ""
+    print(f"training for {budget} steps: trainer.max_epochs={epochs}{beside}", flush=True)
 
 
 def check_devices(config: Mapping[str, Any]) -> None:
