@@ -58,6 +58,9 @@ class Model(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, first_stage: str | None = None) -> None:
         super().__init__()
+        if first_stage is not None and checkpoint.first_stage is None:
+            allowed = "this model is one of pixels, without a first stage: leave it out"
+            raise ConfigError("first_stage.path", first_stage, allowed)
         denoiser: Any = checkpoint.denoiser
         self.denoiser = denoiser
         self.config = checkpoint.config

@@ -9,6 +9,7 @@ flow learns from the changed ones what images have in common, instead of learnin
 """
 
 from contextlib import AbstractContextManager
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from flowdiff.data.quantise import centres, to_levels
 from flowdiff.embeddings import Conditioning
 from flowdiff.modes import within
-from flowdiff.options import NonNegative, Share, checked
+from flowdiff.options import Range, Share, checked
 
 
 class Augmentation(nn.Module):
@@ -75,10 +76,10 @@ class Affine(Augmentation):
         self,
         context_dim: int,
         probability: Share = 0.7,
-        rotation: NonNegative = 0.12,
-        stretch: NonNegative = 0.06,
-        shear: NonNegative = 0.12,
-        shift: NonNegative = 0.08,
+        rotation: Annotated[float, Range(0, 10)] = 0.12,
+        stretch: Annotated[float, Range(0, 10)] = 0.06,
+        shear: Annotated[float, Range(0, 10)] = 0.12,
+        shift: Annotated[float, Range(0, 10)] = 0.08,
     ) -> None:
         super().__init__(context_dim)
         self.probability = float(probability)

@@ -113,7 +113,10 @@ class Autoencoder(Optimised):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
-        self.log_validation(self.terms(self.data.to_centres(batch[0])))
+        self.log_validation(self.validation_terms(batch))
+
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return self.terms(self.data.to_centres(batch[0]))
 
     def picture(self) -> Tensor:
         """Ten validation images in each row, and their reconstructions below, (3, H', W') uint8."""

@@ -84,6 +84,10 @@ class Checkpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Optimised)
+        names = pl_module.validation_names()
+        if self.monitor not in names:
+            raise ConfigError("monitor", self.monitor, f"must be one of {', '.join(names)}")
         self.saved_step = trainer.global_step
         if self.best_path.exists():  # resumed in its own folder
             stored = read(self.best_path)["callbacks"].get(self.state_key, {})

@@ -91,6 +91,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
     data = data_of(model, cfg.data_root)
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
+    unfit = {name: metric.unfit(evaluand) for name, metric in metrics.items()}
+    if all(unfit.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
+        raise ConfigError("metrics", f"[{','.join(metrics)}]", f"nothing of it can be measured here ({reasons})")
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
     folder = output_folder(cfg.output_dir)

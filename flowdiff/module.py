@@ -69,6 +69,10 @@ class Diffusion(Optimised):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
+        self.log_validation(self.validation_terms(batch))
+
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What a validation logs of a batch, (B,) each: the terms of the loss, and bits per dimension of images."""
         x0, labels = self._prepare(batch)
         sigma = self.noise(len(x0), x0.device)
         terms = self.loss(self.denoiser, x0, labels, sigma, torch.randn_like(x0))
@@ -76,7 +80,7 @@ class Diffusion(Optimised):
             lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
-        self.log_validation(terms)
+        return terms
 
     def _prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Levels to model space; labels only where the model looks at them."""

@@ -96,6 +96,8 @@ Size = Annotated[int, Range(1, 65_536)]
 Layers = Annotated[int, Range(1, 1000)]
 """Steps, blocks or layers of a network."""
 Positive = Annotated[float, Range(0, math.inf, above=True, below=True)]
+LogScale = Annotated[float, Range(0, 20, above=True)]
+"""Bound of the logarithms of scales."""
 NonNegative = Annotated[float, Range(0, math.inf, below=True)]
 Finite = Annotated[float, Range(-math.inf, math.inf, above=True, below=True)]
 Share = Annotated[float, Range(0, 1)]
@@ -106,6 +108,7 @@ Steps = Annotated[int, Range(1, 100_000)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Power = Annotated[float, Range(-10, 10)]
 """An exponent."""
+Exponent = Annotated[float, Range(0, 10, above=True)]
 LogSlope = Annotated[float, Range(0, 6, above=True)]
 """Bound of a spline's logarithms of slopes: beyond it its bins may vanish."""
 
@@ -266,7 +269,8 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
 
     Args:
         key: where ``value`` stands, as ``flow``; "" for a whole configuration.
-        value: plain values; every mapping in it with a ``_target_`` is held to the signature of what that names.
+        value: plain values; every mapping in it with a ``_target_`` is held to the signature of what that names. An
+            interpolation that stands there yet may become anything.
         find: see `Find`.
         annotation: of what stands there. A dataclass lists the keys of a mapping; a class, or a callable that returns
             one, is what a node has to build.
@@ -274,6 +278,8 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
     Raises:
         ConfigError: with the whole key of the value that is wrong.
     """
+    if isinstance(value, str) and "${" in value:
+        return
     words = problem(value, annotation)
     if words is not None:
         raise ConfigError(key, value, words)
@@ -287,6 +293,8 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
         if dataclasses.is_dataclass(kind):
             own = options_of(typing.cast(Any, kind))
             options = {**options, **own} if "_target_" in value else own
+            for name in own.keys() - value.keys():
+                check(f"{key}.{name}" if key else name, None, find, own[name])
         for name in [*(each for each in options if each in value), *(each for each in value if each not in options)]:
             if name in RESERVED:
                 continue

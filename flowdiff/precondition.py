@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
-from flowdiff.options import Positive, Sigma, checked
+from flowdiff.options import Exponent, Sigma, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
@@ -52,7 +52,13 @@ class Precondition(nn.Module):
     eigenvectors: Tensor
 
     @checked
-    def __init__(self, dim: int, num_classes: int, sigma_data: float = 0.5, kappa_power: Positive = 1.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        sigma_data: float = 0.5,
+        kappa_power: Exponent = 1.0,
+    ) -> None:
         super().__init__()
         self.kappa_power = kappa_power
         self.register_buffer("sigma_data", torch.tensor(float(sigma_data)))
@@ -167,7 +173,7 @@ class Gaussianised(Standardized):
         dim: int,
         num_classes: int,
         sigma_data: float = 0.5,
-        kappa_power: Positive = 1.0,
+        kappa_power: Exponent = 1.0,
         gaussian_below: Sigma = 0.15,
     ) -> None:
         super().__init__(dim, num_classes, sigma_data, kappa_power)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 
 from flowdiff.activations import Activation
 from flowdiff.augment import Augmentation
@@ -61,10 +62,7 @@ class TrainerOptions:
     accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"]
     devices: Annotated[int, Range(1, 4096)] | Literal["auto"] | Annotated[list[Some], Length(1, 4096)]
     num_nodes: Annotated[int, Range(1, 100_000)]
-    strategy: (
-        Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
-        | Mapping[str, Any]
-    )
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] | Strategy
     precision: Literal["32-true", "32", 32, "16-mixed", "16", 16, "bf16-mixed", "bf16"]
     max_steps: Count
     max_epochs: Count | None
@@ -78,7 +76,7 @@ class TrainerOptions:
     limit_val_batches: Some | Share
     overfit_batches: Some | Share
     detect_anomaly: bool
-    profiler: Literal["simple", "advanced"] | Mapping[str, Any] | None
+    profiler: Literal["simple", "advanced"] | None
     num_sanity_val_steps: Annotated[int, Range(-1, 1_000_000)]
     inference_mode: bool
     deterministic: bool | Literal["warn"]

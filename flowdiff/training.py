@@ -24,7 +24,7 @@ from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.evaluation import evaluate_run, report_autoencoder
+from flowdiff.evaluation import build_metrics, evaluate_run, report_autoencoder
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -49,6 +49,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         entry of metrics.json; empty without metrics) and ``validation`` (the last logged values).
     """
     source = plain(cfg, resolve=False)
+    check_request(TrainRequest, source)  # first: what is wrong here is what an interpolation would stumble over
     config = plain(cfg)
     words = given_overrides() if words is None else words
     check_request(TrainRequest, config)
@@ -62,6 +63,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
+    build_metrics(config.get("metrics") or {}, trusted=True)  # refuses wrong settings now, not after the training
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
@@ -221,6 +223,8 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         batches, accumulate = batches_of_an_epoch(settings, batches), settings.get("accumulate_grad_batches", 1)
         epochs, steps = divmod(settings["max_steps"], math.ceil(batches / accumulate))
         settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
+    elif isinstance(every, int) and every > batches_of_an_epoch(settings, batches):
+        settings["val_check_interval"] = 1.0  # where validations are counted in epochs, an epoch's end
     plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # `flowdiff.cluster` queues jobs again
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -270,6 +274,8 @@ def check_devices(config: Mapping[str, Any]) -> None:
         if kind == "gpu" and torch.backends.mps.is_available():
             return
         raise ConfigError("trainer.accelerator", kind, "no GPU was found here; use trainer=cpu")
+    if kind == "cpu" and not isinstance(devices, int | str):
+        raise ConfigError("trainer.devices", devices, "must be a number of processes on the CPU")
     if kind in ("gpu", "cuda") and isinstance(devices, int) and devices > torch.cuda.device_count():
         raise ConfigError("trainer.devices", devices, f"{torch.cuda.device_count()} GPU(s) were found here")
 

@@ -20,7 +20,7 @@ from flowdiff.activations import Context, GatedActivation
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
-from flowdiff.options import Layers, Positive, Size, checked
+from flowdiff.options import Layers, LogScale, Size, checked
 
 
 class MaskedLinear(nn.Linear):
@@ -128,7 +128,7 @@ class AutoregressiveFlow(Composite):
         n_flows: Layers = 6,
         width: Size = 256,
         depth: Layers = 2,
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)

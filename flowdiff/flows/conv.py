@@ -20,7 +20,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
 from flowdiff.flows.networks import ConvNet
-from flowdiff.options import Layers, Length, Positive, Range, Size, checked
+from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 
 
 class ChannelMixing(Flow):
@@ -129,7 +129,7 @@ class ConvFlow(Composite):
         n_flows: Layers = 12,
         width: Size = 48,
         factors: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (2, 4),
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "conv", f"needs images (C, H, W), not data of shape {tuple(shape)}")

@@ -17,7 +17,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
-from flowdiff.options import Layers, Positive, Size, checked
+from flowdiff.options import Layers, LogScale, Size, checked
 
 
 class Coupling(Flow):
@@ -85,7 +85,7 @@ class CouplingFlow(Composite):
         n_flows: Layers = 12,
         width: Size = 192,
         depth: Layers = 2,
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)

@@ -24,7 +24,7 @@ from flowdiff.flows.actnorm import ActNorm
 from flowdiff.flows.base import ActivationFactory, Flow
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
 from flowdiff.flows.linear import AffineFiLM
-from flowdiff.options import Layers, Positive, Range, Size, checked
+from flowdiff.options import Layers, LogScale, Range, Size, checked
 
 MOST_LEVELS = 3  # of levels: null
 
@@ -71,7 +71,7 @@ class GlowFlow(Unshuffled):
         n_flows: Layers = 6,
         levels: Annotated[int, Range(1, 32)] | None = None,
         width: Size = 64,
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
             allowed = f"needs images (C, H, W) of even height and width, not data of shape {tuple(shape)}"

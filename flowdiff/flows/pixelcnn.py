@@ -24,7 +24,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_limit
 from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
-from flowdiff.options import Layers, Positive, Range, Size, checked
+from flowdiff.options import Layers, LogScale, Range, Size, checked
 
 
 class MaskedConv2d(nn.Module):
@@ -208,7 +208,7 @@ class PixelCNNFlow(Composite):
         width: Size = 64,
         depth: Layers = 3,
         factor: Annotated[int, Range(1, 64)] = 2,
-        max_log_scale: Positive = 3.0,
+        max_log_scale: LogScale = 3.0,
         transform: TransformFactory = Affine,
     ) -> None:
         if len(shape) != 3:

@@ -25,7 +25,7 @@ from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.linear import AffineFiLM
 from flowdiff.flows.lipschitz import LipschitzMLP
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
-from flowdiff.options import Count, Layers, Positive, Range, Size, checked
+from flowdiff.options import Count, Layers, LogScale, Range, Size, checked
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class ResidualFlow(Composite):
         width: Size = 32,
         depth: Layers = 1,
         lipschitz: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
-        max_log_scale: Positive = 3.0,
+        max_log_scale: LogScale = 3.0,
         exact_dim: Annotated[int, Range(0, 65536)] = 64,
         terms: Layers = 4,
         inverse_iterations: Count = 500,

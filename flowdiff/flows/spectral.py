@@ -18,7 +18,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.transforms import Affine
-from flowdiff.options import Layers, Length, Positive, Range, Size, checked
+from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
@@ -72,7 +72,7 @@ class SpectralFlow(Composite):
         nested: Annotated[Sequence[Annotated[float, Range(0, 1, above=True)]], Length(0, 1000)] = (1.0, 1.0, 0.5, 0.5),
         width: Size = 384,
         depth: Layers = 2,
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:

@@ -25,7 +25,7 @@ from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError
 from flowdiff.flows.attention import CausalTransformer, Decoder
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
-from flowdiff.options import Count, Layers, Positive, Size, checked
+from flowdiff.options import Count, Layers, LogScale, Positive, Size, checked
 
 MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample
 
@@ -124,7 +124,7 @@ class TransformerFlow(Flow):
         depth: Layers = 2,
         heads: Layers = 4,
         patch: Size | None = None,
-        max_log_scale: Positive = 2.0,
+        max_log_scale: LogScale = 2.0,
         inverse_chunk: Count = 256,
         jacobi_tolerance: Positive | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import soft_bound
-from flowdiff.options import LogSlope, Positive, Range, checked
+from flowdiff.options import LogScale, LogSlope, Positive, Range, checked
 from flowdiff.splines import Knots, knots, spline, spline_inverse
 
 
@@ -61,7 +61,7 @@ class Affine(Transform):
     size = 2
 
     @checked
-    def __init__(self, max_log_scale: Positive = 2.0) -> None:
+    def __init__(self, max_log_scale: LogScale = 2.0) -> None:
         self.max_log_scale = max_log_scale
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from flowdiff.errors import ConfigError
 from flowdiff.extractors import Extractor
+from flowdiff.extractors.extractor import NETWORKS
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Range, checked
 
@@ -50,6 +52,8 @@ class SmallExtractorMetric(Metric):
 
     @checked
     def __init__(self, num_samples: Annotated[int, Range(2, 10000000)] = 1000, extractor: str | None = None) -> None:
+        if extractor is not None and extractor not in NETWORKS:
+            raise ConfigError("extractor", extractor, f"must be one of {', '.join(NETWORKS)}")
         self.num_samples = num_samples
         self.extractor = extractor
 
