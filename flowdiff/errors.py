@@ -50,5 +50,5 @@ def positive(key: str, value: float) -> float:
 def at_least(key: str, value: int, least: int) -> int:
     """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(key, value, f"must be an integer >= {least}")
+        raise ConfigError(key, value, f"must be a whole number from {least} up")
     return value

@@ -99,7 +99,9 @@ def test_every_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             except Exception as error:
                 wrong.append(f"{key}={shown(value)}: {type(error).__name__}: {mistakes.one_line(error)[:300]}")
                 continue
-            if line != "runs" and not (line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line):
+            if line != "runs" and not (
+                line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line
+            ):
                 wrong.append(f"{key}={shown(value)}: said {line[:300]}")
             print(f"{key}={shown(value)} -> {line[:200]}")
     assert not wrong, "\n" + "\n".join(wrong)
