@@ -5,6 +5,7 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 ``status.json`` the error, and the exit code of the command is 1.
 """
 
+import argparse
 import contextlib
 import functools
 import gc
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import cluster, mistakes, search, sweeps
 from flowdiff.collect import read_job
-from flowdiff.errors import FlowdiffError, NonFiniteError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted, Interrupts, scheduled
 from flowdiff.names import snake_case
@@ -40,6 +42,7 @@ Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
 
 
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "output_dir", "run_dir")
 failures: list[str] = []  # of the jobs that ran in this process
 
 
@@ -76,6 +79,7 @@ def run(task: Task, config_name: str = "config") -> None:
     functools.update_wrapper(job, _job)
     failures.clear()
     try:
+        _arrange(sys.argv)
         sweeps.prepare(words, sys.argv, config_dir(), config_name)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
         code = 1 if failures else 0
@@ -101,6 +105,31 @@ def run(task: Task, config_name: str = "config") -> None:
         HydraConfig.instance().cfg = None  # --cfg leaves it set, for whatever this process does next
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _arrange(arguments: list[str]) -> None:
+    """Put options before words, as Hydra wants them; refuse in one line what it would answer with its usage.
+
+    Raises:
+        FlowdiffError: an option that there isn't, or a folder that is an empty word.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        found, rest = parser.parse_known_args(arguments[1:])
+    except argparse.ArgumentError as error:
+        raise FlowdiffError(f"{error}; --help says more") from error
+    for word in rest:
+        if word.startswith("-"):
+            key, equals, value = word.lstrip("-").partition("=")
+            hint = f"keys are typed without dashes, {key}={value}" if equals else "--help says which there are"
+            raise FlowdiffError(f"{word}: no such option; {hint}")
+    words = [word for word in arguments[1:] if word in {*found.overrides, *rest}]
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in FOLDERS and value in ("", "null"):
+            raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
+    arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
 
 
 COMPLETION = """\
@@ -139,7 +168,7 @@ def _job(task: Task, cfg: DictConfig) -> Any:
     try:
         result = None
         with Interrupts() if scheduled() else contextlib.nullcontext():
-            again = cfg.get(sweeps.KEY) or cluster.requeued(folder)
+            again = cfg.get(sweeps.KEY) is True or cluster.requeued(folder)
             if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
                 status.write("running")
                 result = task(cfg)

@@ -33,11 +33,11 @@ UNFIT = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, e
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
 #: What other programs, and the guide that this project began from, call a key; the key here, or what to do instead.
 ELSEWHERE = {
-    "base_learning_rate": "lr={}",
-    "learning_rate": "lr={}",
-    "epochs": "trainer.max_epochs={}",
-    "use_conditioning": "conditioning=none (or film)",
-    "data_dim": "nothing: the data say how many coordinates they have",
+    "base_learning_rate": "did you mean lr={}?",
+    "learning_rate": "did you mean lr={}?",
+    "epochs": "did you mean trainer.max_epochs={}?",
+    "use_conditioning": "did you mean conditioning=none (without the class) or conditioning=film?",
+    "data_dim": "leave it out: the data say how many coordinates they have",
 }
 
 
@@ -77,7 +77,7 @@ def locate(config: Mapping[str, Any], key: str, value: Any) -> str:
     A class says ``n_flows``, or the key that it has as a rule, ``flow.n_flows``; in flow=stack that is
     ``flow.flows.pixels.n_flows``.
     """
-    found = dict(_leaves(config))
+    found = dict(leaves(config))
     if key in found and _same(found[key], value):
         return key
     end = key.rpartition(".")[2]
@@ -85,13 +85,13 @@ def locate(config: Mapping[str, Any], key: str, value: Any) -> str:
     return min(places, key=lambda place: place.count("."), default=key)
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of nested mappings with its value, the outer ones first."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             where = f"{key}.{name}" if key else str(name)
             yield where, value
-            yield from _leaves(value, where)
+            yield from leaves(value, where)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -145,7 +145,7 @@ def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) ->
             word, override = words[count - 1], ordered[count - 1]
             if is_choice(override, config_dir):
                 return f"{word}: must be one of {', '.join(choices(override.key_or_group, config_dir))}"
-            return f"{word}: {one_line(error)}"
+            return f"{word}: {one_line(error.__cause__ or error)}"
     return None
 
 
@@ -206,7 +206,11 @@ def _unknown_key(
     parent, _, name = bad.key_or_group.rpartition(".")
     value = bad.input_line.partition("=")[2]
     if bad.key_or_group in ELSEWHERE:
-        return f"{bad.input_line}: unknown key; did you mean {ELSEWHERE[name].format(value)}?"
+        return f"{bad.input_line}: unknown key; {ELSEWHERE[name].format(value)}"
+    if is_choice(bad, config_dir):
+        return f"{bad.input_line}: must be one of {', '.join(choices(bad.key_or_group, config_dir))}"
+    if parent.split(".")[0] == "hydra":
+        return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
         others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]
         cfg = composed(others, config_dir, config_name)
@@ -214,20 +218,20 @@ def _unknown_key(
             parent, _, name = parent.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         keys = sorted(str(key) for key in node if not str(key).startswith("_"))
-        everywhere = [key for key, _ in _leaves(OmegaConf.to_container(cfg))]
+        everywhere = [key for key, _ in leaves(OmegaConf.to_container(cfg))]
     except Exception:  # the other words are wrong as well: then the plain line
         return f"{bad.input_line}: unknown key"
-    meant = _meant(bad.key_or_group, parent, name, keys, everywhere)
-    listed = f"{parent or 'the configuration'} has {', '.join(keys)}"
+    end = bad.key_or_group.rpartition(".")[2]
+    same = [key for key in everywhere if key.rpartition(".")[2] == end]
+    if same:  # of this name in another group
+        return f"{bad.input_line}: unknown key; did you mean {min(same, key=lambda key: key.count('.'))}={value}?"
+    meant = _near(parent, name, keys)
+    listed = f"{parent or 'the configuration'} has {', '.join(keys) or 'none'}"
     return f"{bad.input_line}: unknown key; {listed}" + (f"; did you mean {meant}={value}?" if meant else "")
 
 
-def _meant(key: str, parent: str, name: str, keys: Sequence[str], everywhere: Sequence[str]) -> str | None:
-    """The key that was probably meant: of this name in another group, or of a name like it in this one."""
-    end = key.rpartition(".")[2]
-    same = min((k for k in everywhere if k.rpartition(".")[2] == end), key=lambda k: k.count("."), default=None)
-    if same is not None:
-        return same
+def _near(parent: str, name: str, keys: Sequence[str]) -> str | None:
+    """The key in this group that was probably meant."""
     near = difflib.get_close_matches(name.replace("_", ""), [each.replace("_", "") for each in keys], n=1)
     meant = next((each for each in keys if near and each.replace("_", "") == near[0]), None)
     return None if meant is None else f"{parent}.{meant}" if parent else meant
@@ -240,7 +244,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 def is_choice(override: Override, config_dir: Path) -> bool:
     """Whether it chooses from a group (``flow=linear``) instead of setting a key."""
-    return (config_dir / override.key_or_group).is_dir()
+    return bool(override.key_or_group) and (config_dir / override.key_or_group).is_dir()
 
 
 def composed(overrides: Sequence[str], config_dir: Path, config_name: str) -> DictConfig:

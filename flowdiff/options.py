@@ -174,7 +174,7 @@ def _list_problem(value: Any, arguments: tuple[Any, ...], notes: tuple[Any, ...]
     span = next((n for n in notes if isinstance(n, Length)), Length(len(arguments), len(arguments)) if fixed else None)
     element = _problem(object(), each, ()) if each is not Any else None
     size = "" if span is None else f"{span.low} to {span.high} " if span.low != span.high else f"{span.low} "
-    words = f"a list of {size}values, each {element}" if element else f"a list of {size}values".replace("of values", "")
+    words = f"a list of {size}values, each {element}" if element else "a list" + (f" of {size}values" if size else "")
     if not isinstance(value, list | tuple) or (span is not None and not span.low <= len(value) <= span.high):
         return words
     return words if any(_problem(item, each, ()) for item in value) else None

@@ -208,7 +208,14 @@ def check_request(request: type[Any], config: Mapping[str, Any]) -> None:
         ConfigError: naming the key, the value and what is allowed.
     """
     check("", config, find_target, request)
+    check_levels(config)
+
+
+def check_levels(config: Mapping[str, Any]) -> None:
+    """Refuse noise levels of sampling that don't stand in their order; None is not known yet."""
     low, high, start = (config.get(key) for key in ("sigma_min", "sigma_max", "sigma_start"))
+    if any(isinstance(level, str) for level in (low, high, start)):  # an interpolation
+        return
     if low is not None and high is not None and low >= high:
         raise ConfigError("sigma_min", low, f"must be smaller than sigma_max={high:g}")
     if start is not None and high is not None and start > high:

@@ -32,7 +32,7 @@ from flowdiff.generate import (
 )
 from flowdiff.options import check
 from flowdiff.plots import density_scatter, image_grid, save_png
-from flowdiff.requests import SampleRequest, check_request, find_target
+from flowdiff.requests import SampleRequest, check_levels, check_request, find_target
 from flowdiff.samplers import Sampler
 from flowdiff.schedules import Schedule
 
@@ -154,6 +154,7 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
     for key in KEPT:
         if filled.get(key) is None:
             filled[key] = model.config.get(key)
+    check_levels({key: filled.get(key) for key in KEPT})
     config = dict(model.config)
     annotation: Any
     for group, annotation in (("sampler", Sampler), ("schedule", Schedule)):

@@ -4,10 +4,8 @@ What needs torch is imported when a run begins, so that --help and tab completio
 """
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from flowdiff import cli
@@ -25,23 +23,12 @@ def task(cfg: DictConfig) -> dict[str, Any]:
     from flowdiff import resume, training
 
     path, words = resume.find_checkpoint(cfg), training.given_overrides()
-    if path is None:
-        print(recipe(HydraConfig.get().runtime.choices), flush=True)
     if path:
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
         cfg, words = resume.resumed(cfg, typed)
     return training.train(cfg, words)
-
-
-def recipe(choices: Mapping[str, Any]) -> str:
-    """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
-    experiment, dataset = choices.get("experiment"), choices.get("dataset")
-    own = (cli.config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
-    of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
-    better = f"; made for these data is experiment={dataset}" if own and of_others else ""
-    return f"recipe: experiment={experiment or 'null'}{better}"
 
 
 def main() -> None:

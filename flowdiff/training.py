@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import autoencoder, boards, checkpoint, generate, mistakes, processes
+from flowdiff import autoencoder, boards, checkpoint, cli, generate, mistakes, processes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -64,13 +66,15 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
     build_metrics(config.get("metrics") or {}, trusted=True)  # refuses wrong settings now, not after the training
-    callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
+    callbacks = [make(c, f"callbacks.{k}", Callback) for k, c in (config.get("callbacks") or {}).items() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
-    loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
+    loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
+        if HydraConfig.initialized() and not config["ckpt_path"]:
+            print(recipe(HydraConfig.get().runtime.choices), flush=True)
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
             flush=True,
@@ -183,7 +187,14 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
 
 def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """The resolved configuration: dicts, lists, numbers and strings."""
-    config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "configuration")
+        typed = OmegaConf.to_container(cfg, resolve=False)
+        raise ConfigError(
+            key, dict(mistakes.leaves(typed)).get(key), mistakes.one_line(error).split(" full_key:")[0]
+        ) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
@@ -204,9 +215,19 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def make(config: Mapping[str, Any]) -> Any:
-    """Build what a plain configuration describes."""
-    return instantiate(dict(config), _convert_="all")
+def make(config: Mapping[str, Any], key: str = "", kind: type = object) -> Any:
+    """Build what a plain configuration describes.
+
+    Raises:
+        FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
+    """
+    try:
+        built = instantiate(dict(config), _convert_="all")
+    except InstantiationException as error:
+        raise generate.user_error(key, error) from error
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
+    return built
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:
@@ -318,6 +339,15 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
         print(f"augmentation needs {lacking}: training with augment=none", flush=True)
         return Augmentation(context_dim)
     return augmentation
+
+
+def recipe(choices: Mapping[str, Any]) -> str:
+    """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
+    experiment, dataset = choices.get("experiment"), choices.get("dataset")
+    own = (cli.config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
+    of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    better = f"; made for these data is experiment={dataset}" if own and of_others else ""
+    return f"recipe: experiment={experiment or 'null'}{better}"
 
 
 def given_overrides() -> list[str]:
