@@ -10,6 +10,7 @@ its folder at the end, with the scale and shift that bring the latents of the tr
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +24,18 @@ from flowdiff.extractors import Extractor
 from flowdiff.files import write_json
 from flowdiff.first_stage import AutoencoderKL
 from flowdiff.metrics.base import Result
-from flowdiff.metrics.frechet import frechet_distance, moments
+from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
 from flowdiff.optimisation import Optimised
 from flowdiff.options import Length, Positive, Range, Size, checked
+from flowdiff.quantities import Quantity, resolved
 
 FOLDER = "autoencoder"  # in the run's folder
 MEASURED = 2000  # images that scale and shift, and the errors, are measured on
+QUANTITIES = (
+    Quantity("reconstruction_rmse", better="lower", plotted="reconstruction_rmse"),
+    Quantity("kl", "nats/image"),  # neither way is better: less of it costs reconstruction
+    *FrechetDistance.quantities,
+)
 
 
 class Autoencoder(Optimised):
@@ -163,6 +170,11 @@ def finish(
     return folder, measured(AutoencoderKL(str(folder)), data, run_dir)
 
 
+def columns(data: ImageData) -> list[str]:
+    """Those of them that are columns of TensorBoard's HParams."""
+    return ["reconstruction_rmse", *([f"fd_{data.extractor}"] if data.extractor is not None else [])]
+
+
 def some(data: ImageData, split: str) -> Tensor:
     """Levels of as many images of a split as are measured."""
     k, _ = data.images(split)
@@ -181,7 +193,7 @@ def measured(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict
     conditions = {"dataset": data.name, "split": "test", "seed": 0, "weights": "ema"}
     results = {
         "reconstruction_rmse": Result((x - y).square().mean().sqrt().item(), len(k), conditions),
-        "kl": Result(nats.mean().item(), len(k), conditions | {"unit": "nats/image"}),
+        "kl": Result(nats.mean().item(), len(k), conditions),
     }
     if data.extractor is not None:
         extractor = Extractor(data.extractor)
@@ -190,7 +202,8 @@ def measured(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict
         for key, images in (("", data.to_uint8(y)), ("/real", data.levels_to_uint8(k))):
             distance = frechet_distance(moments(extractor.features(images)), reference)
             results[f"fd_{extractor.name}{key}"] = Result(distance, len(k), own)
-    entries = {name: result.to_json() for name, result in results.items()}
+    known = resolved(QUANTITIES, list(results))
+    entries = {name: replace(result, quantity=known[name]).to_json() for name, result in results.items()}
     write_json(run_dir / "metrics.json", entries, allow_nan=False)
     plots.save_png(above_each_other(data, x[:50], y[:50]), run_dir / "reconstructions.png")
     return entries

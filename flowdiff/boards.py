@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff import cli
 from flowdiff.callbacks import bucket_names
+from flowdiff.checkpoint import walk
 from flowdiff.errors import is_number
 from flowdiff.names import snake_case
 from flowdiff.swept import values_of
@@ -49,8 +50,8 @@ MAIN: dict[str, tuple[float, float] | None] = {
     "trainer.max_steps": (1, 1_000_000),
     "seed": (0, 2**32 - 1),
 }
-#: What of a final metric is a column.
-FINAL = {"denoising": "denoising_ratio/1", "fd": "fd_{extractor}", "toy": "log_likelihood_gap"}
+#: Groups of the configuration that are parts of a denoiser: columns where this one has them.
+PARTS = ("flow", "activation", "conditioning", "precondition")
 
 
 def begin(
@@ -58,7 +59,7 @@ def begin(
     config: Mapping[str, Any],
     words: Sequence[str],
     swept: Mapping[str, Sequence[str]],
-    extractor: str | None,
+    metrics: Sequence[str],
 ) -> None:
     """Write what is known before the first step.
 
@@ -67,14 +68,14 @@ def begin(
         config: resolved, plain values.
         words: the command line.
         swept: the keys that the run's sweep varies, with their values.
-        extractor: the dataset's, by which the Fréchet distance is named.
+        metrics: the scalars that are columns of HParams: those that this run will write, no others.
     """
     writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(dict(config)))}```", 0)
     writer.add_text("overrides", "\n".join(f"    {word}" for word in words) or "none", 0)
     writer.add_custom_scalars(layout(config))
     row = hparams(config, words, swept)
     infos = [info(key, value, swept.get(key)) for key, value in row.items()]
-    columns = [MetricInfo(name=MetricName(tag=tag)) for tag in metric_tags(config, extractor)]
+    columns = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
     experiment = Experiment(hparam_infos=infos, metric_infos=columns)
     _write(writer, metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
     start = SessionStartInfo()  # without a name of its group: then it is the run's, a row each
@@ -120,13 +121,6 @@ def layout(config: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def metric_tags(config: Mapping[str, Any], extractor: str | None) -> list[str]:
-    """The scalars that are columns of HParams: the validation's, then the final ones of the metrics to come."""
-    wanted = [name for name, metric in (config.get("metrics") or {}).items() if metric]
-    final = [FINAL.get(name, name).format(extractor=extractor) for name in wanted if config.get("evaluate")]
-    return ["val/loss", "val/bits_per_dim", *(f"final/{name}" for name in final)]
-
-
 def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str, Sequence[str]]) -> dict[str, Value]:
     """The row of a run: swept keys first, then `MAIN`. What the model doesn't have is left out (a linear flow's width).
 
@@ -137,7 +131,11 @@ def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str,
     """
     composed, typed = OmegaConf.create(dict(config)), values_of(words)
     row: dict[str, Value] = {}
+    parts = list(walk(config.get("denoiser") or {}))
     for key in dict.fromkeys([*swept, *MAIN]):
+        group = key.partition(".")[0]
+        if key not in swept and group in PARTS and config.get(group) not in parts:
+            continue
         value = OmegaConf.select(composed, key)
         if is_number(value):
             row[key] = value

@@ -37,6 +37,7 @@ from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.files import write_atomically
 from flowdiff.interrupts import Interrupted, Interrupts, scheduled
 from flowdiff.names import snake_case
+from flowdiff.text import one_line
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -171,6 +172,8 @@ def _job(task: Task, cfg: DictConfig) -> Any:
             again = cfg.get(sweeps.KEY) is True or cluster.requeued(folder)
             if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
                 status.write("running")
+                if sought and cfg.get(search.KEY):
+                    search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
                 result = task(cfg)
                 status.write("done")
         return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
@@ -280,7 +283,7 @@ class Status:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _to_log_file(text: str) -> bool:

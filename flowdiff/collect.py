@@ -7,39 +7,67 @@ failed or were killed are rows like the others, so it can be called at any time.
 """
 
 import argparse
-import csv
-import io
-import json
+import functools
+import math
 import os
 import platform
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 
+from flowdiff import tables
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import made, write_text
+from flowdiff.quantities import Better, Quantity, stored
+from flowdiff.runfiles import Unreadable, read, read_json
+from flowdiff.text import cut, one_line
+
+MOST = 300  # words, and metrics, of one job that are read
+WORD = 2000  # characters of a word that are parsed
 
 
 @dataclass
 class Job:
-    """One run of a sweep, as far as it has come."""
+    """One run of a sweep, as far as it has come.
+
+    Attributes:
+        folder: of the run.
+        words, overrides: of its command line; with those of the run whose checkpoint it was made from.
+        trained: the latter alone; None: it has its own weights.
+        metrics, conditions: values and entries of metrics.json, by name.
+        status, error, seconds: of status.json; ``error`` also says which of its files could not be read.
+    """
 
     folder: Path
     words: list[str] = field(default_factory=list)
     overrides: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
-    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each metric
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     status: str = "not started"
     error: str = ""
     seconds: float | None = None
+    trained: dict[str, str] | None = None
+
+    @functools.cached_property
+    def quantities(self) -> dict[str, Quantity]:
+        """What its metrics are."""
+        return stored({name: self.conditions.get(name, {}) for name in self.metrics})
+
+    def is_reference(self, metric: str) -> bool:
+        """Whether it is of the data or of a reference, not of the model."""
+        return metric in self.metrics and self.quantities[metric].reference
+
+    @property
+    def seed(self) -> str | None:
+        """That of the weights: of the run itself, or of the one that its checkpoint is from; None: not given."""
+        return (self.overrides if self.trained is None else self.trained).get("seed")
 
 
 def collect(root: Path) -> list[Job]:
@@ -62,42 +90,41 @@ def collect(root: Path) -> list[Job]:
 
 def read_job(folder: Path) -> Job:
     """What a job's folder tells; files that are missing or half written tell nothing."""
-    job = Job(folder)
-    status = _json(folder / "status.json")
+    job, problems = Job(folder), list[str]()
+    status = _json(folder, "status.json", problems)
     words = status.get("overrides")
-    file = folder / ".hydra" / "overrides.yaml"
-    if not isinstance(words, list) and file.is_file():
-        try:
-            words = OmegaConf.to_container(OmegaConf.load(file))
-        except Exception:  # half written
-            words = []
-    job.words = [str(word) for word in words or []]
-    job.overrides = trained_with(job.words) | dict(_key_and_value(word) for word in job.words)
-    job.status = str(status.get("status", job.status))
-    job.error = " ".join(str(status.get("error") or "").split())
-    if isinstance(status.get("seconds"), int | float):
-        job.seconds = float(status["seconds"])
+    job.words = _words(words if isinstance(words, list) else _yaml(folder, ".hydra/overrides.yaml"))
+    job.trained = trained_with(job.words)
+    job.overrides = (job.trained or {}) | dict(_key_and_value(word) for word in job.words)
+    job.status, job.error = cut(status.get("status") or job.status, 30), cut(status.get("error") or "", WORD)
+    job.seconds = _number(status.get("seconds"))
     if job.status == "running":
         job.seconds = _since(status.get("started"), job.seconds)
     if job.status == "running" and _is_gone(status):
         job.seconds = None
         job.status, job.error = "killed", "its process is gone and it has not said why"
-    for name, entry in _json(folder / "metrics.json").items():
-        if isinstance(entry, dict) and isinstance(entry.get("value"), int | float | None):
-            job.metrics[name], job.conditions[name] = entry.get("value"), entry
+    for name, entry in list(_json(folder, "metrics.json", problems).items())[:MOST]:
+        if isinstance(entry, dict) and "value" in entry and (entry["value"] is None or _is_value(entry["value"])):
+            name = cut(name, 100)
+            job.metrics[name], job.conditions[name] = _number(entry["value"]), entry
+    job.error = "; ".join(filter(None, [job.error, *problems]))
     return job
 
 
 def compare_by_rmse(jobs: Sequence[Job]) -> None:
     """Put the RMSE, ``denoising_rmse/σ``, in the place of its ratio to a Wiener filter where that filter isn't the same
     for all jobs: without the class (``conditioning=none``) it is a worse one, and the ratio to it flatters."""
-    filters = {conditions.get("filter") for job in jobs for conditions in job.conditions.values()}
-    if len(filters - {None}) < 2:
+    told = (conditions.get("filter") for job in jobs for conditions in job.conditions.values())
+    if len({each for each in told if isinstance(each, str)}) < 2:
         return
     for job in jobs:
         for name in [name for name in job.metrics if "rmse" in job.conditions[name]]:
+            entry = job.conditions.pop(name)
             del job.metrics[name]
-            job.metrics[name.replace("_ratio/", "_rmse/")] = job.conditions[name]["rmse"]
+            name = name.replace("_ratio/", "/").replace("/", "_rmse/", 1)
+            rmse = entry["rmse"]
+            job.metrics[name] = _number(rmse)
+            job.conditions[name] = entry | {"value": rmse, "standard_error": None}
 
 
 def keep_metrics(jobs: Sequence[Job], beginnings: Sequence[str]) -> None:
@@ -114,13 +141,17 @@ def keep_metrics(jobs: Sequence[Job], beginnings: Sequence[str]) -> None:
         job.metrics = {name: job.metrics[name] for name in job.metrics if name.startswith(tuple(beginnings))}
 
 
-def trained_with(words: Sequence[str]) -> dict[str, str]:
-    """What the run of an evaluated checkpoint was told, so that evaluations can be told apart by it."""
+def trained_with(words: Sequence[str]) -> dict[str, str] | None:
+    """What the run of an evaluated checkpoint was told, so that evaluations can be told apart by it.
+
+    Empty where that isn't known; None where no checkpoint is named.
+    """
     paths = [Path(value.strip("'\"")) for key, value in map(_key_and_value, words) if key == "ckpt_path"]
-    if not paths or paths[-1].parent.name != "checkpoints":
+    if not paths or paths[-1] == Path("null"):
+        return None
+    if paths[-1].parent.name != "checkpoints":
         return {}
-    run = _json(paths[-1].parent.parent / "status.json").get("overrides")
-    return dict(_key_and_value(str(word)) for word in run) if isinstance(run, list) else {}
+    return dict(map(_key_and_value, _words(_json(paths[-1].parent.parent, "status.json", []).get("overrides"))))
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -129,6 +160,12 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     if len(jobs) == 1:
         return keys
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def better(jobs: Sequence[Job], metric: str) -> Better | None:
+    """Which way of a metric is better, as the jobs' files or the metric's class say; None where they don't agree."""
+    said = {job.quantities[metric].better for job in jobs if metric in job.metrics}
+    return said.pop() if len(said) == 1 else None
 
 
 def counted(jobs: Sequence[Job]) -> str:
@@ -150,21 +187,6 @@ def rows(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[Any]]]:
         cells += [job.metrics.get(metric) for metric in metrics]
         table.append([*cells, job.status, job.seconds, job.error or None])
     return header, table
-
-
-def to_csv(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    """The table with full precision; an empty cell where there is no value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if cell is None else cell for cell in row] for row in table])
-    return text.getvalue()
-
-
-def to_markdown(header: Sequence[str], table: Iterable[Sequence[Any]]) -> str:
-    """The table in Markdown, four digits a number."""
-    lines = [header, ["---"] * len(header), *([short(cell) for cell in row] for row in table)]
-    return "".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |\n" for line in lines)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -199,45 +221,55 @@ def main(words: Sequence[str] | None = None) -> int:
             keep_metrics(jobs, given.metrics.split(","))
         baselines = summary.baselines(jobs, given.baseline)
         output = made(given.output or given.folder / "report", "--output")
-        write_text(output / "results.csv", to_csv(header, table))
-        page.write(jobs, given.folder, baselines, given.samples, output)
+        write_text(output / "results.csv", tables.to_csv(header, table))
+        command = shlex.join(["python", "-m", "flowdiff.collect", *(sys.argv[1:] if words is None else words)])
+        page.write(jobs, given.folder, baselines, given.samples, output, command)
     except FlowdiffError as error:
         print(error, file=sys.stderr)
         return 1
-    _print(header, table)
+    tables.show(header, table, least=40 + 14 * len(header))
     print(counted(jobs))
-    print(f"report: {output / 'index.html'}, {output / 'summary.md'}, {output / 'results.csv'}")
+    print(one_line(f"report: {output / 'index.html'}, {output / 'summary.md'}, {output / 'results.csv'}"))
     return 0
 
 
-def _print(header: Sequence[str], table: Iterable[Sequence[Any]]) -> None:
-    shown = Table()
-    for name in header:
-        shown.add_column(name, overflow="fold")
-    for row in table:
-        shown.add_row(*(short(cell) for cell in row))
-    console = Console()
-    width = console.width if console.is_terminal else max(console.width, 40 + 14 * len(header))
-    Console(width=width).print(shown, markup=False)
-
-
-def short(cell: Any) -> str:
-    """A cell of a table: four digits a number, nothing where there is no value."""
-    if cell is None:
-        return ""
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:
+    """An object of JSON in a job's folder; empty where there is none. ``problems`` takes why it was not read."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(folder, name)
+    except Unreadable as error:
+        problems.append(str(error))
         return {}
     return found if isinstance(found, dict) else {}
 
 
+def _yaml(folder: Path, name: str) -> Any:
+    """What Hydra has written there; None where there is nothing, or half of it."""
+    try:
+        return yaml.safe_load(read(folder, name, most=2**18))
+    except (Unreadable, OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _words(found: Any) -> list[str]:
+    """The words of a command line, of a list that may hold anything."""
+    listed = found if isinstance(found, list) else []
+    return [str(word) for word in listed[:MOST] if isinstance(word, str | bool) or _is_value(word)]
+
+
+def _is_value(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool)
+
+
+def _number(found: Any) -> float | None:
+    """A finite number of at most a hundred digits; None for anything else. Whole ones stay whole."""
+    return found if _is_value(found) and abs(found) < 1e100 and math.isfinite(found) else None
+
+
 def _key_and_value(word: str) -> tuple[str, str]:
     """``flow.n_flows=3`` is ("flow.n_flows", "3"); a word that Hydra can't read stands for itself."""
+    if len(word) > WORD:
+        return cut(word.partition("=")[0]), cut(word.partition("=")[2])
     try:
         parsed = OverridesParser.create().parse_override(word)
     except Exception:
@@ -248,7 +280,7 @@ def _key_and_value(word: str) -> tuple[str, str]:
 def _is_gone(status: dict[str, Any]) -> bool:
     """Whether the process of a running job on this machine has ended. False where that can't be known."""
     host, pid = status.get("host"), status.get("pid")
-    if host != platform.node() or not isinstance(pid, int):
+    if host != platform.node() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     try:
         os.kill(pid, 0)
@@ -263,7 +295,7 @@ def _since(started: Any, otherwise: float | None) -> float | None:
     """Seconds from an ISO time until now."""
     try:
         return round((datetime.now().astimezone() - datetime.fromisoformat(str(started))).total_seconds(), 1)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return otherwise
 
 

@@ -5,9 +5,7 @@ python -m flowdiff.evaluate ckpt_path=… denoiser=sdxl denoiser.path=FOLDER    
 """
 
 import copy
-import csv
 import inspect
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +14,20 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
+from flowdiff import tables
 from flowdiff.api import Model
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
-from flowdiff.collect import Job, compare_by_rmse, read_job
+from flowdiff.collect import Job, better, compare_by_rmse, read_job
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_text
 from flowdiff.generate import BatchedSampler
 from flowdiff.samplers import Ancestral
 from flowdiff.sampling import instantiate_choice, pick_device
+from flowdiff.tables import Bold
+from flowdiff.text import to_markdown
 
 STEPS = 64
 """Of the sampler that takes the place of one that the other model can't be sampled with, as in training."""
@@ -110,7 +109,8 @@ def compared(folder: Path, title: str, columns: Mapping[str, Path], about: Mappi
     """Print the results of several models side by side, and write them as comparison.csv and comparison.md.
 
     Denoising errors are those over the Wiener filter's, or RMSEs where that filter is told the class for one model only
-    (`flowdiff.collect.compare_by_rmse`).
+    (`flowdiff.collect.compare_by_rmse`). The last column is which way of a metric is better, as it says; in Markdown
+    the best value is bold. That is no verdict: each model is one training.
 
     Args:
         folder: takes the files.
@@ -124,21 +124,25 @@ def compared(folder: Path, title: str, columns: Mapping[str, Path], about: Mappi
     jobs = {name: read_job(place) for name, place in columns.items()}
     compare_by_rmse(list(jobs.values()))
     metrics = list(dict.fromkeys(name for job in jobs.values() for name in job.metrics))
-    header = ["metric", *jobs, "n", "sampler"]
-    rows = [[name, *(_value(job, name) for job in jobs.values()), *_how(list(jobs.values()), name)] for name in metrics]
-    table = Table(title=title, title_justify="left")
-    for column in header:
-        table.add_column(column, justify="left" if column in ("metric", "sampler") else "right")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    Console(width=console.width if console.is_terminal else max(console.width, 130)).print(table)
+    header = ["metric", *jobs, "n", "sampler", "better"]
+    rows = [_row(list(jobs.values()), name) for name in metrics]
+    tables.show(header, rows, title, right=(*jobs, "n"))
     files = [folder / "comparison.csv", folder / "comparison.md"]
     write_text(files[0], _csv(jobs, metrics))
-    lines = [f"{title}\n", *(f"* {name}: {line}" for name, line in about.items()), ""]
-    lines += ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    write_text(files[1], "\n".join(lines) + "\n")
+    lines = [to_markdown(title), "", *(f"* {to_markdown(name)}: {to_markdown(line)}" for name, line in about.items())]
+    write_text(files[1], "\n".join([*lines, "", tables.to_markdown(header, rows)]))
     return files
+
+
+def _row(jobs: Sequence[Job], metric: str) -> list[str]:
+    """Of a metric: each model's value, n and how it was sampled, which way is better."""
+    direction, values = better(jobs, metric), [job.metrics.get(metric) for job in jobs]
+    known, best = {value for value in values if value is not None}, None
+    if direction is not None and len(known) > 1 and not any(job.is_reference(metric) for job in jobs):
+        best = max(known) if direction == "higher" else min(known)
+    cells = [_value(job, metric) for job in jobs]
+    marked = [Bold(c) if v is not None and v == best else c for c, v in zip(cells, values, strict=True)]
+    return [metric, *marked, *_how(jobs, metric), direction or "–"]
 
 
 def _value(job: Job, metric: str) -> str:
@@ -148,33 +152,27 @@ def _value(job: Job, metric: str) -> str:
     value = job.metrics[metric]
     if value is None:
         return "not finite"
-    return f"{value:,.0f}" if metric == "parameters" else f"{value:.4g}"
-
-
-def _conditions(job: Job, metric: str) -> dict[str, Any]:
-    """Of a metric, or of the ratio that it was measured with."""
-    return job.conditions.get(metric) or job.conditions.get(metric.replace("_rmse/", "_ratio/")) or {}
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _how(jobs: Sequence[Job], metric: str) -> list[str]:
     """n and how it was sampled, once where it is the same for all."""
     numbers, samplers = [], []
     for job in jobs:
-        found = _conditions(job, metric)
-        numbers.append(f"{found['n']:,}" if "n" in found else "–")
-        how = "{sampler}, {num_steps} steps, NFE {nfe:g}".format(**found) if "nfe" in found else "–"
-        samplers.append(how)
+        found = job.conditions.get(metric, {})
+        numbers.append(f"{found['n']:,}" if isinstance(found.get("n"), int) else "–")
+        how = f"{found.get('sampler')}, {found.get('num_steps')} steps, NFE {tables.short(found.get('nfe'))}"
+        samplers.append(how if "nfe" in found else "–")
     return [each[0] if len(set(each)) == 1 else " / ".join(each) for each in (numbers, samplers)]
 
 
 def _csv(jobs: Mapping[str, Job], metrics: Sequence[str]) -> str:
     """A row for each metric: every model's value, then its standard error, n, sampler, num_steps and nfe."""
     keys = ("standard_error", "n", "sampler", "num_steps", "nfe")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["metric", *jobs, *(f"{name}/{key}" for name in jobs for key in keys)])
+    header = ["metric", *jobs, *(f"{name}/{key}" for name in jobs for key in keys)]
+    rows = []
     for metric in metrics:
         values = [job.metrics.get(metric) for job in jobs.values()]
-        how = [_conditions(job, metric).get(key) for job in jobs.values() for key in keys]
-        writer.writerow([metric, *values, *how])
-    return text.getvalue()
+        how = [job.conditions.get(metric, {}).get(key) for job in jobs.values() for key in keys]
+        rows.append([metric, *values, *how])
+    return tables.to_csv(header, rows)

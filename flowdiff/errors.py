@@ -2,9 +2,14 @@
 
 import math
 
+from flowdiff.text import one_line
+
 
 class FlowdiffError(Exception):
-    """Something the user can put right. The message is one line that says how."""
+    """Something the user can put right. The message is one line that says how, fit for a terminal."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class NonFiniteError(FlowdiffError):

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from flowdiff import tables
 from flowdiff.api import Model
 from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.comparison import Rival, compared, opened_rival
 from flowdiff.data import ImageData
+from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json
 from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
@@ -28,6 +28,7 @@ from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
 from flowdiff.requests import EvaluateRequest, check_request
 from flowdiff.sampling import data_of, density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.statistics import DataStatistics
 
 
 def evaluate_run(
@@ -121,6 +122,14 @@ def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]
             raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
         found[str(name)] = metric
     return found
+
+
+def final_columns(config: Mapping[str, Any], denoiser: Denoiser, data: ImageData) -> list[str]:
+    """The metrics of TensorBoard's HParams that `evaluate_run` will measure of a model that is yet to be trained."""
+    unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
+    model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: torch.zeros(n, *data.shape))
+    metrics = build_metrics(config["metrics"], trusted=True)
+    return [name for metric in metrics.values() for name in metric.columns(model)]
 
 
 def evaluation_tile(shape: tuple[int, ...]) -> int:
@@ -295,19 +304,14 @@ COLUMNS = ("split", "extractor", "sampler", "nfe", "seed", "weights")
 
 def print_table(entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
     """A rich table: each value with its standard error, where one is known, and its conditions."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    for column in ("value", "± s.e.", "n"):
-        table.add_column(column, justify="right")
-    for column in COLUMNS:
-        table.add_column("NFE" if column == "nfe" else column, justify="right" if column == "nfe" else "left")
+    header = ["metric", "value", "± s.e.", "n", *("NFE" if column == "nfe" else column for column in COLUMNS)]
+    rows = []
     for name, entry in entries.items():
         cells = [_cell(entry.get(column)) for column in COLUMNS]
         value, error = entry.get("value"), entry.get("standard_error")
         shown = "not finite" if value is None else f"{value:.4g}"
-        table.add_row(name, shown, "–" if error is None else f"{error:.2g}", f"{entry.get('n'):,}", *cells)
-    console = Console()
-    Console(width=console.width if console.is_terminal else max(console.width, 130)).print(table)
+        rows.append([name, shown, "–" if error is None else f"{error:.2g}", f"{entry.get('n'):,}", *cells])
+    tables.show(header, rows, title, right=("value", "± s.e.", "n", "NFE"))
 
 
 def _cell(value: Any) -> str:

@@ -25,6 +25,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowdiff import text
 from flowdiff.errors import ConfigError, FlowdiffError, shown
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -161,8 +162,8 @@ def _target(error: InstantiationException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An exception's message without line breaks, and without what a terminal would obey."""
+    return text.one_line(error) or type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowdiff.augment import Augmentation, augmented
 from flowdiff.compilation import compiled
+from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
 from flowdiff.flows.logdet import fresh_probes
@@ -67,6 +68,14 @@ class Diffusion(Optimised):
         loss = self.need_finite(terms["loss"].mean())
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 
+    def validated(self, data: ImageData) -> list[str]:
+        """Bits per dimension too, where the density is one of pixels."""
+        return ["val/loss", *(["val/bits_per_dim"] if self.has_bits(data) else [])]
+
+    def has_bits(self, data: ImageData) -> bool:
+        """Whether a validation gives bits per dimension."""
+        return self.denoiser.normalized and data.levels is not None
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
         self.log_validation(self.validation_terms(batch))
@@ -76,7 +85,8 @@ class Diffusion(Optimised):
         x0, labels = self._prepare(batch)
         sigma = self.noise(len(x0), x0.device)
         terms = self.loss(self.denoiser, x0, labels, sigma, torch.randn_like(x0))
-        if self.denoiser.normalized and self.data.levels is not None:
+        if self.has_bits(self.data):
+            assert self.data.levels is not None
             lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)

@@ -43,6 +43,10 @@ class Optimised(LightningModule):
         assert isinstance(data, ImageData)
         return data
 
+    def validated(self, data: ImageData) -> list[str]:
+        """The scalars of a validation on these data that are columns of TensorBoard's HParams."""
+        return ["val/loss"]
+
     def seed_step(self) -> None:
         """Begin a training step."""
         self._seed(self.micro_step)

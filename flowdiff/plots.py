@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_whole
+from flowdiff.text import to_label
 
 
 def image_grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:
@@ -119,7 +120,7 @@ def density_scatter(
         axes.scatter(x, y, s=5, c=colours, cmap="tab10", linewidths=0, alpha=0.8)
     else:
         axes.scatter(x, y, s=4, color="cyan", linewidths=0, alpha=0.7)
-    axes.set(xlim=ends[:2], ylim=ends[2:], title=title, aspect="equal")
+    axes.set(xlim=ends[:2], ylim=ends[2:], title=to_label(title), aspect="equal")
     canvas.draw()
     pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
     width, height = canvas.get_width_height()

@@ -64,6 +64,7 @@ class TrainerOptions:
     num_nodes: Annotated[int, Range(1, 100_000)]
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] | Strategy
     precision: Literal["32-true", "32", 32, "16-mixed", "16", 16, "bf16-mixed", "bf16"]
+    matmul_precision: Literal["highest", "high", "medium"] | None
     max_steps: Count
     max_epochs: Count | None
     max_time: Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "a time DD:HH:MM:SS, as 00:00:30:00")] | None

@@ -1,11 +1,13 @@
-r"""First and second moments and histograms of the training data, and the best linear denoiser they define.
+r"""First and second moments and histograms of the training data, and the linear denoiser that they define.
 
 With class means μ_c and the within-class covariance Σ = Q diag(λ) Qᵀ, the Gaussian model x0 | c ~ N(μ_c, Σ)
 under x = x0 + σε has the posterior mean (the Wiener filter)
 
     E[x0 | x, σ, c] = μ_c + Q diag(λ / (λ + σ²)) Qᵀ (x − μ_c).
 
-It is the reference of every denoising error in this project. Data with more than MOST_DIM coordinates have no
+It is the reference of every denoising error in this project: linear for each class, with one covariance for all of
+them. A filter with a covariance for each class is linear too, and better where the classes differ
+(`flowdiff.metrics.class_filter`). Data with more than MOST_DIM coordinates have no
 eigensystem that fits into memory: their Σ is taken as diagonal, Q as the identity.
 """
 

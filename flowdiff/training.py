@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.evaluation import build_metrics, evaluate_run, report_autoencoder
+from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -55,6 +56,12 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     config = plain(cfg)
     words = given_overrides() if words is None else words
     check_request(TrainRequest, config)
+    with matmul_precision(config["trainer"].get("matmul_precision")):
+        return train_plain(config, words, source)
+
+
+def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]) -> dict[str, Any]:
+    """`train` of a resolved configuration; ``source`` is the one before its resolution, for the checkpoint."""
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
@@ -71,6 +78,8 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
+    boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+    shown = columns(config, trainer, module, data) if boarded else []
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
         if HydraConfig.initialized() and not config["ckpt_path"]:
@@ -82,7 +91,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
-                boards.begin(logger.experiment, config, words, swept_keys(), data.extractor)
+                boards.begin(logger.experiment, config, words, swept_keys(), shown)
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
 
@@ -107,6 +116,17 @@ def build_autoencoder(
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
     return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
+
+
+def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
+    """The scalars that the run will write and that are columns of TensorBoard's HParams: of validation, and final."""
+    found = module.validated(data) if trainer.limit_val_batches else []
+    if config["evaluate"] and saver_of(trainer) is not None:
+        final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
+        if isinstance(module, Diffusion) and config.get("metrics"):
+            final = final_columns(config, module.denoiser, data)
+        found += [f"final/{name}" for name in final]
+    return found
 
 
 def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
@@ -182,6 +202,22 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
     return result
 
 
+@contextmanager
+def matmul_precision(chosen: str | None) -> Iterator[None]:
+    """Within it, that of float32 matrix products is ``trainer.matmul_precision``; then what it was, for the next job.
+
+    Args:
+        chosen: "highest", "high" (TF32 on GPUs that have it) or "medium" (bf16); None: torch's own, which is highest.
+    """
+    before = torch.get_float32_matmul_precision()
+    if chosen is not None:
+        torch.set_float32_matmul_precision(chosen)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # -- building -------------------------------------------------------------------------------------------
 
 
@@ -238,7 +274,7 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         callbacks, loggers: in their order.
         batches: in an epoch.
     """
-    settings = dict(config)
+    settings = {key: value for key, value in config.items() if key != "matmul_precision"}
     every = settings.get("val_check_interval")
     if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
         batches, accumulate = batches_of_an_epoch(settings, batches), settings.get("accumulate_grad_batches", 1)

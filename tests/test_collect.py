@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flowdiff.collect import collect, main, rows, swept_keys
+from flowdiff.report import summary
 
 
 def job(
@@ -143,14 +144,21 @@ def test_ratios_to_different_filters_are_not_compared(tmp_path: Path) -> None:
     def denoiser(name: str, told: str, ratio: float) -> None:
         job(tmp_path, name, [f"conditioning={name}"], {"status": "done"})
         entry = {"value": ratio, "rmse": 0.1 * ratio, "filter": told}
-        (tmp_path / name / "metrics.json").write_text(json.dumps({"fd": {"value": 1.0}, "denoising_ratio/1": entry}))
+        content = {"fd": {"value": 1.0}, "denoising_ratio/1": entry}
+        if told == "of the class":
+            content["denoising_filter/1"] = entry | {"value": 0.95, "rmse": 0.095, "better": "lower", "of_model": False}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(content))
 
     denoiser("film", "of the class", 0.9)
     denoiser("concat", "of the class", 0.8)
     assert [job.metrics for job in collect(tmp_path)] == [
-        {"fd": 1.0, "denoising_ratio/1": 0.8},
-        {"fd": 1.0, "denoising_ratio/1": 0.9},
+        {"fd": 1.0, "denoising_ratio/1": 0.8, "denoising_filter/1": 0.95},
+        {"fd": 1.0, "denoising_ratio/1": 0.9, "denoising_filter/1": 0.95},
     ]
     denoiser("none", "of all classes", 0.7)
     assert [job.metrics["denoising_rmse/1"] for job in collect(tmp_path)] == pytest.approx([0.08, 0.09, 0.07])
-    assert not any("denoising_ratio/1" in job.metrics for job in collect(tmp_path))
+    jobs = collect(tmp_path)
+    assert not any("denoising_ratio/1" in job.metrics for job in jobs)
+    assert [job.metrics.get("denoising_filter_rmse/1") for job in jobs] == [0.095, 0.095, None]
+    assert summary.metrics(jobs) == summary.plotted(jobs) == ["fd", "denoising_rmse/1"]
+    assert summary.best(jobs, "conditioning", "denoising_rmse/1") == "none", "an RMSE has the direction of its ratio"

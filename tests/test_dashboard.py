@@ -252,3 +252,40 @@ def test_make_dashboard() -> None:
     words = ["make", "--no-print-directory", "--dry-run", "dashboard", "LOGDIR=outputs", "ARGS=--port 6007"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == ".venv/bin/python -m flowdiff.dashboard outputs -- --port 6007"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (  # no likelihood, no level 1 among those measured, a metric that doesn't fit
+            *("denoiser=unet", "denoiser.width=8", "denoiser.multipliers=[1]", "loss=denoising"),
+            *("metrics=[bits_per_dim,denoising,recognised,toy]", "metrics.denoising.sigmas=[0.3,3]"),
+            *("metrics.denoising.num_images=50", "metrics.recognised.num_samples=20"),
+        ),
+        ("experiment=toy", "dataset.num_train=512", "dataset.num_test=64", "metrics=[toy,denoising,fd]"),
+    ],
+)
+def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compose, tmp_path: Path) -> None:
+    short = ("callbacks=minimal", "logger=tensorboard", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    kept = [word for word in TINY if words[0] != "denoiser=unet" or not word.startswith("flow.")]
+    training.train(config(*kept, *short, *words, tiny=False), list(words))
+    events = events_of(tmp_path / "run" / "tensorboard")
+    content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    tags = [column.name.tag for column in experiment.metric_infos]
+    assert set(tags) <= set(events.Tags()["scalars"]) and len(tags) == len(set(tags))
+    settings = {column.name for column in experiment.hparam_infos}
+    if words[0] == "denoiser=unet":
+        assert tags == ["val/loss", "final/denoising_ratio/0.3", "final/recognised"]
+        assert not settings & {"flow", "flow.n_flows", "activation", "precondition"} and "conditioning" in settings
+    else:
+        assert tags == ["val/loss", "final/log_likelihood_gap", "final/denoising_ratio/1"]
+        assert {"flow", "activation"} <= settings
+
+
+def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> None:
+    cfg = training.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
+    data = training.loaded(training.make(cfg["dataset"]))
+    module = training.build_diffusion(cfg, data, [], cfg)
+    trainer = training.build_trainer(cfg["trainer"], [], [], 5)
+    assert training.columns(cfg, trainer, module, data) == []

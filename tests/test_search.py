@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from flowdiff import cli, collect, search
 from flowdiff.errors import ConfigError
+from flowdiff.metrics import Metric
+from flowdiff.quantities import Quantity
 
 WORDS = (
     *("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"),
@@ -32,6 +34,41 @@ def test_the_objective_is_a_metric() -> None:
     assert search.objective("fd", {"fd": None}, MINIMISE) == math.inf
     assert search.objective("fd", {"fd": math.nan}, MAXIMISE) == -math.inf
     assert search.worst(SimpleNamespace(get=lambda *_: SimpleNamespace(name="maximize"))) == -math.inf
+
+
+def test_nobody_searches_for_the_worst() -> None:
+    """The metric says which way is better, one from elsewhere too; of one that says nothing both are allowed."""
+    own = {"mine": {"_target_": f"{__name__}.Mine"}}
+    for name, right, wrong in (
+        ("bits_per_dim", MINIMISE, MAXIMISE),
+        ("fd_mlp_digits", MINIMISE, MAXIMISE),
+        ("recognised", MAXIMISE, MINIMISE),
+        ("recognised", MAXIMISE, OmegaConf.create({})),
+        ("log_likelihood", MAXIMISE, MINIMISE),
+        ("mine/3", MAXIMISE, MINIMISE),
+    ):
+        search.check(name, own, right)
+        direction = right.direction
+        with pytest.raises(ConfigError, match="is better of optimized_metric=" + name) as caught:
+            search.check(name, own, wrong)
+        assert str(caught.value).endswith(f"hydra.sweeper.direction={direction}")
+    for direction in (MINIMISE, MAXIMISE):
+        search.check("parameters", own, direction)
+        search.check("nobody", own, direction)
+
+
+class Mine(Metric):
+    """Of somebody else's."""
+
+    quantities = (Quantity("mine/*", better="higher"),)
+
+
+def test_a_search_in_the_wrong_direction_trains_nothing(command: Command, tmp_path: Path) -> None:
+    direction = "hydra.sweeper.direction=maximize"
+    done = command("train", *WORDS, "lr=interval(1e-4,1e-3)", "hydra.sweeper.n_trials=3", direction)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "hydra.sweeper.direction=maximize: lower is better of optimized_metric=bits_per_dim" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt")) and len(list(tmp_path.rglob("status.json"))) == 1
 
 
 def test_a_diverged_job_counts_as_bad_and_the_search_goes_on(command: Command, tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from flowdiff import api
 from flowdiff.activations import GatedActivation
-from flowdiff.collect import collect, to_csv, to_markdown
+from flowdiff.collect import collect
 from flowdiff.data import Digits
 from flowdiff.data.base import loaded
 from flowdiff.denoisers import ScoreFlow
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_text
+from flowdiff.tables import to_csv, to_markdown
 
 SIGMAS = (0.05, 0.2, 0.5, 1.0)
 HEADER = ("n_flows", "lr", "seed", "bits_per_dim", "gates, mean by step", "gates, largest by step")

@@ -1,12 +1,11 @@
 """Results as tables: one row a contender, the same columns in CSV (full precision) and Markdown (rounded)."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.benchmarks.contenders import Result
+from flowdiff import tables
 
 Cell = float | int | str | None
 
@@ -23,7 +22,7 @@ class Column:
     def text(self, result: Result) -> str:
         """The cell in Markdown; a dash where there is no value."""
         value = self.value(result)
-        return "–" if value is None or value == "" else self.form.format(value).replace("|", "\\|")
+        return "–" if value is None or value == "" else self.form.format(value)
 
 
 def metric(result: Result, key: str, what: str = "value") -> Any:
@@ -43,6 +42,11 @@ def given_class(result: Result) -> str | None:
     return None if known is None else "yes" if known else "no"
 
 
+def rate(result: Result) -> float | None:
+    """Training steps a second."""
+    return result["steps"] / result["seconds"] if result.get("steps") and result.get("seconds") else None
+
+
 def denoising(sigma: str) -> Column:
     """RMSE of D over the Wiener filter's."""
     key = f"denoising_ratio/{sigma}"
@@ -60,6 +64,7 @@ DENOISING = [denoising(sigma) for sigma in ("0.2", "1", "5")]
 PARAMETERS = Column("parameters", "parameters", lambda r: r.get("parameters"), "{:,}")
 SECONDS = Column("seconds", "seconds", lambda r: r.get("seconds"), "{:.0f}")
 STEPS = Column("steps", "steps", lambda r: r.get("steps"), "{:,}")
+RATE = Column("steps_per_second", "steps/s", rate, "{:.1f}")
 SPEED = Column("images_per_second", "images/s", lambda r: r.get("images_per_second"), "{:,.0f}")
 SAMPLER = Column("sampler", "sampler", lambda r: metric(r, distance(r), "sampler"))
 NFE = Column("nfe", "NFE", lambda r: metric(r, distance(r), "nfe"), "{:g}")
@@ -73,11 +78,7 @@ NOTE = Column("note", "note", lambda r: r.get("note"))
 
 def to_csv(columns: Sequence[Column], results: Sequence[Result]) -> str:
     """The table with full precision; an empty cell where there is no value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
-    writer.writerows([["" if (v := c.value(r)) is None else v for c in columns] for r in results])
-    return text.getvalue()
+    return tables.to_csv([column.name for column in columns], [[c.value(r) for c in columns] for r in results])
 
 
 def filled(columns: Sequence[Column], results: Sequence[Result]) -> list[Column]:
@@ -88,8 +89,7 @@ def filled(columns: Sequence[Column], results: Sequence[Result]) -> list[Column]
 def to_markdown(columns: Sequence[Column], results: Sequence[Result]) -> str:
     """The table in Markdown, without the columns that are empty."""
     shown = filled(columns, results)
-    lines = [[c.heading for c in shown], ["---"] * len(shown), *([c.text(r) for c in shown] for r in results)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return tables.to_markdown([c.heading for c in shown], [[c.text(r) for c in shown] for r in results])
 
 
 def conditions(results: Sequence[Result]) -> str:
@@ -98,9 +98,16 @@ def conditions(results: Sequence[Result]) -> str:
     done = next((r for r in results if distance(r)), None)
     samples = "" if done is None else f"; FD is `{distance(done)}` of {metric(done, distance(done), 'n'):,} samples"
     return (
-        f"{request['seconds']:g} seconds of training each (evaluation not counted), seed {request['seed']}, "
+        f"A budget of {request['seconds']:g} seconds of training each (evaluation not counted), "
+        f"{seconds_words(results)}seed {request['seed']}, "
         f"{machine_words([r['machine'] for r in results])}{samples}."
     )
+
+
+def seconds_words(results: Sequence[Result]) -> str:
+    """The seconds that the trainings then took."""
+    taken = [result["seconds"] for result in results if result.get("seconds")]
+    return f"of which they took {min(taken):.0f} to {max(taken):.0f}, " if taken else ""
 
 
 def machine_words(machines: Sequence[Result]) -> str:

@@ -20,7 +20,7 @@ DATASET = "digits"
 RUNS = Path("outputs/flow_table")
 COLUMNS = (
     *(table.NAME, table.BITS, table.FD, table.FD_REAL, table.RECOGNISED, *table.DENOISING),
-    *(table.PARAMETERS, table.SPEED, table.STEPS, table.SECONDS),
+    *(table.PARAMETERS, table.SPEED, table.RATE, table.STEPS, table.SECONDS),
     *(table.SAMPLER, table.NFE, table.SAMPLING, table.INVERSION, table.ERROR, table.NOTE),
 )
 

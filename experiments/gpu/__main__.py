@@ -21,6 +21,7 @@ from flowdiff import cli, mistakes
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 from flowdiff.train import train
+from flowdiff.training import matmul_precision
 
 OUT = Path(__file__).with_name("results")
 WARM, SIDE = 8, 8192
@@ -32,7 +33,7 @@ MODELS: tuple[tuple[str, list[str], tuple[int, int]], ...] = (
     ("glow, likelihood, 32×32 patches", ["experiment=patches", "dataset.size=32"], (128, 1024)),
     ("UNet, denoising, MNIST", ["experiment=mnist", "denoiser=unet", "loss=denoising"], (128, 2048)),
 )
-#: Name, words, torch.set_float32_matmul_precision, dtype of the matrix products, whether small batches are measured.
+#: Name, words, trainer.matmul_precision, dtype of the matrix products, whether small batches are measured.
 MODES: tuple[tuple[str, list[str], str, torch.dtype, bool], ...] = (
     ("float32", [], "highest", torch.float32, True),
     ("bf16-mixed", ["trainer.precision=bf16-mixed"], "highest", torch.bfloat16, False),
@@ -82,19 +83,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--trainer", default="gpu", help="cpu, where only the command is to be tried")
     parser.add_argument("--steps", type=int, default=30, help="that are timed")
     parser.add_argument("--seconds", type=float, default=1e9, help="no row begins after these")
+    parser.add_argument("--modes", default=",".join(mode[0] for mode in MODES), help="those measured (default: all)")
     given = parser.parse_args(words)
     device = torch.device("cuda" if given.trainer == "gpu" else "cpu")
     rows: list[dict[str, Any]] = []
     start = time.monotonic()
-    for mode, mode_words, precision, dtype, small in MODES:
-        torch.set_float32_matmul_precision(precision)
-        best = peak(dtype, device)
-        print(f"{mode}: {best / 1e12:.1f} TFLOP/s", flush=True)
+    for mode, mode_words, precision, dtype, small in (row for row in MODES if row[0] in given.modes.split(",")):
+        with matmul_precision(precision):
+            best = peak(dtype, device)
+        print(f"{mode}: {best / 1e12:.1f} TFLOP/s, cuDNN's TF32: {torch.backends.cudnn.allow_tf32}", flush=True)
         for model, model_words, batches in MODELS:
             for batch in batches if small else batches[1:]:
                 if time.monotonic() - start > given.seconds:
                     break
                 choices = [*model_words, *mode_words, f"trainer={given.trainer}", f"dataset.batch_size={batch}"]
+                choices += [f"trainer.matmul_precision={precision}"]
                 found = measured(choices, given.steps)
                 rows.append({"model": model, "mode": mode, "batch": batch, "peak": best, **found})
                 print(table(rows[-1:]).splitlines()[-1], flush=True)

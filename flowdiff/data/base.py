@@ -120,11 +120,16 @@ class ImageData(lightning.LightningDataModule):
             return {}
         return {"transposed": lambda split: self.images(split)[0].mT}
 
+    def measured_rows(self) -> tuple[Tensor, Tensor, float]:
+        """What the moments are those of: x (N, *shape) of the training split in model space, labels (N,), and the
+        variance of the noise that is added to each coordinate afterwards, dequantisation's."""
+        k, labels = self.images("train")
+        return self.to_centres(k), labels, 0.0 if self.levels is None else (2 / self.levels) ** 2 / 12
+
     def statistics(self, num_classes: int) -> DataStatistics:
         """Moments of the dequantised training split; with ``num_classes`` 0 the labels are not looked at."""
-        k, labels = self.images("train")
-        bin_variance = 0.0 if self.levels is None else (2 / self.levels) ** 2 / 12
-        return DataStatistics.from_data(self.to_centres(k), labels if num_classes else None, num_classes, bin_variance)
+        x, labels, noise_variance = self.measured_rows()
+        return DataStatistics.from_data(x, labels if num_classes else None, num_classes, noise_variance)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Model space (N, C, H, W) to uint8 images of the same shape, by way of the levels."""

@@ -29,7 +29,6 @@ from flowdiff.errors import ConfigError
 from flowdiff.files import made, write_whole
 from flowdiff.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.progress import Progress
-from flowdiff.statistics import DataStatistics
 
 ROWS = 1024
 BYTES = 1 << 26
@@ -148,15 +147,15 @@ class LatentData(ImageData):
         """The posteriors' means."""
         return k[:, 0]
 
-    def statistics(self, num_classes: int) -> DataStatistics:
-        """Moments of a sample of each posterior of the training split, or of as many as have 2^27 numbers."""
+    def measured_rows(self) -> tuple[Tensor, Tensor, float]:
+        """A sample of each posterior of the training split, or of as many as have 2^27 numbers, and their labels."""
         shards, labels = self.encoded("train")
         n = min(len(shards), max(2, STATISTICS // math.prod(self.shape)))
         rows = torch.randperm(len(shards), generator=torch.Generator().manual_seed(0))[:n].sort().values
         parts = [
             self.to_model(shards[part], torch.Generator().manual_seed(i)) for i, part in enumerate(rows.split(ROWS))
         ]
-        return DataStatistics.from_data(torch.cat(parts), labels[rows] if num_classes else None, num_classes)
+        return torch.cat(parts), labels[rows], 0.0
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Latents (N, c, h, w) to bytes (N, C, H, W): decoded, slice by slice."""

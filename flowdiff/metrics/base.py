@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from flowdiff.data import ImageData
 from flowdiff.errors import FlowdiffError
+from flowdiff.quantities import Quantity, preferred, resolved
 from flowdiff.statistics import DataStatistics
 
 
@@ -21,15 +22,18 @@ class Result:
         value: the number.
         n: samples (images, points) behind it.
         conditions: plain values: split, extractor, sampler, nfe, seed, weights, …
+        quantity: what the number is, as the metric declares it; `measure` sets it.
     """
 
     value: float
     n: int
     conditions: dict[str, Any] = field(default_factory=dict)
+    quantity: Quantity = Quantity("*", None)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in metrics.json; a value that is not finite becomes null, which JSON has a word for."""
-        return {"value": self.value if math.isfinite(self.value) else None, "n": self.n, **self.conditions}
+        value = self.value if math.isfinite(self.value) else None
+        return {"value": value, "n": self.n, **self.quantity.entry(), **self.conditions}
 
 
 @dataclass
@@ -163,9 +167,24 @@ def rows_at_once(shape: Sequence[int]) -> int:
 class Metric:
     """Base of all metrics. A new one is a subclass and one YAML in conf/metrics.
 
-    Subclasses say why they can't be measured (``unfit``), how many samples they will ask for
-    (``num_needed``), and measure (``__call__``).
+    Subclasses say what their numbers are (``quantities``: keys, units, which way is better; without them reports give
+    no verdict), why they can't be measured (``unfit``), how many samples they will ask for (``num_needed``), and
+    measure (``__call__``).
     """
+
+    quantities: ClassVar[tuple[Quantity, ...]] = ()
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """The keys of what it will report of a model that it fits, as far as they are known before."""
+        return [quantity.key for quantity in self.quantities if "*" not in quantity.key]
+
+    def columns(self, model: Evaluand) -> list[str]:
+        """Those of them that are columns of TensorBoard's HParams; none where it does not fit."""
+        if self.unfit(model) is not None:
+            return []
+        keys = self.keys(model)
+        wanted = (preferred(quantity, quantity.column, keys) for quantity in self.quantities if quantity.column)
+        return [key for key in wanted if key is not None]
 
     def unfit(self, model: Evaluand) -> str | None:
         """Why this metric does not apply to the model, in words; None if it does."""
@@ -201,7 +220,9 @@ def measure(
     with torch.no_grad():
         for name, metric in fit.items():
             try:
-                results.update(metric(model))
+                found = metric(model)
+                quantities = resolved(metric.quantities, list(found))
+                results |= {key: replace(result, quantity=quantities[key]) for key, result in found.items()}
             except FlowdiffError as error:
                 if failed is None:
                     raise

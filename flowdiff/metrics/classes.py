@@ -16,6 +16,7 @@ from torch import Tensor
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood_of_classes, no_likelihood
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 
 class ClassPosterior(Metric):
@@ -29,6 +30,10 @@ class ClassPosterior(Metric):
     Raises:
         ConfigError: another prior.
     """
+
+    quantities = (
+        Quantity("class_posterior/*", better="higher", plotted="class_posterior/0.2", column="class_posterior/0.2"),
+    )
 
     @checked
     def __init__(
@@ -44,6 +49,10 @@ class ClassPosterior(Metric):
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density for each of several classes."""
         return no_likelihood(model) or ("the model is unconditional" if model.denoiser.num_classes < 1 else None)
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """One for each noise level."""
+        return [f"class_posterior/{sigma:g}" for sigma in self.sigmas]
 
     def log_prior(self, model: Evaluand) -> Tensor:
         """log π, (K,) float64."""

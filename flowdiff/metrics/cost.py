@@ -26,6 +26,7 @@ from torch import Tensor
 
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Range, checked
+from flowdiff.quantities import Quantity
 
 SIGMA = 1.0  # of the batch that D is timed on; no network here takes another time at another level
 SLACK = 2**24  # bytes by which the kernel's counts of one moment may differ
@@ -40,6 +41,13 @@ class Cost(Metric):
         repeats: measurements of each time.
     """
 
+    quantities = (
+        Quantity("parameters"),  # a size, not a merit
+        Quantity("seconds_per_evaluation", "s", "lower"),
+        Quantity("seconds_per_100", "s", "lower", plotted="seconds_per_100", column="seconds_per_100"),
+        Quantity("memory_gb", "GB", "lower"),
+    )
+
     @checked
     def __init__(
         self,
@@ -50,6 +58,11 @@ class Cost(Metric):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.repeats = repeats
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """Half of them without a sampler."""
+        known = super().keys(model)
+        return known if model.sample is not None else known[:2]
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """The keys above; the times with all that were measured, in seconds, the device and its threads."""

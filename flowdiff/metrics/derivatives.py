@@ -25,6 +25,7 @@ from flowdiff.fokker_planck import residual, slopes
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import no_likelihood
 from flowdiff.options import Count, Length, Range, Sigma, checked
+from flowdiff.quantities import Quantity
 
 Field = Callable[[Tensor], Tensor]
 
@@ -72,6 +73,10 @@ class DerivativeMetric(Metric):
             raise ConfigError("num_probes", num_probes, f"must be a whole number from {self.fewest_probes} up")
         self.num_probes = num_probes
 
+    def keys(self, model: Evaluand) -> list[str]:
+        """One for each noise level."""
+        return [f"{self.name}/{sigma:g}" for sigma in self.sigmas]
+
     def squares(
         self, denoiser: nn.Module, x: Tensor, sigma: float, labels: Tensor | None, probes: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
@@ -109,6 +114,7 @@ class Conservative(DerivativeMetric):
     """The asymmetry ‖J − Jᵀ‖/‖J‖ of the score's Jacobian."""
 
     name = "conservative"
+    quantities = (Quantity("conservative/*", better="lower", plotted="conservative/0.2", column="conservative/0.2"),)
 
     def squares(
         self, denoiser: nn.Module, x: Tensor, sigma: float, labels: Tensor | None, probes: list[Tensor]
@@ -132,6 +138,7 @@ class FokkerPlanck(DerivativeMetric):
     """The residual of the equation that joins the noise levels, over ∂σ log p."""
 
     name = "fokker_planck"
+    quantities = (Quantity("fokker_planck/*", better="lower", plotted="fokker_planck/0.2", column="fokker_planck/0.2"),)
     fewest_probes = 2
 
     def unfit(self, model: Evaluand) -> str | None:

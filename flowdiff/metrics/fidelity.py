@@ -27,6 +27,7 @@ from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Range, checked
+from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ for _name in SHA256:
         register_feature_extractor(_name, SmallFeatures)
 
 
+def of_extractors(key: str, better: Better) -> tuple[Quantity, Quantity]:
+    """A number on Inception's features, and on those of a small extractor, whose name joins the key."""
+    return tuple(Quantity(k, better=better, plotted=k, column=k) for k in (key, f"{key}_*"))  # type: ignore[return-value]
+
+
 class Fidelity(Metric):
     """Base of the metrics that torch-fidelity computes.
 
@@ -148,6 +154,14 @@ class Fidelity(Metric):
         if self.extractor == "small" and model.data.extractor is None:
             return f"no small extractor for dataset={model.data.name}"
         return None
+
+    def suffix(self, model: Evaluand) -> str:
+        """What joins the keys."""
+        return "" if self.extractor == "inception" else f"_{self.extractor_name(model)}"
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """With the extractor's name, if it is a small one."""
+        return [key + self.suffix(model) for key in super().keys(model)]
 
     def num_needed(self, model: Evaluand) -> int:
         """``num_samples``."""
@@ -233,8 +247,7 @@ class Fidelity(Metric):
         if self.extractor == "inception" and n < FEW:
             log.warning("%s of %d images: fewer than %d, compare it only with the same n", self.key, n, FEW)
             common["note"] = f"fewer than {FEW} images"
-        suffix = "" if self.extractor == "inception" else f"_{self.extractor_name(model)}"
-        results = {}
+        suffix, results = self.suffix(model), {}
         for key, (value, more) in self.read(self.compute(model, images, reference)).items():
             conditions = common | model.sample_conditions | more | {"nonfinite": broken}
             results[key + suffix] = Result(value, n, conditions)
@@ -251,6 +264,7 @@ class FID(Fidelity):
     """Fréchet Inception distance to the training split: key ``fid``."""
 
     key, option = "fid", "fid"
+    quantities = of_extractors("fid", "lower")
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """The distance."""
@@ -261,6 +275,7 @@ class KID(Fidelity):
     """Kernel Inception distance (cubic kernel, subsets of at most 1,000): key ``kid``."""
 
     key, option = "kid", "kid"
+    quantities = of_extractors("kid", "lower")
 
     def more(self, n: int, n_reference: int) -> dict[str, Any]:
         """Subsets no larger than the data."""
@@ -280,6 +295,7 @@ class InceptionScore(Fidelity):
     """Inception Score in ten parts: key ``isc``."""
 
     key, option, binary, minimum = "isc", "isc", False, 10
+    quantities = of_extractors("isc", "higher")
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """Mean over the parts, with their standard deviation."""
@@ -295,6 +311,7 @@ class PrecisionRecall(Fidelity):
     """Precision and recall with balls to the third neighbour: keys ``precision`` and ``recall``."""
 
     key, option, minimum = "prc", "prc", 5
+    quantities = (*of_extractors("precision", "higher"), *of_extractors("recall", "higher"))
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """Both numbers."""

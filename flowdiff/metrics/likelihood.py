@@ -26,6 +26,7 @@ from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class BitsPerDim(Metric):
     the seed.
     """
 
+    quantities = (Quantity("bits_per_dim", "bits/dim", "lower", plotted="bits_per_dim", column="bits_per_dim"),)
+
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density of integer images."""
         if model.data.levels is None:
@@ -132,6 +135,10 @@ class NLLBySigma(Metric):
         num_images: rows of the split used; null is all of them.
     """
 
+    quantities = (
+        Quantity("nll_by_sigma/*", "nats/dim", "lower", plotted="nll_by_sigma/0.2", column="nll_by_sigma/0.2"),
+    )
+
     @checked
     def __init__(self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)], num_images: Count | None = None) -> None:
         self.sigmas = [float(sigma) for sigma in sigmas]
@@ -140,6 +147,10 @@ class NLLBySigma(Metric):
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density."""
         return no_likelihood(model)
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """One for each noise level."""
+        return [f"nll_by_sigma/{sigma:g}" for sigma in self.sigmas]
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """Keys ``nll_by_sigma/<sigma>``."""
@@ -152,7 +163,6 @@ class NLLBySigma(Metric):
             conditions = model.conditions(
                 standard_error=standard_error(nll),
                 sigma=sigma,
-                unit="nats/dim",
                 noise=0.5 * math.log(2 * math.pi * math.e * sigma**2),
             )
             results[f"nll_by_sigma/{sigma:g}"] = Result(nll.mean().item(), len(nll), conditions)
@@ -168,6 +178,11 @@ class LogLikelihood(Metric):
     neighbours: H ≈ −mean log p_data over the same test points. Estimate and log-likelihood share their
     sampling noise, so the gap, −KL(data ‖ model) on average, is known better than either.
     """
+
+    quantities = (
+        Quantity("log_likelihood", "nats", "higher", plotted="log_likelihood"),
+        Quantity("log_likelihood_gap", "nats", "higher", column="log_likelihood_gap"),
+    )
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs toy data and a normalised density."""
@@ -188,7 +203,6 @@ class LogLikelihood(Metric):
             log_det=kind_of_log_det(model, error),
             sigma=model.sigma_min,
             entropy=-data_log_prob.mean().item(),
-            unit="nats",
         )
         return {
             "log_likelihood": Result(model_log_prob.mean().item(), n, conditions),

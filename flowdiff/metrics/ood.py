@@ -18,6 +18,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 from flowdiff.ranks import ranks
 
 
@@ -45,6 +46,11 @@ class OODAuroc(Metric):
         against: the other set, by its name in the dataset's ``out_of_distribution``; "auto" is the first there.
     """
 
+    quantities = (
+        Quantity("ood_auroc", better="higher", plotted="ood_auroc", column="ood_auroc"),
+        Quantity("ood_auroc/*", better="higher"),
+    )
+
     @checked
     def __init__(
         self,
@@ -61,6 +67,10 @@ class OODAuroc(Metric):
         if not model.data.out_of_distribution():
             return f"dataset={model.data.name} names no other images of its shape"
         return no_likelihood(model)
+
+    def keys(self, model: Evaluand) -> list[str]:
+        """One at sigma_min, and one for each further noise level."""
+        return ["ood_auroc", *(f"ood_auroc/{sigma:g}" for sigma in self.sigmas)]
 
     def log_density(self, model: Evaluand, x: Tensor, sigma: float, turn: int, turns: int) -> Tensor:
         """log p(x; σ) in nats, x (N, *shape) → (N,) float64."""

@@ -1,16 +1,18 @@
 """The report as files: summary.md, and index.html, which holds the pictures in itself and can be sent by mail."""
 
 import base64
-import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-from flowdiff.collect import Job, counted, rows, short, to_markdown
+from flowdiff import tables
+from flowdiff.collect import Job, counted, rows
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
 from flowdiff.report.summary import Table
+from flowdiff.text import cut, to_html, to_markdown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -39,7 +41,7 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
     seconds = sum(job.seconds or 0.0 for job in jobs)
     everything = Section("Jobs", [f"{counted(jobs)}; {seconds:,.0f} seconds of jobs in all."])
     header, table = rows(jobs, root)
-    everything.tables.append((header, [[short(cell) for cell in row] for row in table]))
+    everything.tables.append((header, [[tables.short(cell) for cell in row] for row in table]))
     found = []
     for key, baseline in baselines.items():
         section = Section(key)
@@ -60,7 +62,7 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
 def _pair(jobs: Sequence[Job], key: str, other: str, folder: Path) -> Section:
     """Two keys together: whether what one does depends on the other."""
     section = Section(f"{key} × {other}", [f"A row for each {key}, a column for each {other}: mean ± standard error."])
-    section.tables = [summary.crossed_table(jobs, key, other, metric) for metric in figures.plotted(jobs)]
+    section.tables = [summary.crossed_table(jobs, key, other, metric) for metric in summary.plotted(jobs)]
     _plot(section, jobs, key, other, folder)
     _plot(section, jobs, other, key, folder)
     return section
@@ -75,64 +77,62 @@ def _plot(section: Section, jobs: Sequence[Job], key: str, line: str | None, fol
 
 
 def _tables(section: Section, jobs: Sequence[Job], key: str, baseline: str) -> None:
-    section.sentences.append("Mean ± standard error over the jobs with a value; the best mean is bold.")
+    section.sentences.append(
+        "Mean over the jobs with a value, ± standard error over their seeds (none from one seed). The best mean is "
+        "bold, of metrics that say which way is better."
+    )
     section.tables.append(summary.means_table(jobs, key))
     differences = summary.differences_table(jobs, key, baseline)
     if differences[1]:
         section.sentences.append(
-            f"Differences are paired: two jobs that differ in {key} alone, seed and all else equal. "
-            "An interval that holds 0 shows no difference; of twenty comparisons of equals one will not hold it."
+            f"Differences are paired: two jobs that differ in {key} alone, seed and all else equal. Pairs of one seed "
+            "are averaged and count as one. An interval that holds 0 shows no difference; of twenty comparisons of "
+            "equals one will not hold it. One seed has no interval and gives no verdict."
         )
         section.tables.append(differences)
 
 
-def markdown(title: str, found: Sequence[Section]) -> str:
+def markdown(title: str, made: str, found: Sequence[Section]) -> str:
     """summary.md: pictures are linked."""
-    parts = [f"# {title}"]
+    parts = [f"# {to_markdown(title)}", to_markdown(made)]
     for section in found:
-        parts += [f"## {section.title}", *section.sentences]
-        parts += [to_markdown(*table).rstrip() for table in section.tables]
-        parts += [f"![{caption}]({path.name})" for caption, path in [*section.pictures, *section.small]]
+        parts += [f"## {to_markdown(section.title)}", *map(to_markdown, section.sentences)]
+        parts += [tables.to_markdown(*table).rstrip() for table in section.tables]
+        parts += [f"![{to_markdown(caption)}]({path.name})" for caption, path in [*section.pictures, *section.small]]
     return "\n\n".join(parts) + "\n"
 
 
-def page(title: str, found: Sequence[Section]) -> str:
-    """index.html: one file with the pictures in it."""
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+def page(title: str, made: str, found: Sequence[Section]) -> str:
+    """index.html: one file with the pictures in it, which fetches and runs nothing."""
+    parts = [f"<h1>{to_html(title)}</h1>", f"<p>{to_html(made)}</p>"]
     for section in found:
-        parts.append(f"<h2>{html.escape(section.title)}</h2>")
-        parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
-        parts += [table_html(*table) for table in section.tables]
+        parts.append(f"<h2>{to_html(section.title)}</h2>")
+        parts += [f"<p>{to_html(sentence)}</p>" for sentence in section.sentences]
+        parts += [tables.to_html(*table) for table in section.tables]
         parts += [picture(caption, path, "wide") for caption, path in section.pictures]
         parts += [picture(caption, path, "small") for caption, path in section.small]
     body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += f"<title>{to_html(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
-
-
-def table_html(header: Sequence[str], table: Sequence[Sequence[str]]) -> str:
-    """A table, **bold** cells as such."""
-
-    def cell(text: str) -> str:
-        bold = text.startswith("**") and text.endswith("**") and len(text) > 4
-        return f"<td><b>{html.escape(text[2:-2])}</b></td>" if bold else f"<td>{html.escape(text.strip('*'))}</td>"
-
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = "".join(f"<tr>{''.join(cell(text) for text in row)}</tr>\n" for row in table)
-    return f"<table><tr>{heads}</tr>\n{lines}</table>"
 
 
 def picture(caption: str, path: Path, kind: str) -> str:
     """A PNG as part of the page."""
     data = base64.b64encode(path.read_bytes()).decode()
-    shown = html.escape(caption)
+    shown = to_html(caption)
     image = f'<img alt="{shown}" src="data:image/png;base64,{data}">'
     return f'<figure class="{kind}">{image}<figcaption>{shown}</figcaption></figure>'
 
 
-def write(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> None:
-    """summary.md, index.html and their pictures, into ``folder``."""
+def write(
+    jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path, command: str
+) -> None:
+    """summary.md, index.html and their pictures, into ``folder``; ``command`` is what they are made by."""
     found = sections(jobs, root, baselines, n_samples, folder)
-    title = f"Sweep over {', '.join(baselines)}" if baselines else "One setting"
-    write_text(folder / "summary.md", markdown(title, found))
-    write_text(folder / "index.html", page(title, found))
+    title = f"Sweep over {', '.join(cut(key) for key in baselines)}" if baselines else "One setting"
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    made = f"Made {now} from {cut(root.resolve())} by: {cut(command)}"
+    write_text(folder / "summary.md", markdown(title, made, found))
+    write_text(folder / "index.html", page(title, made, found))

@@ -1,5 +1,6 @@
 """One grid of samples for each value of a swept key: the same noise, the same classes."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 from flowdiff.collect import Job, swept_keys
 from flowdiff.errors import FlowdiffError
 from flowdiff.report import summary
+from flowdiff.runfiles import Unreadable, picture
+from flowdiff.text import one_line
 
 COLUMNS = 10
 
@@ -26,30 +29,43 @@ def representative(jobs: Sequence[Job], key: str, value: str) -> Job | None:
 def grid(job: Job, n: int, path: Path) -> Path | None:
     """n samples of a job's checkpoint, seed 0 and the classes in turn, or the grid that an evaluation has left.
 
-    None if there is neither, or the checkpoint can't be sampled.
+    None if there is neither, or the checkpoint can't be sampled, or the grid is no PNG of its own folder.
     """
     folder = job.folder / "checkpoints"
     checkpoint = next((folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()), None)
-    drawn = job.folder / "samples.png"
     if checkpoint is None or n == 0:
-        return Path(shutil.copyfile(drawn, path)) if drawn.is_file() else None
+        return left_behind(job, path)
     from flowdiff import api, plots  # they need torch: a report without samples doesn't
 
     try:
         model = api.load(checkpoint)
         if not model.has_images:
-            return Path(shutil.copyfile(drawn, path)) if drawn.is_file() else None
+            return left_behind(job, path)
         x = model.sample(n, quiet=True)
     except FlowdiffError as error:
-        print(f"no samples of {job.folder}: {error}", flush=True)
+        print(one_line(f"no samples of {job.folder}: {error}"), flush=True)
         return None
     plots.save_png(plots.image_grid(model.to_uint8(x.nan_to_num()), columns=min(COLUMNS, n)), path)
     return path
 
 
+def left_behind(job: Job, path: Path) -> Path | None:
+    """A copy of the job's samples.png, if it has one."""
+    try:
+        drawn = picture(job.folder, "samples.png")
+    except Unreadable as error:
+        print(one_line(f"no samples of {job.folder}: {error}"), flush=True)
+        return None
+    return None if drawn is None else Path(shutil.copyfile(drawn, path))
+
+
 def file_name(*words: str) -> str:
-    """A file name of these words."""
-    return re.sub(r"[^\w.-]+", "_", "_".join(words))
+    """A file name of these words: another one for other words, also where what no name may hold is left out."""
+    joined = "_".join(words)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", joined)[:100]
+    if name == joined:
+        return name
+    return f"{name}_{hashlib.sha256(joined.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def grids(jobs: Sequence[Job], key: str, n: int, folder: Path) -> list[tuple[str, Path]]:

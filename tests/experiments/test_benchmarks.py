@@ -279,7 +279,8 @@ def test_the_table_of_flows_has_every_flow(tmp_path: Path, runs: list[str]) -> N
     assert rows["linear"]["error"] == "two lines" and rows["linear"]["bits_per_dim"] == ""
     assert rows["coupling"]["bits_per_dim"] == "2.5" and rows["coupling"]["denoising_1"] == "0.9"
     text = (tmp_path / "out" / "flows.md").read_text()
-    assert "| coupling | 2.500 | 1.25 | 0.900 | 1,234 | 10 | 120 | ancestral | 64 | 0.5 | – |" in text
+    assert "| coupling | 2.500 | 1.25 | 0.900 | 1,234 | 0.1 | 10 | 120 | ancestral | 64 | 0.5 | – |" in text
+    assert text.startswith("A budget of 120 seconds of training each") and "of which they took 120 to 120" in text
     flow_table.main(words)
     assert runs == [*names, "linear"]  # only the error is tried anew
 

@@ -21,6 +21,7 @@ from flowdiff.metrics import (
     Metric,
     Recognised,
     Result,
+    class_filter,
     measure,
 )
 from flowdiff.metrics.frechet import frechet_distance, moments
@@ -132,11 +133,49 @@ def test_the_wiener_filter_itself_has_ratio_one():
             return statistics.wiener(x, sigma, labels)
 
     results, _ = measure({"d": Denoising()}, Evaluand(Wiener(), data, statistics, batch_size=100))
-    assert list(results) == [f"denoising_ratio/{s}" for s in ("0.05", "0.1", "0.2", "0.5", "1", "2", "5")]
-    for result in results.values():
+    levels = ("0.05", "0.1", "0.2", "0.5", "1", "2", "5")
+    assert list(results) == [f"denoising_{kind}/{s}" for kind in ("ratio", "filter") for s in levels]
+    ratios = list(results.values())[:7]
+    for result in ratios:
         assert result.value == pytest.approx(1, abs=1e-6) and result.n == 360
-    rmse = [result.conditions["rmse_wiener"] for result in results.values()]
+    rmse = [result.conditions["rmse_wiener"] for result in ratios]
     assert rmse == sorted(rmse) and rmse[0] < 0.05  # denoising less noise is easier, and better than not denoising
+
+
+def test_a_linear_filter_that_is_better_than_the_reference():
+    """The row of the filter with a covariance a class: of digits as another program has it, its shrinkage as
+    scikit-learn's, its ends as they must be."""
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    data = Digits()
+    model = Evaluand(UniformDenoiser(10), data, data.statistics(10))
+    results, _ = measure({"d": Denoising()}, model)
+    found = {key: result.value for key, result in results.items() if key.startswith("denoising_filter/")}
+    levels = ("0.05", "0.2", "0.5", "1", "2", "5")
+    measured = [0.978, 0.924, 0.893, 0.910, 0.949, 0.986]
+    assert [found[f"denoising_filter/{s}"] for s in levels] == pytest.approx(measured, abs=2e-3)
+    entry = results["denoising_filter/1"].to_json()
+    assert entry["of_model"] is False and entry["better"] == "lower" and "plotted" not in entry
+    assert entry["value"] == pytest.approx(entry["rmse"] / entry["rmse_wiener"])
+    # σ → 0 gives x back, σ → ∞ the mean of the class: as the reference does
+    far, _ = measure({"d": Denoising([1e-4, 1e4])}, model)
+    assert [far[f"denoising_filter/{s}"].value for s in ("0.0001", "10000")] == pytest.approx([1, 1], abs=1e-3)
+
+    rows = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double() * torch.arange(1, 7)
+    isotropic = rows.square().mean() * torch.eye(6)  # scikit-learn's target
+    own = rows.T @ rows / 50
+    share = ledoit_wolf_shrinkage(rows.numpy(), assume_centered=True)
+    torch.testing.assert_close(class_filter.shrunk(rows, isotropic), share * isotropic + (1 - share) * own)
+    assert torch.equal(class_filter.shrunk(rows[:1], isotropic), isotropic)
+
+
+def test_where_there_is_no_filter_of_the_classes(monkeypatch):
+    data = Digits()
+    told, untold = (Evaluand(UniformDenoiser(k), data, data.statistics(10)) for k in (10, 0))
+    assert class_filter.fits(told) and not class_filter.fits(untold)
+    assert [key for key in Denoising([1]).keys(untold) if "filter" in key] == []
+    monkeypatch.setattr(class_filter, "MOST_WORK", 10 * 64**3 - 1)
+    assert list(measure({"d": Denoising([1])}, told)[0]) == ["denoising_ratio/1"]
 
 
 def test_the_error_of_a_denoiser_that_says_zero():
@@ -185,6 +224,9 @@ def test_copies_of_training_images_score_as_real_images():
     assert set(results) == {"fd_mlp_digits", "fd_mlp_digits/real", "recognised", "recognised/real"}
     assert 0 < results["fd_mlp_digits"].value < 3 * results["fd_mlp_digits/real"].value
     assert results["recognised"].value > 0.98 and results["recognised/real"].value > 0.98
+    for key in ("recognised", "recognised/real"):
+        share, error = results[key].value, results[key].conditions["standard_error"]
+        assert error == pytest.approx(math.sqrt(share * (1 - share) / 360))
     entry = json.loads(json.dumps(results["fd_mlp_digits"].to_json()))
     assert entry["n"] == 360 and entry["sampler"] == "copies" and entry["nfe"] == 0 and entry["seed"] == 4
     assert entry["extractor"] == "mlp_digits" and entry["reference"] == "train" and entry["weights"] == "ema"
@@ -291,7 +333,8 @@ def test_entropy_given_the_class():
 
 
 def test_a_value_that_is_not_finite_is_null_in_json():
-    assert Result(math.nan, 3, {"split": "test"}).to_json() == {"value": None, "n": 3, "split": "test"}
+    said = {"unit": None, "better": None}  # by no metric: nothing is known of it
+    assert Result(math.nan, 3, {"split": "test"}).to_json() == {"value": None, "n": 3, "split": "test", **said}
 
 
 def test_number_of_samples_is_checked():
