@@ -42,11 +42,10 @@ from flowdiff.errors import positive
 from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
 from flowdiff.statistics import MOST_DIM, DataStatistics, Sample
 
-
 LEVELS = (0.002, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Noise levels at which `Gaussianised` compares its start with that of `Standardized`."""
 MEASURED = 1 << 18  # coordinates that are compared, about
-TOLERANCE = 1e-3  # nats per dimension
+TOLERANCE = 1e-4  # nats per dimension
 
 
 class Precondition(nn.Module):

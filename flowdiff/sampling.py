@@ -18,6 +18,7 @@ from torch import Tensor
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.errors import ConfigError
 from flowdiff.files import made, write_json, write_whole
@@ -27,10 +28,10 @@ from flowdiff.generate import (
     built_safely,
     check_positive,
     from_config,
-    resolve_labels,
     seeds_from,
     user_error,
 )
+from flowdiff.labels import resolve_labels, typed_labels
 from flowdiff.plots import density_scatter, image_grid, save_png
 
 KEPT = (*SETTINGS, "guidance_scale")
@@ -53,8 +54,8 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         return _perform(task, cfg, model, batched)
     images = model.has_images
     n = cfg.num_samples or (16 if images else 2000)
-    wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
-    labels = resolve_labels(wanted, n, model.num_classes)
+    wanted = "balanced" if cfg.class_label is None else typed_labels(plain(cfg.class_label), model.class_names)
+    labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
     seeds = seeds_from(cfg.seed, n)
     folder = output_folder(cfg.output_dir)
     x = batched(labels, seeds)
@@ -83,9 +84,10 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     """Do a task, write and print what came of it."""
     from flowdiff.tasks import Request
 
-    data = functools.cache(lambda: data_of(model, cfg.data_root))
+    data = functools.cache(lambda: data_of(model, *given_root(cfg)))
+    wanted = typed_labels(plain(cfg.class_label), model.class_names)
     folder = output_folder(cfg.output_dir)
-    drawn = task(model, batched, Request(cfg.num_samples, plain(cfg.class_label), cfg.seed, data))
+    drawn = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
     picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
     written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
     conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
@@ -100,23 +102,29 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_data(config: Mapping[str, Any], data_root: str | None = None) -> ImageData:
+def build_data(config: Mapping[str, Any], data_root: str | None = None, typed: bool = True) -> ImageData:
     """The dataset of a checkpoint's configuration, loaded.
 
     Args:
         config: its ``dataset``.
-        data_root: where the files of downloaded datasets are now; None: where they were in training. A folder of
-            one's own images stays where it was.
+        data_root: where its files are now; None: where they were in training.
+        typed: a user has typed ``data_root``; False: it is the environment's, where downloaded datasets are, and
+            others (a folder of one's own images) stay where they were.
     """
     config = dict(config)
-    if data_root is not None and "root" in config and not str(config.get("_target_")).endswith(".ImageFolder"):
+    if data_root is not None and "root" in config and (typed or "download" in config):
         config["root"] = data_root
     return loaded(built_safely("dataset", config))
 
 
-def data_of(model: Model, data_root: str | None = None) -> ImageData:
+def given_root(cfg: DictConfig) -> tuple[str | None, bool]:
+    """``data_root``, and whether it was typed: unless it is, it is an interpolation of the environment's."""
+    return cfg.data_root, not OmegaConf.is_interpolation(cfg, "data_root")
+
+
+def data_of(model: Model, data_root: str | None = None, typed: bool = True) -> ImageData:
     """The data that a model was trained on, as it sees them; arguments as for `build_data`."""
-    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root))
+    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root, typed))
 
 
 def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
@@ -127,6 +135,7 @@ def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) 
         "ckpt_path": str(cfg.ckpt_path),
         "weights": model.weights,
         "data": model.data,
+        "class_names": model.class_names,
         "seed": int(cfg.seed),
         "n": n,
         "nonfinite": batched.nonfinite,
@@ -272,7 +281,9 @@ def _report(
     written: Mapping[str, Path],
     statistics: Mapping[str, Any],
 ) -> None:
-    classes = "no class" if labels is None else f"classes {sorted(set(labels.tolist()))}"
+    drawn = [] if labels is None else sorted(set(labels.tolist()))
+    names = [name for c, name in enumerate(conditions["class_names"] or ()) if c in drawn and name != str(c)]
+    classes = (f"classes {drawn}" if drawn else "no class") + (f" ({listed(names)})" if names else "")
     print(
         f"{n} {what} of {conditions['data']}, {classes}, seeds {conditions['seed']} to {conditions['seed'] + n - 1}: "
         f"{conditions['sampler']}, {conditions['schedule']}, {conditions['num_steps']} steps, "

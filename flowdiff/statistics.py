@@ -46,7 +46,9 @@ class Sample(NamedTuple):
         classes, sizes = labels.unique(return_counts=True)
         each = max(1, rows // len(classes))
         own = [order[labels[order] == c][:each] for c in classes]
-        weights = torch.cat([n / len(x) / len(part) * torch.ones(len(part)) for n, part in zip(sizes, own, strict=True)])
+        weights = torch.cat(
+            [n / len(x) / len(part) * torch.ones(len(part)) for n, part in zip(sizes, own, strict=True)]
+        )
         index = torch.cat(own)
         noise = torch.rand(len(index), x.shape[1], generator=generator) - 0.5
         return cls(x[index] + bin_width * noise, labels[index], weights)

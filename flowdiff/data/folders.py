@@ -17,8 +17,8 @@ from flowdiff.errors import ConfigError, FlowdiffError
 
 #: What systems and programs leave in people's folders, in lower case.
 LEFT_BEHIND = frozenset(
-    "__macosx thumbs.db ehthumbs.db desktop.ini $recycle.bin @eadir #recycle lost+found __pycache__".split()
-    + ["system volume information", "icon\r"]
+    ("__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "#recycle")
+    + ("system volume information", "@eadir", "lost+found")
 )
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing"))
 SHOWN = 20  # names in one line
