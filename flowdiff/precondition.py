@@ -44,7 +44,7 @@ from flowdiff.statistics import MOST_DIM, DataStatistics, Sample
 
 LEVELS = (0.002, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Noise levels at which `Gaussianised` compares its start with that of `Standardized`."""
-MEASURED = 1 << 18  # coordinates that are compared, about
+MEASURED = 1 << 17  # coordinates that are compared, about
 TOLERANCE = 1e-4  # nats per dimension
 
 

@@ -38,7 +38,10 @@ class Sample(NamedTuple):
 
     @classmethod
     def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
-        """About ``rows`` of x (N, d), at least one of each class in labels (N,), each moved within its bin."""
+        """About ``rows`` of x (N, d), at least one of each class in labels (N,), each moved within its bin.
+
+        Where there are fewer, each comes several times, moved anew.
+        """
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(x), generator=generator)
         if labels is None or not num_classes:
@@ -46,12 +49,11 @@ class Sample(NamedTuple):
         classes, sizes = labels.unique(return_counts=True)
         each = max(1, rows // len(classes))
         own = [order[labels[order] == c][:each] for c in classes]
-        weights = torch.cat(
-            [n / len(x) / len(part) * torch.ones(len(part)) for n, part in zip(sizes, own, strict=True)]
-        )
-        index = torch.cat(own)
+        weights = torch.cat([(n / len(x) / len(part)).repeat(len(part)) for n, part in zip(sizes, own, strict=True)])
+        times = -(-rows // len(weights))
+        index = torch.cat(own).repeat(times)
         noise = torch.rand(len(index), x.shape[1], generator=generator) - 0.5
-        return cls(x[index] + bin_width * noise, labels[index], weights)
+        return cls(x[index] + bin_width * noise, labels[index], weights.repeat(times) / times)
 
 
 @dataclass(frozen=True)

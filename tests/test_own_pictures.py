@@ -13,7 +13,7 @@ from trained import composed
 import flowdiff
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluate import evaluate
-from flowdiff.generate import resolve_labels, typed_labels
+from flowdiff.labels import resolve_labels, typed_labels
 from flowdiff.resume import resumed
 from flowdiff.sample import sample
 from flowdiff.training import train

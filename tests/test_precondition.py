@@ -221,10 +221,10 @@ SETS = {
     "noise": True,
     "without classes": True,
     "a rare class": None,  # as measured
-    "black": None,
     "constant classes": False,
     "one image a class": False,
     "disjoint grays": False,
+    "black": False,
     "all equal": False,
 }
 
