@@ -20,7 +20,7 @@ from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
@@ -114,7 +114,15 @@ def build_data(config: Mapping[str, Any], data_root: str | None = None, typed: b
     config = dict(config)
     if data_root is not None and "root" in config and (typed or "download" in config):
         config["root"] = data_root
-    return loaded(built_safely("dataset", config))
+    try:
+        return loaded(built_safely("dataset", config))
+    except FlowdiffError as error:
+        said = str(error)
+        if not said.startswith("dataset.root="):
+            raise
+        if typed and data_root is not None:
+            raise FlowdiffError(said.removeprefix("dataset.").replace("root=", "data_root=", 1)) from error
+        raise FlowdiffError(f"{said}; data_root=FOLDER says where they are now") from error
 
 
 def given_root(cfg: DictConfig) -> tuple[str | None, bool]:
@@ -123,8 +131,16 @@ def given_root(cfg: DictConfig) -> tuple[str | None, bool]:
 
 
 def data_of(model: Model, data_root: str | None = None, typed: bool = True) -> ImageData:
-    """The data that a model was trained on, as it sees them; arguments as for `build_data`."""
-    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root, typed))
+    """The data that a model was trained on, as it sees them; arguments as for `build_data`.
+
+    Raises:
+        FlowdiffError: they are not there, or have other classes by now.
+    """
+    data = build_data(model.config["dataset"], data_root, typed)
+    if model.class_names is not None and data.class_names != model.class_names:
+        theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
+        raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
+    return seen_through(model.first_stage, data)
 
 
 def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_the_data_are_found_again(run: tuple[Path, Path], tmp_path: Path, monkey
     for root in (None, str(tmp_path / "downloads")):
         monkeypatch.setenv("FLOWDIFF_DATA", root) if root else monkeypatch.delenv("FLOWDIFF_DATA", raising=False)
         assert evaluate(composed("evaluate", *words, f"output_dir={tmp_path}/out"))["metrics"]
-    with pytest.raises(FlowdiffError, match=f"dataset.root={tmp_path}/gone: there is no folder"):
+    with pytest.raises(FlowdiffError, match=f"^data_root={tmp_path}/gone: there is no folder"):
         evaluate(composed("evaluate", *words, f"output_dir={tmp_path}/out", f"data_root={tmp_path}/gone"))
     shutil.copytree(data, tmp_path / "moved")
     words[1:] = [
@@ -116,9 +116,12 @@ def test_the_data_are_found_again(run: tuple[Path, Path], tmp_path: Path, monkey
         "num_samples=1",
         f"output_dir={tmp_path}/out",
     ]
-    with pytest.raises(FlowdiffError, match=f"dataset.root={tmp_path}/gone: there is no folder"):
+    with pytest.raises(FlowdiffError, match=f"^data_root={tmp_path}/gone: there is no folder"):
         sample(composed("sample", *words, f"data_root={tmp_path}/gone"))
     sample(composed("sample", *words, f"data_root={tmp_path}/moved"))
+    (tmp_path / "moved" / "dog").rename(tmp_path / "moved" / "wolf")
+    with pytest.raises(FlowdiffError, match="its classes are cat, emu, wolf, those of the model cat, dog, emu"):
+        sample(composed("sample", *words, f"data_root={tmp_path}/moved"))
 
 
 def test_a_run_goes_on_from_elsewhere(run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
