@@ -201,12 +201,12 @@ class Gaussianised(Standardized):
         """Whether at some σ the sample is less likely at the flow's start than it is without bending."""
         for i, level in enumerate(LEVELS):
             noise = torch.randn(sample.x.shape, generator=torch.Generator().manual_seed(i))
-            x = (sample.x + level * noise).to(self.edges.dtype)
+            x = (sample.x + level * noise).to(self.edges)
             gain = 0.0
             for rows in torch.arange(len(x)).split(max(1, MEASURED // x.shape[1])):
-                given = x[rows], x.new_full((len(rows),), level), sample.classes[rows]
+                given = x[rows], x.new_full((len(rows),), level), sample.classes[rows].to(x.device)
                 ours, theirs = normal_log_prob(*self(*given)), normal_log_prob(*super().forward(*given))
-                gain += float((sample.weights[rows] * (ours - theirs)).sum())
+                gain += float((sample.weights[rows] * (ours - theirs).cpu()).sum())
             if not gain >= -TOLERANCE * x.shape[1]:  # NaN too
                 return True
         return False

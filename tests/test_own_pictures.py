@@ -59,6 +59,7 @@ def test_the_checkpoint_knows_the_classes_and_where_the_data_are(run: tuple[Path
     data, ckpt = run
     entry = torch.load(ckpt, weights_only=True)["flowdiff"]
     assert entry["class_names"] == ["cat", "dog", "emu"] and entry["data"] == "pets"
+    assert entry["notes"] == ["classes: 0 = cat (10), 1 = dog (10), 2 = emu (10)", "left out: 1 .txt"]
     assert entry["config"]["dataset"]["root"] == entry["source"]["dataset"]["root"] == str(data)
 
 

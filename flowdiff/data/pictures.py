@@ -124,7 +124,7 @@ def _read(path: Path, file: Any, channels: int, background: Colour, white: float
     facts = {tag: file.tag_v2.get(tag) for tag in (BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT)} if _tiff(file) else {}
     kind = file.format
     file.load()
-    image = ImageOps.exif_transpose(file)
+    image = _upright(file)
     turned = image.size != size
     bits, peak = 8, None
     if image.mode == "F" or image.mode.startswith("I"):
@@ -144,6 +144,13 @@ def _read(path: Path, file: Any, channels: int, background: Colour, white: float
     pixels = np.array(_flat(image, background).convert("L" if channels == 1 else "RGB"))
     found = torch.from_numpy(pixels).reshape(pixels.shape[0], pixels.shape[1], channels).permute(2, 0, 1)
     return Picture(found, _has_frames(file), turned, bits, white, peak)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # its EXIF is damaged and says nothing; the picture is whole
+        return image.copy()
 
 
 def _flat(image: Image.Image, background: Colour) -> Image.Image:

@@ -98,6 +98,14 @@ def test_every_mode_that_a_tiff_holds(mode: str, tmp_path: Path) -> None:
         assert (read_picture(tmp_path / "x.tif", channels).pixels >= 254).all()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x"])
+def test_damaged_exif_turns_nothing(suffix: str, exif: bytes, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), (99, 99, 99)).save(tmp_path / f"x{suffix}", exif=exif)
+    found = read_picture(tmp_path / f"x{suffix}", 3).pixels
+    assert found.shape == (3, 3, 4) and ((found.int() - 99).abs() <= 1).all()
+
+
 # -- values whose white is not known ----------------------------------------------------------------------------
 
 
