@@ -28,13 +28,12 @@ from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.generate import (
     BatchedSampler,
-    Labels,
     built_safely,
     from_config,
-    resolve_labels,
     seeds_from,
 )
 from flowdiff.inputs import Array, Classes, Numbers, as_floats, as_labels, as_samples, as_sigma, listed_seeds, whole
+from flowdiff.labels import Labels, resolve_labels
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
 from flowdiff.samplers import BlockMean, Known, Mask
@@ -169,7 +168,8 @@ class Model(nn.Module):
 
         Args:
             n: how many.
-            labels: ``"balanced"`` (0..K-1 in turn), one class, a list of them, or None: the null class.
+            labels: ``"balanced"`` (0..K-1 in turn), one class, its number or its name (``"cat"``; `class_names`), a
+                list of them, or None: the null class.
             sampler: a name (heun, ancestral, dpmpp_2m, mala, inversion_denoise, …: see conf/sampler), a `Sampler`,
                 or None: the one of the training configuration. Likewise ``schedule``.
             num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
@@ -194,7 +194,7 @@ class Model(nn.Module):
             tile=tile,
         )
         chosen = seeds_from(seed, n) if seeds is None else listed_seeds(seeds, n)
-        return batched(resolve_labels(labels, n, self.num_classes, "labels"), chosen, quiet=quiet)
+        return batched(resolve_labels(labels, n, self.num_classes, "labels", self.class_names), chosen, quiet=quiet)
 
     def inpaint(
         self,
@@ -274,7 +274,7 @@ class Model(nn.Module):
         quiet: bool,
     ) -> Tensor:
         each = torch.arange(len(x)).repeat_interleave(completions)
-        classes = resolve_labels(labels, len(x), self.num_classes, "labels")
+        classes = resolve_labels(labels, len(x), self.num_classes, "labels", self.class_names)
         own = None if classes is None else classes[each]
         seeds = seeds_from(seed, len(each))
         done = complete(

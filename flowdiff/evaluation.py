@@ -27,7 +27,7 @@ from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
 from flowdiff.requests import EvaluateRequest, check_request
-from flowdiff.sampling import data_of, density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.sampling import data_of, density_of, given_root, instantiate_choice, opened, output_folder, plain
 from flowdiff.statistics import DataStatistics
 
 
@@ -90,7 +90,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = build_metrics(wanted or {}, trusted=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    data = data_of(model, cfg.data_root)
+    data = data_of(model, *given_root(cfg))
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
     unfit = {name: metric.unfit(evaluand) for name, metric in metrics.items()}
     if all(unfit.values()):

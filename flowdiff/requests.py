@@ -138,7 +138,8 @@ class FirstStagePlace:
 
 
 Device = Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d+)?", "one of auto, cpu, cuda, cuda:<number>, mps")]
-ClassLabel = int | str | Annotated[list[int | str], Length(1, 1_000_000)] | None
+One = int | float | bool | str
+ClassLabel = One | Annotated[list[One], Length(1, 1_000_000)] | None
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
+from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
 
@@ -68,6 +70,7 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     run_dir = made(config["run_dir"], "run_dir")
 
     seed(config["seed"])
+    config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
     set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
@@ -86,6 +89,8 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
             print(recipe(HydraConfig.get().runtime.choices), flush=True)
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
+            *data.notes,
+            sep="\n",
             flush=True,
         )
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
@@ -104,6 +109,8 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
     augmentation = build_augmentation(config, denoiser, data, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
+    if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
+        print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)
     entry = checkpoint.describe(config, data, source=source, overrides=words)
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
     if not config.get("ckpt_path"):
@@ -233,6 +240,20 @@ def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
         ) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+def located(dataset: dict[str, Any], source: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dataset's configuration, and the same before interpolation, with an absolute ``root``.
+
+    The data are then found from any folder. An environment variable that names the root is kept in the source, so that
+    a run goes on where the data are by then.
+    """
+    root, said = dataset.get("root"), source.get("root")
+    if not isinstance(root, str) or not root:
+        return dataset, source
+    path = os.path.abspath(Path(root).expanduser())
+    kept = isinstance(said, str) and "${" in said and bool(os.environ.get("FLOWDIFF_DATA"))
+    return dataset | {"root": path}, source if kept else source | {"root": path}
 
 
 def saver_of(trainer: Trainer) -> Checkpoints | None:

@@ -20,7 +20,8 @@ from trained import checkpoint, composed
 
 from flowdiff import cli, plots, samplers, schedules
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.generate import BatchedSampler, seeds_from
+from flowdiff.labels import resolve_labels
 from flowdiff.progress import Progress
 from flowdiff.sample import sample
 

@@ -34,6 +34,9 @@ class ImageData(lightning.LightningDataModule):
         seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
         extractor: the feature extractor in ``flowdiff.extractors`` for these images; None if there is none.
         class_names: names of the classes, in the order of the labels.
+
+    Attributes:
+        notes: what a user should know of the files, a few lines that a training prints; set by ``load``.
     """
 
     @checked
@@ -57,6 +60,7 @@ class ImageData(lightning.LightningDataModule):
         self.seed = seed
         self.extractor = extractor
         self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
+        self.notes: list[str] = []
         self._splits: dict[str, Split] | None = None
 
     # -- to be provided by a dataset ---------------------------------------------------------------

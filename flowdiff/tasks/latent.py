@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.generate import BatchedSampler, seeds_from
+from flowdiff.labels import resolve_labels
 from flowdiff.options import Range, Sigma, Steps, checked
 from flowdiff.samplers import InversionDenoise, NoiseSource
 from flowdiff.schedules import Geometric
@@ -71,7 +72,9 @@ class Interpolate(Task):
         t = torch.linspace(0, 1, self.steps).repeat(n)
         rows = torch.arange(n).repeat_interleave(self.steps)
         a, b = images.x[::2][rows], images.x[1::2][rows]
-        labels = None if request.class_label is None else resolve_labels(request.class_label, n, model.num_classes)
+        labels = None
+        if request.class_label is not None:
+            labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         own = None if labels is None else labels[rows]
         seeds = seeds_from(request.seed, n * self.steps)
         batched = replace(batched, sampler=walk)
@@ -158,7 +161,8 @@ class Traverse(Task):
         self.need_inverse(model)
         n = request.num_samples or self.rows
         wanted = "balanced" if request.class_label is None else request.class_label
-        labels, seeds = resolve_labels(wanted, n, model.num_classes), seeds_from(request.seed, n)
+        labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
+        seeds = seeds_from(request.seed, n)
         schedule = batched.schedule
         sigmas = Geometric(schedule.sigma_min, schedule.sigma_max)(self.levels)[:-1].tolist()
 

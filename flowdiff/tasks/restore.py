@@ -19,7 +19,8 @@ from flowdiff.completion import complete, from_the_top
 from flowdiff.data import ImageData
 from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError
-from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.generate import BatchedSampler, seeds_from
+from flowdiff.labels import resolve_labels
 from flowdiff.masks import missing_pixels
 from flowdiff.options import Range, Steps, checked
 from flowdiff.samplers import BlockMean, Known, Mask
@@ -65,7 +66,7 @@ class Restore(Task):
         known = self.known(images.x, seeds[:: self.completions])
         labels = images.labels if model.num_classes else None
         if request.class_label is not None:
-            labels = resolve_labels(request.class_label, n, model.num_classes)
+            labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         each = torch.arange(n).repeat_interleave(self.completions)
         own = None if labels is None else labels[each]
         done = complete(batched, known[each], images.x[each], own, seeds, self.n_corrector, key="task.n_corrector")
