@@ -29,6 +29,7 @@ from torch import Tensor
 
 from flowdiff.checkpoint import read
 from flowdiff.errors import ConfigError, at_least
+from flowdiff.files import there
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
 
@@ -96,6 +97,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        there(trainer.default_root_dir)
         step = trainer.global_step
         if step != self.saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
             # the last step too: in on_train_end Lightning has closed the epoch, wherever in it the run stopped,
@@ -108,7 +110,7 @@ class Checkpoints(Checkpoint):
             value = trainer.callback_metrics.get(self.monitor)
             if value is not None and float(value) < self.best:
                 self.best = float(value)
-                trainer.save_checkpoint(self.best_path, weights_only=False)
+                self._save(trainer, self.best_path)
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,7 +120,14 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._save(trainer, self.last_path)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        """Not without what the loggers were told of its steps: a run that goes on doesn't tell them again."""
+        there(trainer.default_root_dir)
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(path, weights_only=False)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         received = None if self.interrupts is None else self.interrupts.received

@@ -1,7 +1,9 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
+import contextlib
 import math
 import random
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import autoencoder, boards, checkpoint, generate, mistakes, processes
+from flowdiff import autoencoder, boards, checkpoint, generate, going_on, lock, mistakes, processes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -25,15 +27,16 @@ from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import evaluate_run, report_autoencoder
-from flowdiff.files import made
+from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.loggers import TensorBoardLogger
+from flowdiff.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion, check
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
 from flowdiff.swept import swept_keys
+from flowdiff.words import command, override
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -54,8 +57,26 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
+    step = -1  # the last one behind the run
+    if config.get("ckpt_path"):
+        content = checkpoint.read(config["ckpt_path"])  # says what is wrong with it, if anything is
+        going_on.check_config_dir(content["flowdiff"], config["ckpt_path"])
+        going_on.check_left(content, config)
+        step = int(content["global_step"])
+        del content
     run_dir = made(config["run_dir"], "run_dir")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.occupied(run_dir))
+        except lock.OtherJob as error:
+            raise FlowdiffError(f"run_dir={error}") from error
+        stack.enter_context(noticing_removal(run_dir))
+        return _train(config, words, source, run_dir, step)
 
+
+def _train(
+    config: dict[str, Any], words: list[str], source: dict[str, Any], run_dir: Path, step: int
+) -> dict[str, Any]:
     seed(config["seed"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
@@ -63,6 +84,9 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger):
+            logger.last_step = step  # what an earlier process logged after it is logged again
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
@@ -87,7 +111,7 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
     augmentation = build_augmentation(config, denoiser, data, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
-    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    entry = describe(config, data, source, words)
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
     if not config.get("ckpt_path"):
         initialise(denoiser, data, module.noise)
@@ -98,7 +122,13 @@ def build_autoencoder(
     config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
-    return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
+    return autoencoder.build(config, data, describe(config, data, source, words))
+
+
+def describe(config: dict[str, Any], data: ImageData, source: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The entry ``"flowdiff"`` of the run's checkpoints, with the folder that ``--config-dir`` names."""
+    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    return entry | {"config_dir": going_on.config_dir()}
 
 
 def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
@@ -124,8 +154,6 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
-    if path:
-        checkpoint.read(path)  # says what is wrong with it, if anything is
     try:
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
@@ -136,16 +164,26 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
         advice = "a smaller lr, a longer warmup_steps or loss=likelihood may help"
         raise NonFiniteError(f"{error}: {kept}; {advice}") from error
-    except Interrupted:
-        if saver is not None and saver.last_path.exists() and trainer.is_global_zero:
-            print(f"stopped at step {trainer.global_step}; to go on:")
-            print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
+    except Interrupted as stop:
+        if trainer.is_global_zero and not Interrupts.in_worker:
+            stop.say(how_to_go_on(trainer.global_step, saver))
         raise
     except RuntimeError as error:
         if path and "state_dict" in str(error):
             reason = mistakes.one_line(error)[:300]
             raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
         raise
+
+
+def how_to_go_on(step: int, saver: Checkpoints | None) -> str:
+    """What a run says that a signal has stopped at a step."""
+    if saver is None or not saver.last_path.exists():
+        return f"stopped at step {step}; no checkpoint was saved"
+    since = "" if saver.saved_step == step else f" from step {saver.saved_step}"
+    given = going_on.config_dir()
+    options = [shlex.quote(f"--config-dir={given}")] if given else []
+    again = command("train", *options, override("ckpt_path", saver.last_path.absolute()))
+    return f"stopped at step {step}; to go on{since}:\n  {again}"
 
 
 def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
@@ -162,10 +200,20 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
         result |= {"checkpoint": str(best), "last": str(saver.last_path)}
     if not trainer.is_global_zero:
         return result
-    if saver is not None and config["evaluate"] and config.get("autoencoder"):
-        result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
-    elif saver is not None and config["evaluate"] and config.get("metrics"):
-        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    if saver is not None:
+        there(config["run_dir"])
+        if not best.is_file():
+            raise FlowdiffError(f"{best} is not there: no step was trained, or the file was removed")
+    try:
+        if saver is not None and config["evaluate"] and config.get("autoencoder"):
+            result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
+        elif saver is not None and config["evaluate"] and config.get("metrics"):
+            result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    except Interrupted as stop:
+        if not Interrupts.in_worker:
+            measure = command("evaluate", override("ckpt_path", best.absolute()))
+            stop.say(f"stopped at step {trainer.global_step}, before the last metrics; to measure:\n  {measure}")
+        raise
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
