@@ -7,6 +7,7 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 
 import functools
 import gc
+import importlib
 import json
 import logging
 import os
@@ -163,6 +164,8 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
                 if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num, killed)):
                     status.write("running")
                     mistakes.check_types(overrides, config_dir(), str(hydra_cfg.job.config_name))
+                    with signals.deferred():
+                        importlib.import_module("torch")
                     result = task(cfg)
                     status.write("done")
                 if _sought(hydra_cfg):

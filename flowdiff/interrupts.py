@@ -9,12 +9,13 @@ What comes while a process is already on its way out changes nothing for `PATIEN
 """
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Self, TextIO
 
@@ -66,6 +67,7 @@ class Interrupts:
         self.patient = False
         self.processes: Callable[[], list[int]] = list
         self._before: dict[int, Any] = {}
+        self._deferring = False
         self._outer: Interrupts | None = None
         self._since = 0.0
         self._process = os.getpid()
@@ -95,8 +97,22 @@ class Interrupts:
         for number in self._before:
             signal.signal(number, self._handle)
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it a signal waits for the end: an import of C++ that is torn may abort the process."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self.received is not None:
+            raise Interrupted(self.received)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a child's own: its parent decides
+        if os.getpid() != self._process:  # a fork: its parent answers Ctrl-C, and ends it by SIGTERM
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         now = time.monotonic()
         first, stopping = self.received is None, not self.patient
@@ -113,6 +129,8 @@ class Interrupts:
                 print(f"\n{signal.Signals(number).name}: saving after this step{hint}", flush=True)
             return
         self.patient, self._since = False, now
+        if first and self._deferring:
+            return
         raise Interrupted(number)
 
     def __exit__(
@@ -128,7 +146,8 @@ class Interrupts:
 
 
 def ignore() -> None:
-    """From now on no signal disturbs the end of this process."""
+    """From now on no signal disturbs the end of this process, and no library's log comments on it."""
+    logging.disable()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -159,6 +159,8 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
             if saver is not None:
                 saver.interrupts, interrupts.patient = interrupts, True
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            if interrupts.received is not None:  # after the last step
+                raise Interrupted(interrupts.received)
     except NonFiniteError as error:
         last = saver.last_path if saver is not None and saver.last_path.exists() else None
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
