@@ -219,7 +219,7 @@ def _sought(hydra_cfg: Any) -> bool:
 
 def _write_record(folder: Path, cfg: DictConfig) -> None:
     """What Hydra writes into ``.hydra`` otherwise, before anybody has asked whose folder it is."""
-    if lock.is_first():
+    if interrupts.is_first():
         hydra_cfg = HydraConfig.instance().cfg
         assert hydra_cfg is not None
         for name, content in (("config", cfg), ("hydra", hydra_cfg), ("overrides", hydra_cfg.hydra.overrides.task)):
@@ -263,7 +263,7 @@ class Status:
         Raises:
             FlowdiffError: the folder isn't there any more, where all seemed to be done.
         """
-        if not lock.is_first():
+        if not interrupts.is_first():
             return
         if state in ("running", "done"):
             there(self.file.parent)

@@ -20,12 +20,18 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar, Self, TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 PATIENCE = 20.0
 
 
 def scheduled() -> bool:
     """Whether this process belongs to a job of submitit."""
     return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this is the only process of its run, or the first of several."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
 
 
 class Interrupted(BaseException):
@@ -47,7 +53,7 @@ class Interrupted(BaseException):
 
     def say(self, line: str, stream: TextIO | None = None) -> None:
         """Tell the user, once."""
-        if not self.said:
+        if not self.said and is_first():
             print(line, file=stream, flush=True)
         self.said = True
 
@@ -124,7 +130,7 @@ class Interrupts:
         elif scheduled() or self.in_worker or (stopping and now - self._since < PATIENCE):
             return
         if first and self.patient:
-            if not self.in_worker:
+            if is_first() and not self.in_worker:
                 hint = "" if scheduled() else " (again: stop at once)"
                 print(f"\n{signal.Signals(number).name}: saving after this step{hint}", flush=True)
             return

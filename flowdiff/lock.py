@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 
 from flowdiff import cluster
 from flowdiff.errors import FlowdiffError
+from flowdiff.interrupts import is_first
 
 NAME = ".lock"
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 SECONDS = 0.3  # that a lock is asked for: who only looks holds it for a moment, and a holder's text follows its lock
 
 _ours: set[tuple[int, Path]] = set()  # process and folder: a child process has no part in what its parent holds
@@ -41,11 +41,6 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
-
-
-def is_first() -> bool:
-    """Whether this is the only process of its run, or the first of several."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
 
 
 @contextlib.contextmanager

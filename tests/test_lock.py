@@ -52,7 +52,7 @@ def test_the_second_process_is_refused_and_a_killed_ones_folder_is_taken_over(
     assert done.returncode == 1 and done.stderr.strip() == f"{run}: {who}; a folder takes one process"
     with pytest.raises(FlowdiffError, match=f"run_dir={run}: {who}"):
         train(config(*words, run_dir=run))
-    done = command("train", "--multirun", *words, "seed=0,1", f"hydra.sweep.dir={run}")
+    done = command("train", "--multirun", *words, "seed=0,1", f"hydra.sweep.dir={run}", "resume_sweep=true")
     assert done.returncode == 1 and done.stderr.strip().endswith(f"{who}; a folder takes one process")
     for exclusive in (True, False):
         with pytest.raises(lock.OtherJob, match=who), lock.occupied(run, exclusive):
