@@ -137,7 +137,7 @@ def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     quiet()
     cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
-    if sweeps.in_workers(hydra_cfg):
+    if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
         Interrupts.be_worker()
     folder = Path(hydra_cfg.runtime.output_dir)
     status = Status(folder, list(hydra_cfg.overrides.task))
@@ -220,15 +220,16 @@ def _sought(hydra_cfg: Any) -> bool:
 def _write_record(folder: Path, cfg: DictConfig) -> None:
     """What Hydra writes into ``.hydra`` otherwise, before anybody has asked whose folder it is."""
     if interrupts.is_first():
-        hydra_cfg = HydraConfig.instance().cfg
-        assert hydra_cfg is not None
-        for name, content in (("config", cfg), ("hydra", hydra_cfg), ("overrides", hydra_cfg.hydra.overrides.task)):
+        hydra_cfg = HydraConfig.get()
+        for name, content in (
+            ("config", cfg),
+            ("hydra", {"hydra": hydra_cfg}),
+            ("overrides", hydra_cfg.overrides.task),
+        ):
             write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content))
 
 
-def _goes_on(
-    cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None
-) -> bool:
+def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
     state, last = sweeps.standing(folder, overrides, killed)
     if last is not None:

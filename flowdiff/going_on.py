@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, is_number
 from flowdiff.interrupts import scheduled
 
 
@@ -31,16 +31,16 @@ def check_left(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         if config.get("resume_sweep") or scheduled() or (measures and not (run / "metrics.json").is_file()):
             return
     trainer = config["trainer"]
+    done: Any
+    most: Any
     for key, unit, done, most in (
         ("max_steps", "steps", content.get("global_step"), trainer.get("max_steps")),
         ("max_epochs", "epochs", _epochs(content), trainer.get("max_epochs")),
         ("max_time", "seconds", _seconds_trained(content), _seconds(trainer.get("max_time"))),
     ):
-        if _is_number(done) and _is_number(most) and 0 <= most <= done:
-            given = trainer[key]
-            raise ConfigError(
-                f"trainer.{key}", given, f"{path} is at {done:.9g} of {most:.9g} {unit}: raise trainer.{key}"
-            )
+        if is_number(done) and is_number(most) and 0 <= most <= done:
+            reason = f"{path} is at {done:.9g} of {most:.9g} {unit}: raise trainer.{key}"
+            raise ConfigError(f"trainer.{key}", trainer[key], reason)
 
 
 def config_dir() -> str | None:
@@ -98,7 +98,3 @@ def _seconds(duration: Any) -> float | None:
         return found and timedelta(**dict(zip(names, map(int, found.groups()), strict=True))).total_seconds()
     except (TypeError, ValueError):
         return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

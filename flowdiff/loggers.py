@@ -5,7 +5,6 @@ import csv
 import io
 import math
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import there, write_atomically
 from flowdiff.swept import run_name, swept_keys, values_of
-
 
 _traceback = threading.excepthook
 
@@ -106,8 +104,8 @@ class CSVLogger(loggers.CSVLogger):
 
     last_step: float = math.inf
 
-    def __init__(self, *given: Any, flush_logs_every_n_steps: int = 1, **settings: Any) -> None:
-        super().__init__(*given, flush_logs_every_n_steps=flush_logs_every_n_steps, **settings)
+    def __init__(self, save_dir: str, **settings: Any) -> None:
+        super().__init__(save_dir, **{"flush_logs_every_n_steps": 1, **settings})
 
     @property
     @rank_zero_experiment

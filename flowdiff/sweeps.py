@@ -103,9 +103,7 @@ def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config
         arguments.append(assignment("hydra.sweep.dir", folder))
 
 
-def standing(
-    folder: Path, overrides: Sequence[str], killed: lock.Holder | None = None
-) -> tuple[str, Path | None]:
+def standing(folder: Path, overrides: Sequence[str], killed: lock.Holder | None = None) -> tuple[str, Path | None]:
     """How far the job in a folder had come: its status, and its last checkpoint if it goes on from one.
 
     Args:

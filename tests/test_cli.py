@@ -167,7 +167,9 @@ def test_the_debug_preset_and_a_configuration_from_elsewhere(command: Command, t
     go_on = (f"ckpt_path={run}/checkpoints/last.ckpt", "trainer.max_steps=3")
     done = command("train", *go_on)
     assert done.returncode == 1
-    expected = f"ckpt_path={run}/checkpoints/last.ckpt: was trained with --config-dir={tmp_path / 'mine'}: give it again"
+    expected = (
+        f"ckpt_path={run}/checkpoints/last.ckpt: was trained with --config-dir={tmp_path / 'mine'}: give it again"
+    )
     assert done.stderr.strip() == expected
     done = command("train", "--config-dir", "mine", *go_on)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from conftest import BARE, Compose, TINY, environment, run_folders, start, wait_for
+from conftest import BARE, TINY, Compose, environment, run_folders, start, wait_for
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from trained import checkpoint
 
@@ -88,21 +88,24 @@ def test_while_the_command_is_imported(tmp_path: Path) -> None:
 
 def test_the_workers_of_a_sweep_save_first(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = ("--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "hydra.sweep.dir=sweep")
+    words = ("--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "hydra.sweep.dir=sweep")
     call, said = [sys.executable, "-m", "flowdiff.train", *words, *QUICK], tmp_path / "said"
-    with said.open("w") as out, subprocess.Popen(call, cwd=tmp_path, env=environment(), stdout=out, stderr=out) as process:
-        while said.read_text().count("\nstep 3/") < 1:
+    with (
+        said.open("w") as out,
+        subprocess.Popen(call, cwd=tmp_path, env=environment(), stdout=out, stderr=out) as process,
+    ):
+        while said.read_text().count("\nstep 3/") < 2:
             assert process.poll() is None, said.read_text()
             time.sleep(0.1)
-        assert [path.parent.name for path in sorted(tmp_path.glob("sweep/*/.lock"))] == ["0"]
+        assert [path.parent.name for path in sorted(tmp_path.glob("sweep/*/.lock"))] == ["0", "1"]
         process.send_signal(signal.SIGINT)
         process.wait(60)
     shown = said.read_text()
     assert process.returncode == 130 and not [word for word in NOISE if word in shown], shown
     assert shown.count("SIGINT: saving after this step") == 1
     assert shown.splitlines()[-1] == "interrupted; the same command with resume_sweep=true goes on"
-    assert statuses(tmp_path) == ["interrupted"]
-    assert len(list(tmp_path.rglob("last.ckpt"))) == 1
+    assert statuses(tmp_path) == ["interrupted"] * 2
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 2
     assert not list(tmp_path.rglob(".lock"))
 
 

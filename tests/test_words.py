@@ -11,8 +11,39 @@ from flowdiff.words import assignment, command, override
 
 NASTY = [
     *("/a b/x=y,z/checkpoints/last.ckpt", "it's", "[x]", "(a)", "{b}", 'a"b', "a\\", "\\'", '\\"', "a\\\\", "''", '""'),
-    *("$HOME", "${x}", "\\${x}", "${oc.env:HOME}", "~/x", "a:b", "1", "1e3", "true", "null", "", " lead", "trail ", "a\tb"),
-    *("é ü", "a#b", "a;b", "a&b", "`ls`", "a|b", "*?", "-x", "+x", "!", "glob(a)", "range(3)", "choice(a,b)", "a\nb"),
+    *(
+        "$HOME",
+        "${x}",
+        "\\${x}",
+        "${oc.env:HOME}",
+        "~/x",
+        "a:b",
+        "1",
+        "1e3",
+        "true",
+        "null",
+        "",
+        " lead",
+        "trail ",
+        "a\tb",
+    ),
+    *(
+        "é ü",
+        "a#b",
+        "a;b",
+        "a&b",
+        "`ls`",
+        "a|b",
+        "*?",
+        "-x",
+        "+x",
+        "!",
+        "glob(a)",
+        "range(3)",
+        "choice(a,b)",
+        "a\nb",
+        "a\tb",
+    ),
 ]
 rng = random.Random(0)
 NASTY += ["".join(rng.choice("ab \\'\"${}[](),=:/.~#") for _ in range(rng.randint(1, 12))) for _ in range(300)]
