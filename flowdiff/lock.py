@@ -56,9 +56,12 @@ def occupied(folder: Path, exclusive: bool = True) -> Iterator[Holder | None]:
 
     Raises:
         OtherJob: another process works in it, or did so on another machine and did not come to its end.
+        FlowdiffError: this process works in it already, and it has been removed and made again since.
     """
     ours = (os.getpid(), folder.resolve())
     file = ours[1] / NAME
+    if ours in _ours and exclusive and not file.is_file():
+        raise FlowdiffError(f"{folder}: removed while the program was writing to it")
     if ours in _ours or not is_first() or not (exclusive or file.is_file()):
         yield None
         return

@@ -75,6 +75,10 @@ def test_a_folder_is_ours_until_we_leave_it(tmp_path: Path, monkeypatch: pytest.
             pass
         assert file.exists()
     assert list(tmp_path.iterdir()) == []
+    with lock.occupied(tmp_path):
+        file.unlink()
+        with pytest.raises(FlowdiffError, match="removed while"), lock.occupied(tmp_path):
+            pass
     with lock.occupied(tmp_path, exclusive=False):
         assert list(tmp_path.iterdir()) == [], "several processes may evaluate in one folder"
     monkeypatch.setenv("LOCAL_RANK", "1")
