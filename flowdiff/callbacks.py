@@ -160,6 +160,7 @@ class Scalars(Callback):
             raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
         self.logged_step = self.seen_step = 0
+        self.restored: dict[str, Any] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -170,7 +171,28 @@ class Scalars(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
+        if self.restored and trainer.world_size == 1:  # of several processes only the first one's sums were kept
+            self.sums = {str(name): torch.tensor(float(value)) for name, value in self.restored["sums"].items()}
+            self.norm, self.norms = torch.tensor(float(self.restored["norm"])), int(self.restored["norms"])
+            self.steps = int(self.restored["steps"])
+            if self.restored["buckets"] is not None:
+                losses, counts = map(torch.tensor, self.restored["buckets"])
+                self.buckets = (losses, counts)
+        self.restored = {}
         self.seen_step = self.logged_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means that are under way: a run that goes on logs what it would have logged."""
+        return {
+            "sums": {name: float(total) for name, total in self.sums.items()},
+            "norm": float(self.norm),
+            "norms": self.norms,
+            "steps": self.steps,
+            "buckets": None if self.buckets is None else [values.tolist() for values in self.buckets],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = dict(state_dict)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause = time.perf_counter()
@@ -208,7 +230,9 @@ class Scalars(Callback):
         totals[0].index_add_(0, index, loss.float())
         totals[1].index_add_(0, index, torch.ones_like(loss, dtype=torch.float32))
         old = self.buckets
-        self.buckets = (totals[0], totals[1]) if old is None else (old[0] + totals[0], old[1] + totals[1])
+        self.buckets = (totals[0], totals[1])
+        if old is not None:
+            self.buckets = (old[0].to(edges.device) + totals[0], old[1].to(edges.device) + totals[1])
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """The means since the last call of ``_forget``, over all processes."""

@@ -88,9 +88,8 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _step(row: Mapping[str, str]) -> float:
-    """The steps behind a row; Lightning's own rows, which have an epoch, name the step before."""
     try:
-        return float(row.get("step", "")) + ("epoch" in row)
+        return float(row.get("step", ""))
     except ValueError:
         return math.inf
 
@@ -114,6 +113,16 @@ class CSVLogger(loggers.CSVLogger):
         if self._experiment is None:
             self._experiment = Rows(self.log_dir, self.save_dir, self.last_step)
         return self._experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """A row, on the disk at once."""
+        super().log_metrics(dict(metrics), steps_behind(metrics, step))
+
+
+def steps_behind(metrics: Mapping[str, float], step: int | None) -> int | None:
+    """The steps that a model has seen. What Lightning logs itself, a validation's values, has an epoch, and the number
+    of the step before: a checkpoint of that step doesn't have them."""
+    return None if step is None else step + ("epoch" in metrics)
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
@@ -153,7 +162,8 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Lightning adds the epoch to all that it logs; the budget is in steps, and its curve a group of its own."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        kept = {name: value for name, value in metrics.items() if name != "epoch"}
+        super().log_metrics(kept, steps_behind(metrics, step))
 
 
 def named() -> str:
