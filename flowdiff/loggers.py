@@ -114,9 +114,9 @@ class CSVLogger(loggers.CSVLogger):
             self._experiment = Rows(self.log_dir, self.save_dir, self.last_step)
         return self._experiment
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """A row, on the disk at once."""
-        super().log_metrics(dict(metrics), steps_behind(metrics, step))
+        super().log_metrics(metrics, steps_behind(metrics, step))
 
 
 def steps_behind(metrics: Mapping[str, float], step: int | None) -> int | None:
