@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import logging
 import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -31,11 +33,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import cluster, mistakes, search, sweeps
+from flowdiff import cluster, interrupts, lock, mistakes, search, sweeps
 from flowdiff.collect import read_job
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.files import write_atomically
-from flowdiff.interrupts import Interrupted, Interrupts, scheduled
+from flowdiff.files import there, write_atomically, write_text
+from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.names import snake_case
 from flowdiff.text import one_line
 
@@ -71,28 +73,46 @@ def dataset_name(target: str) -> str:
 OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
 
 
-def run(task: Task, config_name: str = "config") -> None:
-    """Run ``task`` as a Hydra application and leave the process with its exit code."""
+def run(task: Task, config_name: str = "config", exclusive: bool = False) -> None:
+    """Run ``task`` as a Hydra application and leave the process with its exit code.
+
+    Args:
+        task: a job of the command, given its configuration.
+        config_name: of conf/.
+        exclusive: whether a job keeps other processes from its folder (`flowdiff.lock`).
+    """
     _complete(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    job = functools.partial(_job, task)
+    job = functools.partial(_job, task, exclusive)
     functools.update_wrapper(job, _job)
     failures.clear()
     try:
-        _arrange(sys.argv)
-        sweeps.prepare(words, sys.argv, config_dir(), config_name)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-        code = 1 if failures else 0
+        with Interrupts() as signals, sweeps.held:
+            try:
+                _arrange(sys.argv)
+                sweeps.prepare(words, sys.argv, config_dir(), config_name)
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+            except Exception as error:
+                if signals.received is not None:  # what a signal has torn
+                    raise Interrupted(signals.received) from error
+                raise
+            if signals.received is not None:  # the workers of a launcher have saved and ended
+                raise Interrupted(signals.received)
+            code = 1 if failures else 0
     except JobFailed as failure:
         if any(word.startswith("hydra/launcher=submitit") for word in words):
             _say(str(failure))  # the job has said so in a file
         code = 1
-    except Interrupted as stop:
-        code = stop.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except sweeps.Refused as refused:
+        _say(str(refused))
+        code = 1
+    except (Interrupted, KeyboardInterrupt) as stop:
+        interrupts.ignore()
+        stopped = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
+        again = f"; the same command with {sweeps.KEY}=true goes on" if sweeps.Record.folder else ""
+        stopped.say(f"interrupted{again}", sys.stderr)
+        code = stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
@@ -157,55 +177,88 @@ def _complete(words: list[str]) -> None:
     os.environ["COMP_LINE"] = re.sub(r"^\S*python\S* -m flowdiff\.\w+", "flowdiff", line)
 
 
-def _job(task: Task, cfg: DictConfig) -> Any:
-    """One job: the task, with its status written before and after."""
+def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
+    """One job, in a folder that other processes keep out of."""
     quiet()
     cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
-    folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
-    overrides = list(hydra_cfg.overrides.task)
-    status = Status(folder, overrides)
-    sought = hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
+    if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
+        Interrupts.be_worker()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    status = Status(folder, list(hydra_cfg.overrides.task))
     try:
-        result = None
-        with Interrupts() if scheduled() else contextlib.nullcontext():
-            again = cfg.get(sweeps.KEY) is True or cluster.requeued(folder)
-            if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
-                status.write("running")
-                if sought and cfg.get(search.KEY):
-                    search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
-                result = task(cfg)
-                status.write("done")
-        return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
+        with lock.occupied(folder, exclusive) as killed:
+            return _attempt(task, cfg, hydra_cfg, status, killed)
+    except lock.OtherJob as error:
+        return _failed(error, hydra_cfg, status, cfg)
+    finally:
+        _release_memory()
+
+
+def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", killed: lock.Holder | None) -> Any:
+    """The task, with its status written before and after."""
+    folder, overrides = status.file.parent, status.overrides
+    try:
+        with Interrupts() as signals:
+            if Interrupts.ended_worker:
+                return None
+            try:
+                result = None
+                _write_record(folder, cfg)
+                again = cfg.get(sweeps.KEY) is True or cluster.requeued(folder)
+                if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num, killed)):
+                    status.write("running")
+                    if _sought(hydra_cfg) and cfg.get(search.KEY):
+                        search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
+                    with signals.deferred():
+                        importlib.import_module("torch")
+                    result = task(cfg)
+                    status.write("done")
+                if _sought(hydra_cfg):
+                    return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper)
+                return result
+            except Exception as error:
+                if signals.received is None or isinstance(error, FlowdiffError):
+                    raise
+                raise Interrupted(signals.received) from error  # what the signal has torn
     except Interrupted as stop:
+        if Interrupts.in_worker:
+            interrupts.ignore()
+            Interrupts.ended_worker = True
         status.write("interrupted", str(stop))
-        if scheduled():
+        if interrupts.scheduled():
             cluster.make_room(stop.number)
             raise SystemExit(stop.exit_code) from None
+        if Interrupts.in_worker:  # an exception would end the other workers before they have saved
+            return None
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         status.write("interrupted", type(stop).__name__)
         raise
     except Exception as error:
-        line = mistakes.explain(error, overrides, config_dir(), name, _plain(cfg))
-        shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
-        if not isinstance(error, sweeps.OtherJob):
-            status.write("failed", shown)
-        trace = traceback.format_exc()
+        return _failed(error, hydra_cfg, status, cfg)
+
+
+def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
+    """Say what was wrong, and write it down where the folder is this job's own."""
+    name = str(hydra_cfg.job.config_name)
+    line = mistakes.explain(error, status.overrides, config_dir(), name, _plain(cfg))
+    shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
+    if not isinstance(error, lock.OtherJob):
+        status.write("failed", shown)
+        trace = "".join(traceback.format_exception(error))
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
-        said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
-        _say(said)
-        failures.append(shown)
-        if sought and isinstance(error, NonFiniteError):
-            return search.worst(hydra_cfg.sweeper)
-        if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
-            raise JobFailed(said) from None
-        if hydra_cfg.mode == RunMode.RUN and isinstance(error, FlowdiffError):
-            _remove_unbegun(folder, str(hydra_cfg.job.name))
-        return None  # Hydra would print the failure once more, after the last job
-    finally:
-        _release_memory()
+    said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
+    _say(said)
+    failures.append(shown)
+    if _sought(hydra_cfg) and isinstance(error, NonFiniteError):
+        return search.worst(hydra_cfg.sweeper)
+    if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
+        raise JobFailed(said) from None
+    if hydra_cfg.mode == RunMode.RUN and isinstance(error, FlowdiffError) and not isinstance(error, lock.OtherJob):
+        _remove_unbegun(status.file.parent, str(hydra_cfg.job.name))
+    return None  # Hydra would print the failure once more, after the last job
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -218,7 +271,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 def _remove_unbegun(folder: Path, job: str) -> None:
     """A run that a mistake has stopped before it began leaves no folder that looks like a run's."""
-    own = {".hydra", "status.json", "config.yaml", f"{job}.log"}
+    own = {".hydra", "status.json", "config.yaml", lock.NAME, f"{job}.log"}
     if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= own:
         return
     logging.shutdown()
@@ -230,9 +283,26 @@ def _remove_unbegun(folder: Path, job: str) -> None:
             parent.rmdir()
 
 
-def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
+def _sought(hydra_cfg: Any) -> bool:
+    """Whether a search waits for the job's number."""
+    return hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
+
+
+def _write_record(folder: Path, cfg: DictConfig) -> None:
+    """What Hydra writes into ``.hydra`` otherwise, before anybody has asked whose folder it is."""
+    if interrupts.is_first():
+        hydra_cfg = HydraConfig.get()
+        for name, content in (
+            ("config", cfg),
+            ("hydra", {"hydra": hydra_cfg}),
+            ("overrides", hydra_cfg.overrides.task),
+        ):
+            write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content))
+
+
+def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
-    state, last = sweeps.standing(folder, overrides)
+    state, last = sweeps.standing(folder, overrides, killed)
     if last is not None:
         with open_dict(cfg):
             cfg.ckpt_path = str(last)
@@ -260,8 +330,16 @@ class Status:
         self.start = time.time()
 
     def write(self, state: str, error: str | None = None) -> None:
-        """Write it; a disk that can't take it is no reason to lose the error that is being reported."""
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        """Write it; a disk that can't take it is no reason to lose the error that is being reported.
+
+        Raises:
+            FlowdiffError: the folder isn't there any more, where all seemed to be done.
+        """
+        if not interrupts.is_first():
+            return
+        if state in ("running", "done"):
+            there(self.file.parent)
+        elif not self.file.parent.is_dir():  # it isn't made again, only to say this
             return
         content = {
             "status": state,

@@ -4,6 +4,7 @@ Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evalua
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from flowdiff.progress import Progress
 from flowdiff.requests import EvaluateRequest, check_request
 from flowdiff.sampling import data_of, density_of, given_root, instantiate_choice, opened, output_folder, plain
 from flowdiff.statistics import DataStatistics
+from flowdiff.words import override
 
 
 def evaluate_run(
@@ -63,7 +65,7 @@ def report_autoencoder(
     print_table(entries, f"{data.name}: autoencoder, ema weights of {Path(ckpt_path).name}")
     print(f"metrics:         {run_dir / 'metrics.json'}")
     print(f"reconstructions: {run_dir / 'reconstructions.png'}")
-    print(f"autoencoder:     {folder}   (experiment=mnist_latent first_stage.path={folder})")
+    print(f"autoencoder:     {folder}   (experiment=mnist_latent {override('first_stage.path', folder)})")
     return entries
 
 
@@ -238,7 +240,7 @@ def report(
     print(f"samples:     {picture}")
     events = sorted(folder.rglob("events.out.tfevents*"))
     if events:
-        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {events[-1].parent})")
+        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {shlex.quote(str(events[-1].parent))})")
     for name, error in failed.items():  # after all that could be measured is written
         raise FlowdiffError(f"metrics.{name}: {error}") from error
     return entries

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import text
 from flowdiff.errors import ConfigError, FlowdiffError, shown
+from flowdiff.words import override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -130,8 +131,8 @@ def _unreadable(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals:
         return f"{shown(word)}: not understood; write key=value"
-    inner = value.strip("'\"").replace('"', '\\"')
-    return f"{shown(word)}: not understood; quote the value for Hydra too: '{key}=\"{shown(inner)}\"'"
+    typed = override(key, value.strip("'\""))
+    return f"{shown(word)}: not understood; quote the value for Hydra too: {typed}"
 
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
@@ -198,8 +199,8 @@ def _unknown_key(
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
         key, _, value = str(several.input_line).partition("=")
-        quoted = f"""'{key}="{value}"'"""
-        return f"{several.input_line}: several values want --multirun; one value with a comma in it is {quoted}"
+        typed = override(key, value)
+        return f"{several.input_line}: several values want --multirun; one value with a comma in it is {typed}"
     bad = next((o for o in parsed if f"'{o.key_or_group}'" in str(error).split("\n")[0]), None)
     if bad is None or bad.input_line is None or "Could not override" not in str(error):
         wrong = _wrong_word(overrides, config_dir, config_name)

@@ -1,8 +1,10 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
+import contextlib
 import math
 import os
 import random
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import autoencoder, boards, checkpoint, cli, generate, mistakes, processes
+from flowdiff import autoencoder, boards, checkpoint, cli, generate, going_on, lock, mistakes, processes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -29,10 +31,10 @@ from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
-from flowdiff.files import made
+from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.loggers import TensorBoardLogger
+from flowdiff.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
@@ -40,6 +42,7 @@ from flowdiff.optimisation import Optimised
 from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
+from flowdiff.words import command, override
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -67,8 +70,26 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
+    step = -1  # the last one behind the run
+    if config.get("ckpt_path"):
+        content = checkpoint.read(config["ckpt_path"])  # says what is wrong with it, if anything is
+        going_on.check_config_dir(content["flowdiff"], config["ckpt_path"])
+        going_on.check_left(content, config)
+        step = int(content["global_step"])
+        del content
     run_dir = made(config["run_dir"], "run_dir")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.occupied(run_dir))
+        except lock.OtherJob as error:
+            raise FlowdiffError(f"run_dir={error}") from error
+        stack.enter_context(noticing_removal(run_dir))
+        return _train(config, words, source, run_dir, step)
 
+
+def _train(
+    config: dict[str, Any], words: list[str], source: dict[str, Any], run_dir: Path, step: int
+) -> dict[str, Any]:
     seed(config["seed"])
     config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
@@ -79,6 +100,9 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     callbacks = [make(c, f"callbacks.{k}", Callback) for k, c in (config.get("callbacks") or {}).items() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger):
+            logger.last_step = step  # what an earlier process logged after it is logged again
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
     boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
@@ -111,7 +135,7 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
     if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
         print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)
-    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    entry = describe(config, data, source, words)
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
     if not config.get("ckpt_path"):
         initialise(denoiser, data, module.noise)
@@ -122,7 +146,13 @@ def build_autoencoder(
     config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
-    return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
+    return autoencoder.build(config, data, describe(config, data, source, words))
+
+
+def describe(config: dict[str, Any], data: ImageData, source: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The entry ``"flowdiff"`` of the run's checkpoints, with the folder that ``--config-dir`` names."""
+    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    return entry | {"config_dir": going_on.config_dir()}
 
 
 def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
@@ -159,28 +189,38 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
-    if path:
-        checkpoint.read(path)  # says what is wrong with it, if anything is
     try:
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
                 saver.interrupts, interrupts.patient = interrupts, True
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            if interrupts.received is not None:  # after the last step
+                raise Interrupted(interrupts.received)
     except NonFiniteError as error:
         last = saver.last_path if saver is not None and saver.last_path.exists() else None
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
         advice = "a smaller lr, a longer warmup_steps or loss=likelihood may help"
         raise NonFiniteError(f"{error}: {kept}; {advice}") from error
-    except Interrupted:
-        if saver is not None and saver.last_path.exists() and trainer.is_global_zero:
-            print(f"stopped at step {trainer.global_step}; to go on:")
-            print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
+    except Interrupted as stop:
+        if trainer.is_global_zero and not Interrupts.in_worker:
+            stop.say(how_to_go_on(trainer.global_step, saver))
         raise
     except RuntimeError as error:
         if path and "state_dict" in str(error):
             reason = mistakes.one_line(error)[:300]
             raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
         raise
+
+
+def how_to_go_on(step: int, saver: Checkpoints | None) -> str:
+    """What a run says that a signal has stopped at a step."""
+    if saver is None or not saver.last_path.exists():
+        return f"stopped at step {step}; no checkpoint was saved"
+    since = "" if saver.saved_step == step else f" from step {saver.saved_step}"
+    given = going_on.config_dir()
+    options = [shlex.quote(f"--config-dir={given}")] if given else []
+    again = command("train", *options, override("ckpt_path", saver.last_path.absolute()))
+    return f"stopped at step {step}; to go on{since}:\n  {again}"
 
 
 def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
@@ -197,10 +237,20 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
         result |= {"checkpoint": str(best), "last": str(saver.last_path)}
     if not trainer.is_global_zero:
         return result
-    if saver is not None and config["evaluate"] and config.get("autoencoder"):
-        result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
-    elif saver is not None and config["evaluate"] and config.get("metrics"):
-        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    if saver is not None:
+        there(config["run_dir"])
+        if not best.is_file():
+            raise FlowdiffError(f"{best} is not there: no step was trained, or the file was removed")
+    try:
+        if saver is not None and config["evaluate"] and config.get("autoencoder"):
+            result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
+        elif saver is not None and config["evaluate"] and config.get("metrics"):
+            result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    except Interrupted as stop:
+        if not Interrupts.in_worker:
+            measure = command("evaluate", override("ckpt_path", best.absolute()))
+            stop.say(f"stopped at step {trainer.global_step}, before the last metrics; to measure:\n  {measure}")
+        raise
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
