@@ -1,12 +1,18 @@
 """flowdiff: diffusion models whose denoiser is a normalizing flow."""
 
+import sys
 from os import PathLike
 from typing import TYPE_CHECKING
+
+from flowdiff import interrupts
 
 if TYPE_CHECKING:
     from flowdiff.api import Model
 
 __all__ = ["load"]
+
+if sys.argv[:1] == ["-m"] and any(word.startswith("flowdiff.") for word in sys.orig_argv[:8]):
+    interrupts.end_quietly()  # python -m flowdiff.…, whose modules are still to be imported
 
 
 def load(

@@ -14,14 +14,15 @@ parameters of its own (:class:`Spline`) is the identity at the start by itself; 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError, at_least, positive
-from flowdiff.splines import Knots, knots, log_slope_bound, slope_bounds, spline, spline_inverse
+from flowdiff.errors import ConfigError
+from flowdiff.options import LogSlope, Positive, Range, Share, checked
+from flowdiff.splines import Knots, knots, slope_bounds, spline, spline_inverse
 
 SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
@@ -62,14 +63,13 @@ class Activation(nn.Module):
     highest_raw_slope = 1.0
     initial_gate = 0.0
 
-    def __init__(self, leak: float = 0.1) -> None:
+    @checked
+    def __init__(self, leak: Share = 0.1) -> None:
         super().__init__()
-        if not (isinstance(leak, int | float) and 0 <= leak <= 1):
-            raise ConfigError("activation.leak", leak, "must be a number in [0, 1]")
         self.leak = leak
         if self.lowest_raw_slope < 0 and self.lowest_slope <= 0:
             least = -self.lowest_raw_slope / (1 - self.lowest_raw_slope)
-            raise ConfigError("activation.leak", leak, f"must be larger than {least:.4f} to be increasing")
+            raise ConfigError("leak", leak, f"must be larger than {least:.4f} to be increasing")
 
     @property
     def lowest_slope(self) -> float:
@@ -145,9 +145,10 @@ class Identity(Activation):
 class Softplus(Activation):
     """r(x) = log(1 + exp(βx)) / β, r'(x) = 1 / (1 + exp(−βx))."""
 
-    def __init__(self, beta: float = 1.0, leak: float = 0.1) -> None:
+    @checked
+    def __init__(self, beta: Positive = 1.0, leak: Share = 0.1) -> None:
         super().__init__(leak)
-        self.beta = positive("activation.beta", beta)
+        self.beta = beta
 
     def raw(self, x: Tensor) -> Tensor:
         return F.softplus(x, self.beta, threshold=40)
@@ -159,8 +160,9 @@ class Softplus(Activation):
 class LeakyReLU(Activation):
     """a(x) = max(x, 0) + negative_slope·min(x, 0): increasing and onto as it is."""
 
-    def __init__(self, negative_slope: float = 0.2) -> None:
-        self.lowest_raw_slope = min(1.0, positive("activation.negative_slope", negative_slope))
+    @checked
+    def __init__(self, negative_slope: Positive = 0.2) -> None:
+        self.lowest_raw_slope = min(1.0, negative_slope)
         self.highest_raw_slope = max(1.0, negative_slope)
         super().__init__(leak=0.0)
         self.negative_slope = negative_slope
@@ -175,9 +177,10 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """r(x) = x for x > 0, else α(exp(x) − 1); r'(x) = 1 or α·exp(x)."""
 
-    def __init__(self, alpha: float = 1.0, leak: float = 0.1) -> None:
+    @checked
+    def __init__(self, alpha: Positive = 1.0, leak: Share = 0.1) -> None:
         super().__init__(leak)
-        self.alpha = positive("activation.alpha", alpha)
+        self.alpha = alpha
         self.highest_raw_slope = max(1.0, alpha)
 
     def raw(self, x: Tensor) -> Tensor:
@@ -206,9 +209,10 @@ class Swish(Activation):
     lowest_raw_slope = SWISH_LOWEST_SLOPE
     highest_raw_slope = 1 - SWISH_LOWEST_SLOPE
 
-    def __init__(self, beta: float = 1.0, leak: float = 0.2) -> None:
+    @checked
+    def __init__(self, beta: Positive = 1.0, leak: Share = 0.2) -> None:
         super().__init__(leak)
-        self.beta = positive("activation.beta", beta)
+        self.beta = beta
 
     def raw(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.beta * x)
@@ -233,11 +237,17 @@ class Spline(Activation):
 
     initial_gate = 1.0
 
-    def __init__(self, bins: int = 8, bound: float = 4.0, max_log_slope: float = 2.0) -> None:
+    @checked
+    def __init__(
+        self,
+        bins: Annotated[int, Range(2, 1000)] = 8,
+        bound: Positive = 4.0,
+        max_log_slope: LogSlope = 2.0,
+    ) -> None:
         super().__init__(leak=0.0)
-        self.bins = at_least("activation.bins", bins, 2)
-        self.bound = positive("activation.bound", bound)
-        self.max_log_slope = log_slope_bound("activation.max_log_slope", max_log_slope)
+        self.bins = bins
+        self.bound = bound
+        self.max_log_slope = max_log_slope
         self.lowest_raw_slope, self.highest_raw_slope = slope_bounds(bins, max_log_slope)
         self.build(())
 

@@ -13,7 +13,7 @@ denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigm
 import functools
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,23 +23,20 @@ from flowdiff import samplers, schedules
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.completion import complete, from_the_top
-from flowdiff.data.quantise import to_levels, to_uint8
+from flowdiff.data.quantise import centres, from_uint8, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.generate import (
     BatchedSampler,
-    Labels,
     built_safely,
-    check_positive,
     from_config,
-    resolve_labels,
     seeds_from,
 )
+from flowdiff.inputs import Array, Classes, Numbers, as_floats, as_labels, as_samples, as_sigma, listed_seeds, whole
+from flowdiff.labels import Labels, resolve_labels
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
 from flowdiff.samplers import BlockMean, Known, Mask
-
-OneOrMore = int | Sequence[int] | Tensor | None
 
 
 class Model(nn.Module):
@@ -58,6 +55,9 @@ class Model(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, first_stage: str | None = None) -> None:
         super().__init__()
+        if first_stage is not None and checkpoint.first_stage is None:
+            allowed = "this model is one of pixels, without a first stage: leave it out"
+            raise ConfigError("first_stage.path", first_stage, allowed)
         denoiser: Any = checkpoint.denoiser
         self.denoiser = denoiser
         self.config = checkpoint.config
@@ -100,42 +100,51 @@ class Model(nn.Module):
         """Latents (B, *shape) to images (B, C, H, W) in [-1, 1]; of a model of pixels z itself."""
         return z if self.first_stage.trivial else self.first_stage.decode(z)
 
-    def denoise(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+    def denoise(self, x: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """D(x; sigma, labels), the estimate of x0 from x = x0 + sigma·noise.
 
         Args:
-            x: (B, *shape).
-            sigma: (B,) or one number.
-            labels: (B,) in [0, K), one class for all, or None: the null class.
+            x: (B, *shape), a tensor or an array of floats.
+            sigma: (B,) or one number, above 0.
+            labels: (B,) in [0, K) or names of classes, one class for all, or None: the null class.
 
         Returns:
-            (B, *shape).
-        """
-        return self.denoiser.denoise(x, sigma, self._labels(labels, x))
+            (B, *shape), of the type of x.
 
-    def forward(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+        Raises:
+            FlowdiffError: one of them can't be right (flowdiff.inputs).
+        """
+        given, points, levels, classes = self._inputs("x", x, sigma, labels)
+        return self.denoiser.denoise(points, levels, classes).to(given)
+
+    def forward(self, x: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """`denoise`."""
         return self.denoise(x, sigma, labels)
 
-    def log_prob(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+    def log_prob(self, x: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """log p(x; sigma, labels) in nats: (B,). Arguments as for `denoise`."""
         self._need_density()
-        return self.denoiser.log_prob(x, sigma, self._labels(labels, x))
+        given, points, levels, classes = self._inputs("x", x, sigma, labels)
+        log_prob = self.denoiser.log_prob(points, levels, classes)
+        return log_prob.to(given.device, torch.promote_types(given.dtype, log_prob.dtype))
 
-    def score(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+    def score(self, x: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """The gradient of ``log_prob`` by x: (B, *shape). Arguments as for `denoise`."""
         self._need_density()
-        return self.denoiser.score(x, sigma, self._labels(labels, x))
+        given, points, levels, classes = self._inputs("x", x, sigma, labels)
+        return self.denoiser.score(points, levels, classes).to(given)
 
-    def latent(self, x: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+    def latent(self, x: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """z = f(x; sigma, labels), the shape of x; standard normal for samples of p(x; sigma). As for `denoise`."""
         self._need_density()
-        return self.denoiser.latent(x, sigma, self._labels(labels, x))
+        given, points, levels, classes = self._inputs("x", x, sigma, labels)
+        return self.denoiser.latent(points, levels, classes).to(given)
 
-    def inverse(self, z: Tensor, sigma: Tensor | float, labels: OneOrMore = None) -> Tensor:
+    def inverse(self, z: Array, sigma: Numbers, labels: Classes = None) -> Tensor:
         """The x whose `latent` is z, the shape of z: a sample of p(x; sigma) if z is standard normal."""
         self._need_density()
-        return self.denoiser.inverse(z, sigma, self._labels(labels, z))
+        given, points, levels, classes = self._inputs("z", z, sigma, labels)
+        return self.denoiser.inverse(points, levels, classes).to(given)
 
     def sample(
         self,
@@ -159,7 +168,8 @@ class Model(nn.Module):
 
         Args:
             n: how many.
-            labels: ``"balanced"`` (0..K-1 in turn), one class, a list of them, or None: the null class.
+            labels: ``"balanced"`` (0..K-1 in turn), one class, its number or its name (``"cat"``; `class_names`), a
+                list of them, or None: the null class.
             sampler: a name (heun, ancestral, dpmpp_2m, mala, inversion_denoise, …: see conf/sampler), a `Sampler`,
                 or None: the one of the training configuration. Likewise ``schedule``.
             num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
@@ -171,7 +181,7 @@ class Model(nn.Module):
         Returns:
             (n, *shape) on the CPU; images lie in [-1, 1].
         """
-        check_positive("n", n)
+        n, seed = whole("n", n, 1), whole("seed", seed, 0)
         batched = self.batched(
             sampler,
             schedule=schedule,
@@ -183,8 +193,8 @@ class Model(nn.Module):
             batch_size=batch_size,
             tile=tile,
         )
-        chosen = seeds_from(seed, n) if seeds is None else torch.as_tensor(list(seeds))
-        return batched(resolve_labels(labels, n, self.num_classes, "labels"), chosen, quiet=quiet)
+        chosen = seeds_from(seed, n) if seeds is None else listed_seeds(seeds, n)
+        return batched(resolve_labels(labels, n, self.num_classes, "labels", self.class_names), chosen, quiet=quiet)
 
     def inpaint(
         self,
@@ -215,6 +225,7 @@ class Model(nn.Module):
         Returns:
             (n, completions, C, H, W) on the CPU; the pixels that were not missing are those of x.
         """
+        x = as_floats("x", x)
         self._need_images(x, self.shape)
         at_least("completions", completions, 1)
         if isinstance(mask, Tensor):
@@ -243,6 +254,7 @@ class Model(nn.Module):
         Returns:
             (n, completions, C, H, W) on the CPU; the means of their f x f blocks are x.
         """
+        x = as_floats("x", x)
         factor = max(self.shape[-1] // max(x.shape[-1], 1), 2)
         self._need_images(x, (self.shape[0], *(size // factor for size in self.shape[1:])))
         at_least("completions", completions, 1)
@@ -262,7 +274,7 @@ class Model(nn.Module):
         quiet: bool,
     ) -> Tensor:
         each = torch.arange(len(x)).repeat_interleave(completions)
-        classes = resolve_labels(labels, len(x), self.num_classes, "labels")
+        classes = resolve_labels(labels, len(x), self.num_classes, "labels", self.class_names)
         own = None if classes is None else classes[each]
         seeds = seeds_from(seed, len(each))
         done = complete(
@@ -299,20 +311,37 @@ class Model(nn.Module):
             config["schedule"] = _by_name("schedule", schedules, schedules.Schedule, schedule, known)
         return from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
 
-    def to_uint8(self, x: Tensor) -> Tensor:
+    def from_uint8(self, images: Array) -> Tensor:
+        """Bytes of images to the middles of their levels' bins in [-1, 1], the same shape: what `denoise` takes.
+
+        Raises:
+            FlowdiffError: they are no bytes, or the model's data are points.
+        """
+        if self.levels is None:
+            raise FlowdiffError(f"{self.data}: this model sees no pixels")
+        found = torch.as_tensor(images)
+        if found.dtype != torch.uint8:
+            raise FlowdiffError(f"images hold {str(found.dtype).removeprefix('torch.')}, must hold uint8")
+        return centres(from_uint8(found, self.levels), self.levels)
+
+    def to_uint8(self, x: Array) -> Tensor:
         """Images in [-1, 1] to bytes of the same shape, by way of the data's levels; latents are decoded."""
+        x = as_floats("x", x)
         if self.first_stage_facts is not None:
             return self.first_stage.to_uint8(x, int(self.first_stage_facts["levels"]))
         if self.levels is None:
             raise FlowdiffError(f"{self.data}: points are not images and have no uint8 form")
         return to_uint8(to_levels(x, self.levels), self.levels)
 
-    def _labels(self, labels: OneOrMore, x: Tensor) -> Tensor | None:
-        if labels is None or isinstance(labels, Tensor):
-            return labels
-        if isinstance(labels, int):
-            labels = [labels] * len(x)
-        return torch.as_tensor(labels, device=x.device)
+    def _inputs(
+        self, name: str, x: Array, sigma: Numbers, labels: Classes
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x as it was given, then x, σ and the classes as the network computes with them."""
+        like = next(self.parameters())
+        given = as_floats(name, x)
+        points = as_samples(name, given, self.shape, like)
+        classes = as_labels(labels, points, self.num_classes, self.class_names)
+        return given, points, as_sigma(sigma, points), classes
 
     def _need_images(self, x: Tensor, shape: tuple[int, ...]) -> None:
         if self.levels is None:

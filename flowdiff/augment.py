@@ -9,6 +9,7 @@ flow learns from the changed ones what images have in common, instead of learnin
 """
 
 from contextlib import AbstractContextManager
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 
 from flowdiff.data.quantise import centres, to_levels
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, is_number
 from flowdiff.modes import within
+from flowdiff.options import Range, Share, checked
 
 
 class Augmentation(nn.Module):
@@ -70,23 +71,18 @@ class Affine(Augmentation):
 
     numbers = 6
 
+    @checked
     def __init__(
         self,
         context_dim: int,
-        probability: float = 0.7,
-        rotation: float = 0.12,
-        stretch: float = 0.06,
-        shear: float = 0.12,
-        shift: float = 0.08,
+        probability: Share = 0.7,
+        rotation: Annotated[float, Range(0, 10)] = 0.12,
+        stretch: Annotated[float, Range(0, 10)] = 0.06,
+        shear: Annotated[float, Range(0, 10)] = 0.12,
+        shift: Annotated[float, Range(0, 10)] = 0.08,
     ) -> None:
         super().__init__(context_dim)
-        if not (is_number(probability) and 0 <= probability <= 1):
-            raise ConfigError("augment.probability", probability, "must be between 0 and 1")
         self.probability = float(probability)
-        deviations = {"rotation": rotation, "stretch": stretch, "shear": shear, "shift": shift}
-        for name, value in deviations.items():
-            if not (is_number(value) and value >= 0):
-                raise ConfigError(f"augment.{name}", value, "must be a number >= 0")
         self.deviations = [rotation, stretch, stretch, shear, shift, shift]
 
     def change(self, k: Tensor, levels: int) -> tuple[Tensor, Tensor]:

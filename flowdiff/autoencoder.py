@@ -12,20 +12,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff import checkpoint, plots
 from flowdiff.data.base import ImageData
-from flowdiff.errors import ConfigError, FlowdiffError, positive
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import Extractor
 from flowdiff.files import write_json
 from flowdiff.first_stage import AutoencoderKL
 from flowdiff.metrics.base import Result
 from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
 from flowdiff.optimisation import Optimised
+from flowdiff.options import Length, Positive, Range, Size, checked
 from flowdiff.quantities import Quantity, resolved
 
 FOLDER = "autoencoder"  # in the run's folder
@@ -54,18 +55,19 @@ class Autoencoder(Optimised):
         ConfigError: images that can't be halved so often, or data that are no images.
     """
 
+    @checked
     def __init__(
         self,
         data: ImageData,
         config: dict[str, Any],
         entry: dict[str, Any],
-        latent_channels: int = 4,
-        block_out_channels: Sequence[int] = (16, 32, 32),
-        layers_per_block: int = 1,
-        norm_num_groups: int = 8,
+        latent_channels: Annotated[int, Range(1, 1024)] = 4,
+        block_out_channels: Annotated[Sequence[Size], Length(1, 16)] = (16, 32, 32),
+        layers_per_block: Annotated[int, Range(1, 32)] = 1,
+        norm_num_groups: Size = 8,
         attention: bool = True,
-        kl_weight: float = 1.0,
-        deviation: float = 0.1,
+        kl_weight: Positive = 1.0,
+        deviation: Positive = 0.1,
     ) -> None:
         super().__init__(config, entry)
         try:
@@ -82,8 +84,8 @@ class Autoencoder(Optimised):
         if any(channels % norm_num_groups for channels in block_out_channels):
             allowed = f"each must be divisible by autoencoder.norm_num_groups={norm_num_groups}"
             raise ConfigError("autoencoder.block_out_channels", list(block_out_channels), allowed)
-        self.kl_weight = positive("autoencoder.kl_weight", kl_weight)
-        self.deviation = positive("autoencoder.deviation", deviation)
+        self.kl_weight = kl_weight
+        self.deviation = deviation
         blocks = len(block_out_channels)
         self.network: Any = Network(
             in_channels=data.shape[0],
@@ -118,7 +120,10 @@ class Autoencoder(Optimised):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
-        self.log_validation(self.terms(self.data.to_centres(batch[0])))
+        self.log_validation(self.validation_terms(batch))
+
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return self.terms(self.data.to_centres(batch[0]))
 
     def picture(self) -> Tensor:
         """Ten validation images in each row, and their reconstructions below, (3, H', W') uint8."""

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,9 +28,11 @@ from rich.progress import (
 from torch import Tensor
 
 from flowdiff.checkpoint import read
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
+from flowdiff.files import there
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
+from flowdiff.options import Count, Length, NonNegative, Positive, Range, checked
 
 
 class EMA(EMAWeightAveraging):
@@ -43,9 +45,8 @@ class EMA(EMAWeightAveraging):
         decay: in [0, 1).
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError("callbacks.ema.decay", decay, "must be at least 0 and below 1")
+    @checked
+    def __init__(self, decay: Annotated[float, Range(0, 1, below=True)] = 0.999) -> None:
         super().__init__(decay=decay, use_buffers=False)  # buffers are copied, not averaged
         self._kwargs = {"multi_avg_fn": self._average}
         self.decay = decay
@@ -68,8 +69,8 @@ class Checkpoints(Checkpoint):
         monitor: the logged value that decides, lower is better.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
-        at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
+    @checked
+    def __init__(self, folder: str, every_n_steps: Count = 500, monitor: str = "val/loss") -> None:
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf
         self.saved_step = -1
@@ -84,6 +85,10 @@ class Checkpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Optimised)
+        names = pl_module.validation_names()
+        if self.monitor not in names:
+            raise ConfigError("monitor", self.monitor, f"must be one of {', '.join(names)}")
         self.saved_step = trainer.global_step
         if self.best_path.exists():  # resumed in its own folder
             stored = read(self.best_path)["callbacks"].get(self.state_key, {})
@@ -96,6 +101,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        there(trainer.default_root_dir)
         step = trainer.global_step
         if step != self.saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
             # the last step too: in on_train_end Lightning has closed the epoch, wherever in it the run stopped,
@@ -108,7 +114,7 @@ class Checkpoints(Checkpoint):
             value = trainer.callback_metrics.get(self.monitor)
             if value is not None and float(value) < self.best:
                 self.best = float(value)
-                trainer.save_checkpoint(self.best_path, weights_only=False)
+                self._save(trainer, self.best_path)
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,7 +124,14 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(self.last_path, weights_only=False)
+        self._save(trainer, self.last_path)
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        """Not without what the loggers were told of its steps: a run that goes on doesn't tell them again."""
+        there(trainer.default_root_dir)
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(path, weights_only=False)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         received = None if self.interrupts is None else self.interrupts.received
@@ -146,11 +159,13 @@ class Scalars(Callback):
         buckets: edges between the buckets of σ.
     """
 
-    def __init__(self, buckets: Sequence[float] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
+    @checked
+    def __init__(self, buckets: Annotated[Sequence[Positive], Length(0, 100)] = (0.05, 0.2, 0.5, 1.0, 3.0)) -> None:
         if list(buckets) != sorted(set(buckets)):
-            raise ConfigError("callbacks.scalars.buckets", list(buckets), "must increase")
+            raise ConfigError("buckets", list(buckets), "must increase")
         self.edges = torch.tensor(list(buckets), dtype=torch.float32)
         self.logged_step = self.seen_step = 0
+        self.restored: dict[str, Any] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -161,7 +176,28 @@ class Scalars(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
+        if self.restored and trainer.world_size == 1:  # of several processes only the first one's sums were kept
+            self.sums = {str(name): torch.tensor(float(value)) for name, value in self.restored["sums"].items()}
+            self.norm, self.norms = torch.tensor(float(self.restored["norm"])), int(self.restored["norms"])
+            self.steps = int(self.restored["steps"])
+            if self.restored["buckets"] is not None:
+                losses, counts = map(torch.tensor, self.restored["buckets"])
+                self.buckets = (losses, counts)
+        self.restored = {}
         self.seen_step = self.logged_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """The means that are under way: a run that goes on logs what it would have logged."""
+        return {
+            "sums": {name: float(total) for name, total in self.sums.items()},
+            "norm": float(self.norm),
+            "norms": self.norms,
+            "steps": self.steps,
+            "buckets": None if self.buckets is None else [values.tolist() for values in self.buckets],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = dict(state_dict)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._pause = time.perf_counter()
@@ -199,7 +235,9 @@ class Scalars(Callback):
         totals[0].index_add_(0, index, loss.float())
         totals[1].index_add_(0, index, torch.ones_like(loss, dtype=torch.float32))
         old = self.buckets
-        self.buckets = (totals[0], totals[1]) if old is None else (old[0] + totals[0], old[1] + totals[1])
+        self.buckets = (totals[0], totals[1])
+        if old is not None:
+            self.buckets = (old[0].to(edges.device) + totals[0], old[1].to(edges.device) + totals[1])
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """The means since the last call of ``_forget``, over all processes."""
@@ -235,7 +273,8 @@ class TrainingProgress(Callback):
         interval: seconds between two lines.
     """
 
-    def __init__(self, interval: float = 10.0) -> None:
+    @checked
+    def __init__(self, interval: NonNegative = 10.0) -> None:
         self.interval = interval
         self._bar: Progress | None = None
         self._console = Console()

@@ -6,6 +6,7 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
     config       the run's resolved configuration, plain dicts, lists, numbers and strings
     source       the same before interpolation, and ``overrides``, the words of the command line
     shape, num_classes, levels, class_names, data     what the model was trained on
+    notes        lines on its files: the numbers of the classes, what was left out
     versions, git                                     what it was trained with
     first_stage                                       of a model of latents: the autoencoder's hash, the pixels' levels
     micro_step                                        batches seen so far
@@ -96,6 +97,7 @@ def describe(
         "levels": None if data.levels is None else int(data.levels),
         "class_names": None if data.class_names is None else [str(name) for name in data.class_names],
         "data": str(data.name),
+        "notes": list(data.notes),
         "first_stage": data.first_stage_facts,
         "versions": package_versions(),
         "git": git_commit(),

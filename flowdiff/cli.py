@@ -5,14 +5,18 @@ for each job of a sweep. A job that fails doesn't stop the sweep: its own log ha
 ``status.json`` the error, and the exit code of the command is 1.
 """
 
+import argparse
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import logging
 import os
 import platform
 import re
+import shutil
+import signal
 import sys
 import time
 import traceback
@@ -23,21 +27,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import cluster, mistakes, search, sweeps
+from flowdiff import cluster, interrupts, lock, mistakes, search, sweeps
 from flowdiff.collect import read_job
-from flowdiff.errors import NonFiniteError
-from flowdiff.files import write_atomically
-from flowdiff.interrupts import Interrupted, Interrupts, scheduled
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
+from flowdiff.files import there, write_atomically, write_text
+from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.names import snake_case
 from flowdiff.text import one_line
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
 
 
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "output_dir", "run_dir")
 failures: list[str] = []  # of the jobs that ran in this process
 
 
@@ -54,32 +62,62 @@ def config_dir() -> Path:
     return Path(str(files("flowdiff.conf")))
 
 
-def run(task: Task, config_name: str = "config") -> None:
-    """Run ``task`` as a Hydra application and leave the process with its exit code."""
+def dataset_name(target: str) -> str:
+    """The file in conf/dataset that names this class, or the class's own name: ``digits``."""
+    for file in sorted((config_dir() / "dataset").glob("*.yaml")):
+        if OmegaConf.load(file).get("_target_") == target:
+            return file.stem
+    return snake_case(target.rpartition(".")[2])
+
+
+OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
+
+
+def run(task: Task, config_name: str = "config", exclusive: bool = False) -> None:
+    """Run ``task`` as a Hydra application and leave the process with its exit code.
+
+    Args:
+        task: a job of the command, given its configuration.
+        config_name: of conf/.
+        exclusive: whether a job keeps other processes from its folder (`flowdiff.lock`).
+    """
     _complete(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    job = functools.partial(_job, task)
+    job = functools.partial(_job, task, exclusive)
     functools.update_wrapper(job, _job)
     failures.clear()
     try:
-        sweeps.prepare(words, sys.argv, config_dir(), config_name)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-        code = 1 if failures else 0
+        with Interrupts() as signals, sweeps.held:
+            try:
+                _arrange(sys.argv)
+                sweeps.prepare(words, sys.argv, config_dir(), config_name)
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+            except Exception as error:
+                if signals.received is not None:  # what a signal has torn
+                    raise Interrupted(signals.received) from error
+                raise
+            if signals.received is not None:  # the workers of a launcher have saved and ended
+                raise Interrupted(signals.received)
+            code = 1 if failures else 0
     except JobFailed as failure:
         if any(word.startswith("hydra/launcher=submitit") for word in words):
             _say(str(failure))  # the job has said so in a file
         code = 1
-    except Interrupted as stop:
-        code = stop.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+    except sweeps.Refused as refused:
+        _say(str(refused))
+        code = 1
+    except (Interrupted, KeyboardInterrupt) as stop:
+        interrupts.ignore()
+        stopped = stop if isinstance(stop, Interrupted) else Interrupted(signal.SIGINT)
+        again = f"; the same command with {sweeps.KEY}=true goes on" if sweeps.Record.folder else ""
+        stopped.say(f"interrupted{again}", sys.stderr)
+        code = stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        line = mistakes.explain(error, words, config_dir(), config_name)
+        line = mistakes.explain(error, words, config_dir(), config_name, composing=True)
         if line is None:
             traceback.print_exc()
         _say(line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}")
@@ -88,6 +126,31 @@ def run(task: Task, config_name: str = "config") -> None:
         HydraConfig.instance().cfg = None  # --cfg leaves it set, for whatever this process does next
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _arrange(arguments: list[str]) -> None:
+    """Put options before words, as Hydra wants them; refuse in one line what it would answer with its usage.
+
+    Raises:
+        FlowdiffError: an option that there isn't, or a folder that is an empty word.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        found, rest = parser.parse_known_args(arguments[1:])
+    except argparse.ArgumentError as error:
+        raise FlowdiffError(f"{error}; --help says more") from error
+    for word in rest:
+        if word.startswith("-"):
+            key, equals, value = word.lstrip("-").partition("=")
+            hint = f"keys are typed without dashes, {key}={value}" if equals else "--help says which there are"
+            raise FlowdiffError(f"{word}: no such option; {hint}")
+    words = [word for word in arguments[1:] if word in {*found.overrides, *rest}]
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in FOLDERS and value in ("", "null"):
+            raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
+    arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
 
 
 COMPLETION = """\
@@ -114,59 +177,132 @@ def _complete(words: list[str]) -> None:
     os.environ["COMP_LINE"] = re.sub(r"^\S*python\S* -m flowdiff\.\w+", "flowdiff", line)
 
 
-def _job(task: Task, cfg: DictConfig) -> Any:
-    """One job: the task, with its status written before and after."""
+def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
+    """One job, in a folder that other processes keep out of."""
     quiet()
     cluster.use_given_cpus()
     hydra_cfg = HydraConfig.get()
-    folder, name = Path(hydra_cfg.runtime.output_dir), str(hydra_cfg.job.config_name)
-    overrides = list(hydra_cfg.overrides.task)
-    status = Status(folder, overrides)
-    sought = hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
+    if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
+        Interrupts.be_worker()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    status = Status(folder, list(hydra_cfg.overrides.task))
     try:
-        result = None
-        with Interrupts() if scheduled() else contextlib.nullcontext():
-            again = cfg.get(sweeps.KEY) or cluster.requeued(folder)
-            if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num)):
-                status.write("running")
-                mistakes.check_types(overrides, config_dir(), name)
-                if sought and cfg.get(search.KEY):
-                    search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
-                result = task(cfg)
-                status.write("done")
-        return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper) if sought else result
+        with lock.occupied(folder, exclusive) as killed:
+            return _attempt(task, cfg, hydra_cfg, status, killed)
+    except lock.OtherJob as error:
+        return _failed(error, hydra_cfg, status, cfg)
+    finally:
+        _release_memory()
+
+
+def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", killed: lock.Holder | None) -> Any:
+    """The task, with its status written before and after."""
+    folder, overrides = status.file.parent, status.overrides
+    try:
+        with Interrupts() as signals:
+            if Interrupts.ended_worker:
+                return None
+            try:
+                result = None
+                _write_record(folder, cfg)
+                again = cfg.get(sweeps.KEY) is True or cluster.requeued(folder)
+                if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num, killed)):
+                    status.write("running")
+                    if _sought(hydra_cfg) and cfg.get(search.KEY):
+                        search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
+                    with signals.deferred():
+                        importlib.import_module("torch")
+                    result = task(cfg)
+                    status.write("done")
+                if _sought(hydra_cfg):
+                    return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper)
+                return result
+            except Exception as error:
+                if signals.received is None or isinstance(error, FlowdiffError):
+                    raise
+                raise Interrupted(signals.received) from error  # what the signal has torn
     except Interrupted as stop:
+        if Interrupts.in_worker:
+            interrupts.ignore()
+            Interrupts.ended_worker = True
         status.write("interrupted", str(stop))
-        if scheduled():
+        if interrupts.scheduled():
             cluster.make_room(stop.number)
             raise SystemExit(stop.exit_code) from None
+        if Interrupts.in_worker:  # an exception would end the other workers before they have saved
+            return None
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         status.write("interrupted", type(stop).__name__)
         raise
     except Exception as error:
-        line = mistakes.explain(error, overrides, config_dir(), name)
-        shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
-        if not isinstance(error, sweeps.OtherJob):
-            status.write("failed", shown)
-        trace = traceback.format_exc()
+        return _failed(error, hydra_cfg, status, cfg)
+
+
+def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
+    """Say what was wrong, and write it down where the folder is this job's own."""
+    name = str(hydra_cfg.job.config_name)
+    line = mistakes.explain(error, status.overrides, config_dir(), name, _plain(cfg))
+    shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
+    if not isinstance(error, lock.OtherJob):
+        status.write("failed", shown)
+        trace = "".join(traceback.format_exception(error))
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
-        said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
-        _say(said)
-        failures.append(shown)
-        if sought and isinstance(error, NonFiniteError):
-            return search.worst(hydra_cfg.sweeper)
-        if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
-            raise JobFailed(said) from None
-        return None  # Hydra would print the failure once more, after the last job
-    finally:
-        _release_memory()
+    said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
+    _say(said)
+    failures.append(shown)
+    if _sought(hydra_cfg) and isinstance(error, NonFiniteError):
+        return search.worst(hydra_cfg.sweeper)
+    if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
+        raise JobFailed(said) from None
+    if hydra_cfg.mode == RunMode.RUN and isinstance(error, FlowdiffError) and not isinstance(error, lock.OtherJob):
+        _remove_unbegun(status.file.parent, str(hydra_cfg.job.name))
+    return None  # Hydra would print the failure once more, after the last job
 
 
-def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int) -> bool:
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values; unresolved, where it can't be resolved."""
+    try:
+        return dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException:
+        return dict(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+
+
+def _remove_unbegun(folder: Path, job: str) -> None:
+    """A run that a mistake has stopped before it began leaves no folder that looks like a run's."""
+    own = {".hydra", "status.json", "config.yaml", lock.NAME, f"{job}.log"}
+    if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= own:
+        return
+    logging.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # until one holds something else
+        for parent in folder.parents:
+            if parent == Path.cwd():
+                break
+            parent.rmdir()
+
+
+def _sought(hydra_cfg: Any) -> bool:
+    """Whether a search waits for the job's number."""
+    return hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
+
+
+def _write_record(folder: Path, cfg: DictConfig) -> None:
+    """What Hydra writes into ``.hydra`` otherwise, before anybody has asked whose folder it is."""
+    if interrupts.is_first():
+        hydra_cfg = HydraConfig.get()
+        for name, content in (
+            ("config", cfg),
+            ("hydra", {"hydra": hydra_cfg}),
+            ("overrides", hydra_cfg.overrides.task),
+        ):
+            write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(content))
+
+
+def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
-    state, last = sweeps.standing(folder, overrides)
+    state, last = sweeps.standing(folder, overrides, killed)
     if last is not None:
         with open_dict(cfg):
             cfg.ckpt_path = str(last)
@@ -194,8 +330,16 @@ class Status:
         self.start = time.time()
 
     def write(self, state: str, error: str | None = None) -> None:
-        """Write it; a disk that can't take it is no reason to lose the error that is being reported."""
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        """Write it; a disk that can't take it is no reason to lose the error that is being reported.
+
+        Raises:
+            FlowdiffError: the folder isn't there any more, where all seemed to be done.
+        """
+        if not interrupts.is_first():
+            return
+        if state in ("running", "done"):
+            there(self.file.parent)
+        elif not self.file.parent.is_dir():  # it isn't made again, only to say this
             return
         content = {
             "status": state,

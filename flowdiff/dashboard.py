@@ -5,6 +5,7 @@ Without a folder: the sweep below multirun/ that was started last; the last run 
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> None:
             raise FlowdiffError(f"{folder}: no such folder; give a sweep's or a run's")
     except FlowdiffError as error:
         sys.exit(str(error))
-    print(f"tensorboard --logdir {folder}", flush=True)
+    print(f"tensorboard --logdir {shlex.quote(str(folder))}", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), *options])
 
 

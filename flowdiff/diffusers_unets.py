@@ -13,7 +13,7 @@ they are 10u, 20u, 40u; 64u, 40u and 8u, and the numbers of layers and of heads 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from flowdiff.denoisers import attention_for
 from flowdiff.dropout import Dropout
 from flowdiff.edm import FreeDenoiser
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
+from flowdiff.options import Length, Range, Size, checked
 from flowdiff.unet import groups
 
 
@@ -72,19 +73,17 @@ class UNet2D(DiffusersDenoiser):
 
     choice = "unet_diffusers"
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2, 2),
-        layers: int = 2,
+        width: Size = 64,
+        multipliers: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (1, 2, 2),
+        layers: Annotated[int, Range(1, 32)] = 2,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
-        at_least("denoiser.width", width, 1)
-        at_least("denoiser.layers", layers, 1)
-        whole_numbers("denoiser.multipliers", multipliers, "as [1,2,2]", bool(multipliers))
         deeper = len(multipliers) - 1
         self._adopt(
             imported("UNet2DModel")(
@@ -122,21 +121,17 @@ class UNetSDXL(DiffusersDenoiser):
     choice = "unet_diffusers_sdxl"
     time_ids: Tensor
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width_factor: float = 0.1,
-        transformer_layers: Sequence[int] = (1, 2, 10),
-        tokens: int = 4,
+        width_factor: Annotated[float, Range(0, 16, above=True)] = 0.1,
+        transformer_layers: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(3, 3)] = (1, 2, 10),
+        tokens: Annotated[int, Range(1, 4096)] = 4,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
-        positive("denoiser.width_factor", width_factor)
-        at_least("denoiser.tokens", tokens, 1)
-        whole_numbers(
-            "denoiser.transformer_layers", transformer_layers, "three, as [1,2,10]", len(transformer_layers) == 3
-        )
         unit = max(1, round(32 * width_factor))
         self._adopt(sdxl_unet(shape[0], unit, transformer_layers))
         self.tokens = nn.Linear(self.embed.dim, tokens * 64 * unit)
@@ -176,12 +171,6 @@ def sdxl_unet(channels: int, unit: int = 32, transformer_layers: Sequence[int] =
         addition_time_embed_dim=8 * unit,
         projection_class_embeddings_input_dim=(40 + 6 * 8) * unit,
     )
-
-
-def whole_numbers(key: str, numbers: Sequence[int], how: str, enough: bool) -> None:
-    """Raise a :class:`ConfigError` unless they are integers ≥ 1 and ``enough`` of them."""
-    if not enough or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-        raise ConfigError(key, list(numbers), f"must be whole numbers from 1 up, {how}")
 
 
 def imported(name: str) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import at_least
 from flowdiff.flows.networks import ResidualMLP
+from flowdiff.options import Layers, Size, checked
 from flowdiff.statistics import DataStatistics
 
 
@@ -65,17 +65,16 @@ class MLPDenoiser(FreeDenoiser):
         width, depth: of the hidden layers, and the number of residual blocks.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width: int = 512,
-        depth: int = 4,
+        width: Size = 512,
+        depth: Layers = 4,
     ) -> None:
         super().__init__(shape, num_classes, conditioning)
-        at_least("denoiser.width", width, 1)
-        at_least("denoiser.depth", depth, 1)
         dim = math.prod(shape)
         self.mlp = ResidualMLP(dim, dim, self.embed.dim, width, depth)
 

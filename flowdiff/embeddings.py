@@ -10,11 +10,12 @@ table. The null class of classifier-free guidance is a row of its own, number K,
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import at_least
+from flowdiff.options import Range, Size, checked
 
 
 class NoiseEmbedding(nn.Module):
@@ -28,7 +29,6 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        at_least("conditioning.sigma_embed_dim", dim, 2)
         self.register_buffer("frequencies", 2 ** torch.linspace(-2, 3, max(2, dim // 2)))
         self.layer = nn.Linear(2 * len(self.frequencies), dim)
 
@@ -50,13 +50,15 @@ class Conditioning(nn.Module):
     joint = False
     shift: Tensor | None = None
 
-    def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
+    @checked
+    def __init__(
+        self, num_classes: int, sigma_embed_dim: Annotated[int, Range(2, 65536)] = 64, cond_embed_dim: Size = 64
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.noise = NoiseEmbedding(sigma_embed_dim)
         self.dim = sigma_embed_dim
         if num_classes:
-            at_least("conditioning.cond_embed_dim", cond_embed_dim, 1)
             self.table = nn.Embedding(num_classes + 1, cond_embed_dim)
             self.dim += cond_embed_dim
 
@@ -75,7 +77,10 @@ class FiLM(Conditioning):
 class Unconditional(Conditioning):
     """Only σ modulates the layers; the data's classes are dropped, and cond_embed_dim with them."""
 
-    def __init__(self, num_classes: int, sigma_embed_dim: int = 64, cond_embed_dim: int = 64) -> None:
+    @checked
+    def __init__(
+        self, num_classes: int, sigma_embed_dim: Annotated[int, Range(2, 65536)] = 64, cond_embed_dim: Size = 64
+    ) -> None:
         super().__init__(0, sigma_embed_dim)
 
 

@@ -26,8 +26,18 @@ class ConfigError(FlowdiffError):
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key}={value}: {allowed}")
-        self.key = key
+        super().__init__(f"{key}={shown(value)}: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+def shown(value: object) -> str:
+    """A value as it is typed on a command line, on one line, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if value == "":
+        return "''"
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def is_number(value: object) -> bool:
@@ -45,5 +55,5 @@ def positive(key: str, value: float) -> float:
 def at_least(key: str, value: int, least: int) -> int:
     """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(key, value, f"must be an integer >= {least}")
+        raise ConfigError(key, value, f"must be a whole number from {least} up")
     return value

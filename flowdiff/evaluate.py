@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import cli
 from flowdiff.errors import ConfigError
+from flowdiff.words import assignment
 
 
 def run_of(ckpt_path: str | None) -> str:
@@ -59,13 +60,15 @@ def expanded(arguments: list[str]) -> list[str]:
     if not patterns or patterns[-1] in ("", "null"):
         return arguments
     found = checkpoints_of(patterns[-1].strip("'\""))
-    paths = ",".join("'" + path.replace("'", "\\'") + "'" for path in found)
-    words = [*(word for word in arguments if not word.startswith("run=")), f"ckpt_path={paths}"]
+    first, *others = (assignment("ckpt_path", path) for path in found)
+    paths = ",".join([first, *(other.partition("=")[2] for other in others)])
+    words = [*(word for word in arguments if not word.startswith("run=")), paths]
     if len(found) > 1:
         words += [] if {"-m", "--multirun"} & set(words) else ["--multirun"]
         if not any(word.startswith("output_dir=") for word in words):  # one folder for all, beside their runs
             common = os.path.commonpath([os.path.dirname(os.path.dirname(os.path.dirname(path))) for path in found])
-            words.append(f"output_dir='{os.path.join(common, time.strftime('evaluate/%Y-%m-%d/%H-%M-%S'))}'")
+            folder = os.path.join(common, time.strftime("evaluate/%Y-%m-%d/%H-%M-%S"))
+            words.append(assignment("output_dir", folder))
     return words
 
 

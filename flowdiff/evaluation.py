@@ -4,13 +4,14 @@ Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evalua
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from flowdiff import tables
@@ -26,8 +27,10 @@ from flowdiff.generate import BatchedSampler, default_tile, from_config, user_er
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
-from flowdiff.sampling import data_of, density_of, instantiate_choice, opened, output_folder, plain
+from flowdiff.requests import EvaluateRequest, check_request
+from flowdiff.sampling import data_of, density_of, given_root, instantiate_choice, opened, output_folder, plain
 from flowdiff.statistics import DataStatistics
+from flowdiff.words import override
 
 
 def evaluate_run(
@@ -62,7 +65,7 @@ def report_autoencoder(
     print_table(entries, f"{data.name}: autoencoder, ema weights of {Path(ckpt_path).name}")
     print(f"metrics:         {run_dir / 'metrics.json'}")
     print(f"reconstructions: {run_dir / 'reconstructions.png'}")
-    print(f"autoencoder:     {folder}   (experiment=mnist_latent first_stage.path={folder})")
+    print(f"autoencoder:     {folder}   (experiment=mnist_latent {override('first_stage.path', folder)})")
     return entries
 
 
@@ -76,6 +79,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         ``metrics`` (what is in metrics.json) and ``output_dir``; with another model beside it also ``against``, its
         metrics.
     """
+    rival = cfg.get("denoiser")
+    chosen = None if rival is None else OmegaConf.to_container(rival, resolve=False)
+    others = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "denoiser"])
+    check_request(EvaluateRequest, {**plain(others), "denoiser": chosen})
     model, batched = opened(cfg)
     if cfg.tile is None:
         batched.tile = evaluation_tile(model.shape)
@@ -85,8 +92,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     metrics = build_metrics(wanted or {}, trusted=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    data = data_of(model, cfg.data_root)
+    data = data_of(model, *given_root(cfg))
     evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
+    unfit = {name: metric.unfit(evaluand) for name, metric in metrics.items()}
+    if all(unfit.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
+        raise ConfigError("metrics", f"[{','.join(metrics)}]", f"nothing of it can be measured here ({reasons})")
     if cfg.sigma_min is not None:
         evaluand.sigma_min = float(cfg.sigma_min)
     folder = output_folder(cfg.output_dir)
@@ -229,7 +240,7 @@ def report(
     print(f"samples:     {picture}")
     events = sorted(folder.rglob("events.out.tfevents*"))
     if events:
-        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {events[-1].parent})")
+        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {shlex.quote(str(events[-1].parent))})")
     for name, error in failed.items():  # after all that could be measured is written
         raise FlowdiffError(f"metrics.{name}: {error}") from error
     return entries

@@ -16,9 +16,10 @@ from safetensors.torch import save
 
 from flowdiff.api import Model
 from flowdiff.checkpoint import EXPORTED, Stored, load, stored
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_json, write_whole
-from flowdiff.sampling import output_folder
+from flowdiff.requests import ExportRequest, check_request
+from flowdiff.sampling import output_folder, plain
 
 
 def export(cfg: DictConfig) -> dict[str, Any]:
@@ -33,10 +34,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         FlowdiffError: no such checkpoint or format, a model that the format can't hold, diffusers not installed.
     """
-    if not cfg.ckpt_path:
-        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
-    if cfg.format not in FORMATS:
-        raise ConfigError("format", cfg.format, f"must be one of {', '.join(FORMATS)}")
+    check_request(ExportRequest, plain(cfg))
     built = Model(load(cfg.ckpt_path, cfg.weights), cfg.first_stage.path)  # what can't be built is not handed on
     model = stored(cfg.ckpt_path, cfg.weights)
     folder = output_folder(cfg.output_dir)

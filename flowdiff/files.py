@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,34 @@ def made(folder: str | os.PathLike[str], key: str) -> Path:
     except OSError as error:
         raise FlowdiffError(f"can't write to {key}={folder}: {error.strerror}") from error
     return path
+
+
+def there(folder: str | os.PathLike[str]) -> None:
+    """Raise a `FlowdiffError` if the folder that a program writes to has been removed: it isn't made again."""
+    if not os.path.isdir(folder):
+        raise FlowdiffError(f"{folder}: removed while the program was writing to it")
+
+
+@contextlib.contextmanager
+def noticing_removal(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, that a file can't be written because its folder is gone is said of the folder that was removed.
+
+    Args:
+        folder: what was there when the work began, and all that was made in it.
+
+    Raises:
+        FlowdiffError: ``folder``, or one in it, was removed.
+    """
+    try:
+        yield
+    except OSError as error:
+        there(folder)
+        missing = Path(os.fsdecode(error.filename or ""))
+        if error.errno != errno.ENOENT or Path(folder) not in missing.parents:
+            raise
+        while not missing.parent.is_dir():
+            missing = missing.parent
+        raise FlowdiffError(f"{missing}: removed while the program was writing to it") from error
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:

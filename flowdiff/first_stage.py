@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.options import Count, checked
 from flowdiff.progress import Progress
 
 PIXELS = 1 << 20  # pixels that pass through an autoencoder at once, if nothing else is said
@@ -98,8 +99,9 @@ class AutoencoderKL(FirstStage):
         FlowdiffError: nothing readable there, or diffusers is not installed.
     """
 
+    @checked
     def __init__(
-        self, path: str | None = None, slice: int | None = None, cache: str | None = None, device: str = "auto"
+        self, path: str | None = None, slice: Count | None = None, cache: str | None = None, device: str = "auto"
     ) -> None:
         if not path:
             raise ConfigError(
@@ -108,7 +110,7 @@ class AutoencoderKL(FirstStage):
                 "must be an autoencoder's folder, as RUN/autoencoder of experiment=autoencoder_mnist, or a hub name",
             )
         self.path = str(path)
-        self.slice = None if slice is None else at_least("first_stage.slice", slice, 1)
+        self.slice = slice
         self.cache = cache
         self.device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,

@@ -21,53 +21,14 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.labels import resolve_labels
 from flowdiff.progress import Progress
 from flowdiff.samplers import Clipped, Counted, Guided, IndexedNoise, NoiseSource, Sampler, Tiled
 from flowdiff.samplers.base import OTHERS
 from flowdiff.schedules import Schedule
 
-Labels = int | Sequence[int] | Tensor | str | None
-"""``"balanced"`` (0..K-1 in turn), a class, a list of classes, or None or ``"none"`` (the null class)."""
-
 Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], Tensor]
 """What makes the samples of one batch, see `BatchedSampler.each`."""
-
-
-def resolve_labels(labels: Labels, n: int, num_classes: int, key: str = "class_label") -> Tensor | None:
-    """The class of each of ``n`` samples.
-
-    Args:
-        labels: see `Labels`; a sequence shorter than ``n`` is repeated.
-        n: number of samples.
-        num_classes: K, 0 for an unconditional model.
-        key: the name of the option in an error message.
-
-    Returns:
-        (n,) int64 in [0, K), or None: no class.
-    """
-    if labels is None or (isinstance(labels, str) and labels == "none"):
-        return None
-    if isinstance(labels, str) and labels == "balanced":
-        return torch.arange(n) % num_classes if num_classes else None
-    if isinstance(labels, str):
-        raise ConfigError(key, labels, _allowed_labels(num_classes))
-    given = torch.as_tensor([labels] if isinstance(labels, int) else labels).flatten()
-    if num_classes == 0:
-        raise ConfigError(key, _shown(labels), "this model is unconditional: leave it out")
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    if not len(given) or not whole or bool(((given < 0) | (given >= num_classes)).any()):
-        raise ConfigError(key, _shown(labels), _allowed_labels(num_classes))
-    return given.to("cpu", torch.int64).repeat(-(-n // len(given)))[:n]
-
-
-def _shown(labels: object) -> object:
-    return labels.tolist() if isinstance(labels, Tensor) else labels
-
-
-def _allowed_labels(num_classes: int) -> str:
-    if num_classes == 0:
-        return "this model is unconditional: leave it out"
-    return f"must be a class from 0 to {num_classes - 1}, a list, balanced (each in turn) or none (no class)"
 
 
 def seeds_from(seed: int, n: int) -> Tensor:

@@ -6,7 +6,7 @@ they stand before `flowdiff.callbacks.EMA` in the list of callbacks.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from flowdiff import generate, plots
 from flowdiff.autoencoder import Autoencoder
-from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.module import Diffusion
 from flowdiff.optimisation import Optimised
+from flowdiff.options import Length, Range, Sigma, checked
 
 
 class Picture(Callback):
@@ -55,7 +55,8 @@ class SampleGrid(Picture):
 
     folder = "samples"
 
-    def __init__(self, rows: int = 10, columns: int = 10) -> None:
+    @checked
+    def __init__(self, rows: Annotated[int, Range(1, 100)] = 10, columns: Annotated[int, Range(1, 100)] = 10) -> None:
         self.rows, self.columns = rows, columns
 
     def picture(self, module: Diffusion) -> Tensor | None:
@@ -86,9 +87,12 @@ class DenoisingGrid(Picture):
 
     folder = "denoising"
 
-    def __init__(self, columns: int = 10, sigmas: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> None:
-        if not sigmas or min(sigmas) <= 0:
-            raise ConfigError("callbacks.denoising_grid.sigmas", list(sigmas), "must be numbers > 0")
+    @checked
+    def __init__(
+        self,
+        columns: Annotated[int, Range(1, 100)] = 10,
+        sigmas: Annotated[Sequence[Sigma], Length(1, 100)] = (0.1, 0.3, 1.0, 3.0, 10.0),
+    ) -> None:
         self.columns, self.sigmas = columns, list(sigmas)
 
     @torch.no_grad()

@@ -12,15 +12,16 @@ Denoising score matching (Vincent 2011) is blind to what only shifts log p, so t
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, ScoreFlow
-from flowdiff.errors import ConfigError, FlowdiffError, is_number, positive
+from flowdiff.errors import FlowdiffError
 from flowdiff.fokker_planck import rademacher, residual, slopes
 from flowdiff.names import snake_case
+from flowdiff.options import Length, NonNegative, Positive, Power, checked
 
 
 class Noised(NamedTuple):
@@ -93,7 +94,8 @@ class Likelihood(Loss):
 
     needs_likelihood = True
 
-    def __init__(self, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, power: Power = 0.5) -> None:
         self.power = power
 
     def weight(self, denoiser: ScoreFlow, sigma: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ class Mixture(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, denoising_weight: float = 1.0, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, denoising_weight: NonNegative = 1.0, power: Power = 0.5) -> None:
         super().__init__(power)
         self.denoising_weight = denoising_weight
 
@@ -156,15 +159,16 @@ class AnnealedMixture(Likelihood):
         ConfigError: anything but two numbers >= 0.
     """
 
+    @checked
     def __init__(
         self,
-        likelihood_weight: Sequence[float] = (1.0, 1.0),
-        denoising_weight: Sequence[float] = (0.0, 1.0),
-        power: float = 0.5,
+        likelihood_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (1.0, 1.0),
+        denoising_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (0.0, 1.0),
+        power: Power = 0.5,
     ) -> None:
         super().__init__(power)
-        self.likelihood_weight = start_and_end("loss.likelihood_weight", likelihood_weight)
-        self.denoising_weight = start_and_end("loss.denoising_weight", denoising_weight)
+        self.likelihood_weight = likelihood_weight
+        self.denoising_weight = denoising_weight
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
@@ -185,9 +189,10 @@ class FokkerPlanck(Likelihood):
         power: exponent of the likelihood's weight over σ.
     """
 
-    def __init__(self, fokker_planck_weight: float = 1.0, power: float = 0.5) -> None:
+    @checked
+    def __init__(self, fokker_planck_weight: Positive = 1.0, power: Power = 0.5) -> None:
         super().__init__(power)
-        self.fokker_planck_weight = positive("loss.fokker_planck_weight", fokker_planck_weight)
+        self.fokker_planck_weight = fokker_planck_weight
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
@@ -201,14 +206,6 @@ class FokkerPlanck(Likelihood):
         squared = (r / denoiser.dim).square()
         loss = self.weight(denoiser, batch.sigma) * nll + self.fokker_planck_weight * squared
         return {"loss": loss, "nll": nll.detach(), "fokker_planck": squared.detach()}
-
-
-def start_and_end(key: str, values: Sequence[float]) -> tuple[float, float]:
-    """The two weights, if they are numbers >= 0, else a :class:`ConfigError` that names ``key``."""
-    right = isinstance(values, list | tuple) and len(values) == 2 and all(is_number(v) and v >= 0 for v in values)
-    if not right:
-        raise ConfigError(key, values, "must be two numbers >= 0, at the start and at the end, as [0.0,1.0]")
-    return float(values[0]), float(values[1])
 
 
 def mixture(

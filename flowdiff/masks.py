@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.data.pictures import read_picture
+from flowdiff.errors import ConfigError, FlowdiffError
 
 ALLOWED = (
     "must be the part to leave out: left, right, top, bottom, center, random:P with a share P of the pixels, "
@@ -78,8 +79,6 @@ def _random(mask: str, share: str, height: int, width: int, seed: int) -> Tensor
 
 
 def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
-    from PIL import Image
-
     path = Path(mask).expanduser()
     if not path.is_file():
         raise ConfigError("mask", mask, "no such file")
@@ -88,9 +87,8 @@ def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
             array = np.load(path, allow_pickle=False)
             missing = torch.from_numpy(np.asarray(array != 0))
         else:
-            with Image.open(path) as image:
-                missing = torch.from_numpy(np.asarray(image.convert("L")) > 127)
-    except (OSError, ValueError, TypeError) as error:
+            missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0] > 127
+    except (FlowdiffError, OSError, ValueError, TypeError, EOFError) as error:
         raise ConfigError("mask", mask, f"can't be read: {' '.join(str(error).split())[:200]}") from error
     if tuple(missing.shape) not in (tuple(shape[1:]), tuple(shape), (1, *shape[1:])):
         size = " x ".join(str(n) for n in missing.shape)

@@ -15,7 +15,6 @@ from flowdiff.compilation import compiled
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.dropout import dropout
-from flowdiff.errors import ConfigError, at_least, is_number
 from flowdiff.flows.logdet import fresh_probes
 from flowdiff.losses import Loss
 from flowdiff.noise import NoiseDistribution
@@ -44,7 +43,6 @@ class Diffusion(Optimised):
         entry: dict[str, Any],
     ) -> None:
         super().__init__(config, entry)
-        check(config)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         # a function: what copies the module, as the average does, doesn't copy it
@@ -80,6 +78,10 @@ class Diffusion(Optimised):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.seed_validation(batch_idx)
+        self.log_validation(self.validation_terms(batch))
+
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What a validation logs of a batch, (B,) each: the terms of the loss, and bits per dimension of images."""
         x0, labels = self._prepare(batch)
         sigma = self.noise(len(x0), x0.device)
         terms = self.loss(self.denoiser, x0, labels, sigma, torch.randn_like(x0))
@@ -88,30 +90,9 @@ class Diffusion(Optimised):
             lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
-        self.log_validation(terms)
+        return terms
 
     def _prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Levels to model space; labels only where the model looks at them."""
         k, labels = batch
         return self.data.to_model(k), labels if self.denoiser.num_classes else None
-
-
-def check(config: dict[str, Any]) -> None:
-    """Refuse values that can't train, by name, before anything is built."""
-
-    def need(key: str, value: Any, right: bool, allowed: str) -> None:
-        if not right:
-            raise ConfigError(key, value, allowed)
-
-    steps, lr, decay = config["trainer"].get("max_steps"), config["lr"], config["weight_decay"]
-    at_least("trainer.max_steps", steps, 1)
-    for key, least in (("seed", 0), ("warmup_steps", 0), ("decay_steps", 1)):
-        at_least(key, config[key], least)
-    need("lr", lr, is_number(lr) and lr > 0, "must be a number > 0")
-    need("weight_decay", decay, is_number(decay) and decay >= 0, "must be a number >= 0")
-    labels, values = config["label_dropout"], config["dropout"]
-    need("label_dropout", labels, is_number(labels) and 0 <= labels <= 1, "must be between 0 and 1")
-    need(
-        "compile", config.get("compile", False), isinstance(config.get("compile", False), bool), "must be true or false"
-    )
-    need("dropout", values, is_number(values) and 0 <= values < 1, "must be at least 0 and below 1")

@@ -7,11 +7,13 @@ Draws come from torch's global generator, which the training step seeds.
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, positive
+from flowdiff.errors import ConfigError
+from flowdiff.options import Range, Sigma, checked
 
 
 class NoiseDistribution:
@@ -30,8 +32,11 @@ def strata(n: int, device: torch.device | str) -> Tensor:
 class LogNormal(NoiseDistribution):
     """log σ ~ N(p_mean, p_std²) (Karras et al. 2022, table 1)."""
 
-    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
-        self.p_mean, self.p_std = p_mean, positive("noise.p_std", p_std)
+    @checked
+    def __init__(
+        self, p_mean: Annotated[float, Range(-20, 20)] = -1.2, p_std: Annotated[float, Range(0, 20, above=True)] = 1.2
+    ) -> None:
+        self.p_mean, self.p_std = p_mean, p_std
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         places = strata(n, device).clamp(1e-6, 1 - 1e-6)  # float32 can draw 0 and 1
@@ -41,8 +46,8 @@ class LogNormal(NoiseDistribution):
 class LogUniform(NoiseDistribution):
     """log σ uniform between log sigma_min and log sigma_max."""
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        positive("noise.sigma_min", sigma_min)
+    @checked
+    def __init__(self, sigma_min: Sigma = 0.002, sigma_max: Sigma = 80.0) -> None:
         if sigma_min >= sigma_max:
             raise ConfigError("noise.sigma_min", sigma_min, f"must be below noise.sigma_max={sigma_max}")
         self.low, self.high = math.log(sigma_min), math.log(sigma_max)
@@ -54,8 +59,9 @@ class LogUniform(NoiseDistribution):
 class Fixed(NoiseDistribution):
     """One noise level: a density of the data at σ_min and nothing else, as other flows are trained."""
 
-    def __init__(self, sigma: float) -> None:
-        self.sigma = positive("noise.sigma", sigma)
+    @checked
+    def __init__(self, sigma: Sigma) -> None:
+        self.sigma = sigma
 
     def __call__(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         return torch.full((n,), float(self.sigma), device=device)

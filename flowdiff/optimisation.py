@@ -69,6 +69,18 @@ class Optimised(LightningModule):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.global_step + 1}")
         return loss
 
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What a validation logs of a batch, (B,) each."""
+        raise NotImplementedError
+
+    def validation_names(self) -> list[str]:
+        """The names of what a validation logs, as ``val/loss``; found out by two rows, without drawing on the run's
+        random numbers."""
+        batch = next(iter(self.data.val_dataloader()))
+        few: Any = tuple(part[:2].to(self.device) for part in batch)
+        with torch.random.fork_rng(), torch.no_grad():
+            return [f"val/{name}" for name in self.validation_terms(few)]
+
     def log_validation(self, terms: dict[str, Tensor]) -> None:
         """Terms of a validation batch, (B,) each, as ``val/<name>``: means over all batches of all processes."""
         means = {f"val/{name}": term.mean() for name, term in terms.items()}

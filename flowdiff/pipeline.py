@@ -36,7 +36,7 @@ from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import write_json, write_text
 from flowdiff.first_stage import units
-from flowdiff.generate import resolve_labels
+from flowdiff.labels import resolve_labels
 from flowdiff.samplers import Clipped, Guided
 
 CODE = '"""The class is part of the package flowdiff."""\n\nfrom flowdiff.pipeline import FlowdiffPipeline\n'
@@ -62,6 +62,7 @@ class FlowdiffDenoiser(ModelMixin, ConfigMixin):
         self.denoiser = denoiser
         self.shape = shape
         self.num_classes: int = denoiser.num_classes
+        self.class_names: list[str] | None = entry.get("class_names")
         self.levels: int = (entry.get("first_stage") or entry)["levels"]  # of a pixel
         self.of_latents = entry["levels"] is None
 
@@ -96,7 +97,7 @@ class FlowdiffPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: int | str | Sequence[int | str] | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -108,7 +109,7 @@ class FlowdiffPipeline(DiffusionPipeline):
 
         Args:
             batch_size: how many; None: as many as there are labels or latents, or one.
-            class_labels: one class for all, one for each image, or None: the null class.
+            class_labels: one class for all, by number or name, one for each image, or None: the null class.
             num_inference_steps: the scheduler's.
             guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
             generator: one for all, or a list with one for each image.
@@ -135,15 +136,15 @@ class FlowdiffPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _wanted(
-        self, batch_size: int | None, class_labels: int | Sequence[int] | None, latents: Tensor | None
+        self, batch_size: int | None, class_labels: int | str | Sequence[int | str] | None, latents: Tensor | None
     ) -> tuple[int, Tensor | None]:
         """The number of images and their classes."""
-        given = None if class_labels is None or isinstance(class_labels, int) else len(class_labels)
+        given = None if class_labels is None or isinstance(class_labels, int | str) else len(class_labels)
         n = batch_size if batch_size is not None else given or (1 if latents is None else len(latents))
         at_least("batch_size", n, 1)
         if given is not None and given != n:
             raise ConfigError("class_labels", class_labels, f"must be one class, or {n}: one for each image")
-        return n, resolve_labels(class_labels, n, self.denoiser.num_classes, "class_labels")
+        return n, resolve_labels(class_labels, n, self.denoiser.num_classes, "class_labels", self.denoiser.class_names)
 
     def _sampled(
         self,

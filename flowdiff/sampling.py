@@ -18,20 +18,24 @@ from torch import Tensor
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
     built_safely,
-    check_positive,
     from_config,
-    resolve_labels,
     seeds_from,
     user_error,
 )
+from flowdiff.labels import resolve_labels, typed_labels
+from flowdiff.options import check
 from flowdiff.plots import density_scatter, image_grid, save_png
+from flowdiff.requests import SampleRequest, check_levels, check_request, find_target
+from flowdiff.samplers import Sampler
+from flowdiff.schedules import Schedule
 
 KEPT = (*SETTINGS, "guidance_scale")
 
@@ -46,15 +50,15 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
         ``output_dir``, ``grid`` (or ``scatter``) and ``npz`` (paths), and the conditions of the samples; of a task
         also what it has measured.
     """
-    check_positive("num_samples", cfg.num_samples)
+    check_request(SampleRequest, plain(cfg))
     task = build_task(cfg)
     model, batched = opened(cfg)
     if task is not None:
         return _perform(task, cfg, model, batched)
     images = model.has_images
     n = cfg.num_samples or (16 if images else 2000)
-    wanted = "balanced" if cfg.class_label is None else plain(cfg.class_label)
-    labels = resolve_labels(wanted, n, model.num_classes)
+    wanted = "balanced" if cfg.class_label is None else typed_labels(plain(cfg.class_label), model.class_names)
+    labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
     seeds = seeds_from(cfg.seed, n)
     folder = output_folder(cfg.output_dir)
     x = batched(labels, seeds)
@@ -83,9 +87,10 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     """Do a task, write and print what came of it."""
     from flowdiff.tasks import Request
 
-    data = functools.cache(lambda: data_of(model, cfg.data_root))
+    data = functools.cache(lambda: data_of(model, *given_root(cfg)))
+    wanted = typed_labels(plain(cfg.class_label), model.class_names)
     folder = output_folder(cfg.output_dir)
-    drawn = task(model, batched, Request(cfg.num_samples, plain(cfg.class_label), cfg.seed, data))
+    drawn = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
     picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
     written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
     conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
@@ -100,23 +105,45 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_data(config: Mapping[str, Any], data_root: str | None = None) -> ImageData:
+def build_data(config: Mapping[str, Any], data_root: str | None = None, typed: bool = True) -> ImageData:
     """The dataset of a checkpoint's configuration, loaded.
 
     Args:
         config: its ``dataset``.
-        data_root: where the files of downloaded datasets are now; None: where they were in training. A folder of
-            one's own images stays where it was.
+        data_root: where its files are now; None: where they were in training.
+        typed: a user has typed ``data_root``; False: it is the environment's, where downloaded datasets are, and
+            others (a folder of one's own images) stay where they were.
     """
     config = dict(config)
-    if data_root is not None and "root" in config and not str(config.get("_target_")).endswith(".ImageFolder"):
+    if data_root is not None and "root" in config and (typed or "download" in config):
         config["root"] = data_root
-    return loaded(built_safely("dataset", config))
+    try:
+        return loaded(built_safely("dataset", config))
+    except FlowdiffError as error:
+        said = str(error)
+        if not said.startswith("dataset.root="):
+            raise
+        if typed and data_root is not None:
+            raise FlowdiffError(said.removeprefix("dataset.").replace("root=", "data_root=", 1)) from error
+        raise FlowdiffError(f"{said}; data_root=FOLDER says where they are now") from error
 
 
-def data_of(model: Model, data_root: str | None = None) -> ImageData:
-    """The data that a model was trained on, as it sees them; arguments as for `build_data`."""
-    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root))
+def given_root(cfg: DictConfig) -> tuple[str | None, bool]:
+    """``data_root``, and whether it was typed: unless it is, it is an interpolation of the environment's."""
+    return cfg.data_root, not OmegaConf.is_interpolation(cfg, "data_root")
+
+
+def data_of(model: Model, data_root: str | None = None, typed: bool = True) -> ImageData:
+    """The data that a model was trained on, as it sees them; arguments as for `build_data`.
+
+    Raises:
+        FlowdiffError: they are not there, or have other classes by now.
+    """
+    data = build_data(model.config["dataset"], data_root, typed)
+    if model.class_names is not None and data.class_names != model.class_names:
+        theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
+        raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
+    return seen_through(model.first_stage, data)
 
 
 def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
@@ -127,6 +154,7 @@ def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) 
         "ckpt_path": str(cfg.ckpt_path),
         "weights": model.weights,
         "data": model.data,
+        "class_names": model.class_names,
         "seed": int(cfg.seed),
         "n": n,
         "nonfinite": batched.nonfinite,
@@ -135,10 +163,6 @@ def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) 
 
 def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
     """The model that ``ckpt_path``, ``weights`` and ``device`` name, and its sampler as the command line wants it."""
-    for key in ("num_steps", "batch_size", "tile"):
-        check_positive(key, cfg.get(key))
-    if not cfg.ckpt_path:
-        raise ConfigError("ckpt_path", "null", "must be a checkpoint, as RUN/checkpoints/last.ckpt")
     device = pick_device(cfg.device)
     model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights), cfg.first_stage.path).to(device)
     return model, configured_sampler(model, cfg)
@@ -155,13 +179,16 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
     for key in KEPT:
         if filled.get(key) is None:
             filled[key] = model.config.get(key)
+    check_levels({key: filled.get(key) for key in KEPT})
     config = dict(model.config)
-    for group in ("sampler", "schedule"):
+    annotation: Any
+    for group, annotation in (("sampler", Sampler), ("schedule", Schedule)):
         choice = plain(filled.get(group)) or {}
-        if "_target_" in choice:
+        made = "_target_" in choice
+        config[group] = choice if made else {**config[group], **choice}
+        check(group, config[group], find_target, annotation)
+        if made:
             config[group] = instantiate_choice(group, choice)
-        else:
-            config[group] = {**config[group], **choice}
     return from_config(model.denoiser, config, model.levels is not None, cfg.batch_size, cfg.tile, **given)
 
 
@@ -272,7 +299,9 @@ def _report(
     written: Mapping[str, Path],
     statistics: Mapping[str, Any],
 ) -> None:
-    classes = "no class" if labels is None else f"classes {sorted(set(labels.tolist()))}"
+    drawn = [] if labels is None else sorted(set(labels.tolist()))
+    names = [name for c, name in enumerate(conditions["class_names"] or ()) if c in drawn and name != str(c)]
+    classes = (f"classes {drawn}" if drawn else "no class") + (f" ({listed(names)})" if names else "")
     print(
         f"{n} {what} of {conditions['data']}, {classes}, seeds {conditions['seed']} to {conditions['seed'] + n - 1}: "
         f"{conditions['sampler']}, {conditions['schedule']}, {conditions['num_steps']} steps, "

@@ -26,13 +26,14 @@ so equal steps in G make errors of equal size. Everything is float64; the two en
 """
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, at_least, is_number
+from flowdiff.errors import ConfigError
 from flowdiff.names import snake_case
+from flowdiff.options import Positive, Range, Sigma, Steps, checked
 from flowdiff.samplers import Denoise, NoiseSource
 
 
@@ -44,7 +45,8 @@ class Schedule:
         sigma_max: the first noise level, > sigma_min.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma) -> None:
         _check_range("sigma_max", sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
@@ -72,7 +74,8 @@ class Schedule:
         """The schedule's name in the configuration."""
         return snake_case(type(self).__name__)
 
-    def __call__(self, num_steps: int, sigma_max: float | None = None) -> Tensor:
+    @checked
+    def __call__(self, num_steps: Steps, sigma_max: Sigma | None = None) -> Tensor:
         """The noise levels of one run.
 
         Args:
@@ -83,7 +86,6 @@ class Schedule:
         Returns:
             (num_steps + 1,) float64, strictly decreasing, the last one 0.
         """
-        at_least("num_steps", num_steps, 1)
         if sigma_max is not None:
             _check_range("sigma_start", self.sigma_min, sigma_max, equal=num_steps == 1)
         start = self.sigma_max if sigma_max is None else float(sigma_max)
@@ -98,9 +100,10 @@ class Schedule:
 class Karras(Schedule):
     """Equal steps in sigma^(1/rho): Karras et al. 2022, equation 5."""
 
-    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 7.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, rho: Positive = 7.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.rho = _positive("schedule.rho", rho)
+        self.rho = rho
 
     def warp(self, sigma: Tensor) -> Tensor:
         return sigma ** (1 / self.rho)
@@ -136,9 +139,10 @@ class Polyexponential(Schedule):
         rho: 1 is ``Geometric``, more puts more steps at low noise.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 1.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, rho: Positive = 1.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.rho = _positive("schedule.rho", rho)
+        self.rho = rho
 
     def warp(self, sigma: Tensor) -> Tensor:
         return (sigma / self.sigma_min).log().clamp(min=0) ** (1 / self.rho)
@@ -154,10 +158,11 @@ class Vp(Schedule):
         beta_d, beta_min: of the process; its own t from 1 to 0.001 are sigma from 152 to 0.01.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, beta_d: float = 19.9, beta_min: float = 0.1) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, beta_d: Positive = 19.9, beta_min: Positive = 0.1) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.beta_d = _positive("schedule.beta_d", beta_d)
-        self.beta_min = _positive("schedule.beta_min", beta_min)
+        self.beta_d = beta_d
+        self.beta_min = beta_min
 
     def warp(self, sigma: Tensor) -> Tensor:
         log_scale = (sigma**2).log1p()
@@ -174,9 +179,10 @@ class Cosine(Schedule):
         scale: the sigma around which the steps are densest.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, scale: float = 1.0) -> None:
+    @checked
+    def __init__(self, sigma_min: Sigma, sigma_max: Sigma, scale: Positive = 1.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.scale = _positive("schedule.scale", scale)
+        self.scale = scale
 
     def warp(self, sigma: Tensor) -> Tensor:
         return torch.atan(sigma / self.scale)
@@ -193,11 +199,16 @@ class Adaptive(Geometric):
         even: share of F that is log sigma, in (0, 1]: no step becomes too long where D hardly moves.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, grid: int = 64, even: float = 0.1) -> None:
+    @checked
+    def __init__(
+        self,
+        sigma_min: Sigma,
+        sigma_max: Sigma,
+        grid: Annotated[int, Range(2, 100000)] = 64,
+        even: Annotated[float, Range(0, 1, above=True)] = 0.1,
+    ) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.grid = at_least("schedule.grid", grid, 2)
-        if not (is_number(even) and 0 < even <= 1):
-            raise ConfigError("schedule.even", even, "must be a number above 0, up to 1")
+        self.grid = grid
         self.even = even
         self._levels: Tensor | None = None  # log sigma and F there, both increasing
         self._way: Tensor | None = None
@@ -239,16 +250,8 @@ def _interpolated(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
 
 
-def _positive(key: str, value: float) -> float:
-    if not is_number(value) or value <= 0:
-        raise ConfigError(key, value, "must be a number > 0")
-    return float(value)
-
-
 def _check_range(upper_key: str, sigma_min: float, upper: float, equal: bool = False) -> None:
-    """0 < sigma_min < upper (or ≤), both finite; the message names whichever is wrong."""
-    _positive("sigma_min", sigma_min)
-    _positive(upper_key, upper)
+    """sigma_min < upper (or ≤); the message names whichever is wrong."""
     if upper_key == "sigma_max" and sigma_min >= upper:
         raise ConfigError("sigma_min", sigma_min, f"must be smaller than sigma_max={upper}")
     if sigma_min > upper or (sigma_min == upper and not equal):

@@ -15,7 +15,7 @@ its name, embedded once by the pipeline's own text encoders; the null class is w
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, Sigma, attention_for, batch_sigma
 from flowdiff.diffusers_unets import imported
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.options import Length, Size, checked
 from flowdiff.statistics import DataStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -60,6 +61,7 @@ class SDXL(Denoiser):
     pooled_prompt_embeds: Tensor
     time_ids: Tensor
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -68,8 +70,8 @@ class SDXL(Denoiser):
         prompt: str = "a photo of a {}",
         prompts: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
-        image_size: Sequence[int] | None = None,
-        dtype: str = "float32",
+        image_size: Annotated[Sequence[Size], Length(2, 2)] | None = None,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         variant: str | None = None,
     ) -> None:
         super().__init__(shape, num_classes)

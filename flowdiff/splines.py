@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError, is_number
-
 
 class Knots(NamedTuple):
     """Splines of K bins, one for each entry of a shape S.
@@ -61,13 +59,6 @@ def _ends(logits: Tensor, bound: float) -> Tensor:
     """−B, …, B: K + 1 points whose distances are 2B·softmax(logits)."""
     inner = 2 * bound * logits.softmax(-1).cumsum(-1)[..., :-1] - bound
     return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
-
-
-def log_slope_bound(key: str, value: float) -> float:
-    """``value`` if it is a number in (0, 6] (or bins may vanish), else a :class:`ConfigError` that names ``key``."""
-    if not (is_number(value) and 0 < value <= 6):
-        raise ConfigError(key, value, "must be a number in (0, 6]")
-    return value
 
 
 def slope_bounds(bins: int, max_log_slope: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ eigensystem that fits into memory: their Σ is taken as diagonal, Q as the ident
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,39 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.marginals import Marginals
 
 MOST_DIM = 4096  # of a full covariance
+
+
+class Sample(NamedTuple):
+    """Some rows of data, the same for every run: as many of each class, however rare it is.
+
+    Attributes:
+        x: (M, d), dequantised.
+        classes: (M,), K (the null class) for data without.
+        weights: (M,), with which means over these rows estimate those over all; their sum is 1.
+    """
+
+    x: Tensor
+    classes: Tensor
+    weights: Tensor
+
+    @classmethod
+    def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
+        """About ``rows`` of x (N, d), at least one of each class in labels (N,), each moved within its bin.
+
+        Where there are fewer, each comes several times, moved anew.
+        """
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(x), generator=generator)
+        if labels is None or not num_classes:
+            labels = torch.full((len(x),), num_classes)
+        classes, sizes = labels.unique(return_counts=True)
+        each = max(1, rows // len(classes))
+        own = [order[labels[order] == c][:each] for c in classes]
+        weights = torch.cat([(n / len(x) / len(part)).repeat(len(part)) for n, part in zip(sizes, own, strict=True)])
+        times = -(-rows // len(weights))
+        index = torch.cat(own).repeat(times)
+        noise = torch.rand(len(index), x.shape[1], generator=generator) - 0.5
+        return cls(x[index] + bin_width * noise, labels[index], weights.repeat(times) / times)
 
 
 @dataclass(frozen=True)
@@ -34,6 +68,7 @@ class DataStatistics:
         eigenvectors: (d, d), Q, one eigenvector a column; None: the covariance is diagonal.
         sigma_data: standard deviation of all coordinates around their common mean (EDM's σ_data).
         marginals: measures the histogram of each coordinate, which takes seconds and which most models do not need.
+        sample: some of the data, see `Sample`; None: there are none to be had.
     """
 
     class_means: Tensor
@@ -41,6 +76,7 @@ class DataStatistics:
     eigenvectors: Tensor | None
     sigma_data: float
     marginals: Callable[[], Marginals]
+    sample: Callable[[int], Sample] | None = None
 
     @classmethod
     def from_data(
@@ -84,6 +120,9 @@ class DataStatistics:
             eigenvectors=eigenvectors,
             sigma_data=float((flat.var(correction=0) + noise_variance).sqrt()),
             marginals=functools.partial(Marginals.from_data, x.detach().flatten(1), (12 * noise_variance) ** 0.5),
+            sample=functools.partial(
+                Sample.from_data, x.detach().flatten(1), labels, num_classes, (12 * noise_variance) ** 0.5
+            ),
         )
 
     def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -5,32 +5,59 @@ those that ``status.json`` calls done are left as they are; one that was interru
 from its last checkpoint, in its own folder; those that have none run from their beginning.
 """
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import cluster, mistakes
+from flowdiff import cluster, lock, mistakes
 from flowdiff.collect import read_job
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError
+from flowdiff.interrupts import Interrupts
+from flowdiff.lock import OtherJob
+from flowdiff.words import assignment
 
 KEY = "resume_sweep"
+held = contextlib.ExitStack()  # the lock of the sweep that this process runs, until the command ends
 
 
-class OtherJob(FlowdiffError):
-    """A folder is in use by another job, or by another process: nothing may be written to it."""
+class Refused(BaseException):
+    """Another process runs this sweep. No `Exception`, which Hydra would turn into a warning, and go on."""
 
 
 class Record(Callback):
     """Notes the sweep's own words in its folder, as ``multirun.yaml``, whatever sweeper runs it; Hydra's own does so
-    itself, that of optuna doesn't."""
+    itself, that of optuna doesn't. Before that the folder is this process's own, or the sweep doesn't begin."""
+
+    folder: ClassVar[Path | None] = None  # of the sweep that this process runs
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(lock.occupied(folder))
+        except OtherJob as error:
+            raise Refused(str(error)) from error
+        Record.folder = folder
         OmegaConf.save(config, folder / "multirun.yaml")
+        if in_workers(config.hydra):
+            Interrupts.pass_on_to(workers)
+
+
+def in_workers(hydra_cfg: Any) -> bool:
+    """Whether the jobs run in processes that joblib has started."""
+    return hydra_cfg.mode == RunMode.MULTIRUN and "joblib" in str(hydra_cfg.launcher.get("_target_")).lower()
+
+
+def workers() -> list[int]:
+    """The processes that joblib has started."""
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    return list(getattr(getattr(loky, "_executor", None), "_processes", None) or {})
 
 
 def wanted(words: Sequence[str]) -> bool:
@@ -73,11 +100,16 @@ def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config
     folder = started_by(words, config_dir, config_name)
     print(f"going on with {folder}" if folder else "no earlier sweep of these words: a new one begins", flush=True)
     if folder:
-        arguments.append(f"hydra.sweep.dir='{folder}'")
+        arguments.append(assignment("hydra.sweep.dir", folder))
 
 
-def standing(folder: Path, overrides: Sequence[str]) -> tuple[str, Path | None]:
+def standing(folder: Path, overrides: Sequence[str], killed: lock.Holder | None = None) -> tuple[str, Path | None]:
     """How far the job in a folder had come: its status, and its last checkpoint if it goes on from one.
+
+    Args:
+        folder: the job's.
+        overrides: its words now.
+        killed: the process that is known to have been killed in it, whoever has its number now.
 
     Raises:
         OtherJob: the folder belongs to another job, or its process still runs. A job that its scheduler has started
@@ -89,7 +121,7 @@ def standing(folder: Path, overrides: Sequence[str]) -> tuple[str, Path | None]:
     if essential(job.words) != essential(overrides):
         raise OtherJob(f"{KEY}=true: {folder} holds another job ({' '.join(job.words)}); remove it, or sweep anew")
     if job.status == "running":
-        if not cluster.requeued(folder):
+        if killed is None and not cluster.requeued(folder):
             raise OtherJob(f"{KEY}=true: the job in {folder} is still running")
         job.status = "killed"
     last = folder / "checkpoints" / "last.ckpt"

@@ -6,6 +6,7 @@ What needs torch is imported when a run begins, so that --help and tab completio
 import sys
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from flowdiff import cli
@@ -20,14 +21,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def task(cfg: DictConfig) -> dict[str, Any]:
     """One job of the command line: a new run, or a run that goes on (`flowdiff.resume`)."""
-    from flowdiff import resume, training
+    from flowdiff import checkpoint, going_on, resume, training
 
     path, words = resume.find_checkpoint(cfg), training.given_overrides()
     if path:
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
-        cfg, words = resume.resumed(cfg, typed)
+        try:
+            cfg, words = resume.resumed(cfg, typed)
+        except HydraException:
+            going_on.check_config_dir(checkpoint.read(path)["flowdiff"], path)
+            raise
     return training.train(cfg, words)
 
 
@@ -35,7 +40,7 @@ def main() -> None:
     """The command line."""
     if "resume=last" in sys.argv and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
         sys.argv.append("hydra.run.dir=.")  # the run folder one is in
-    cli.run(task, "config")
+    cli.run(task, "config", exclusive=True)
 
 
 if __name__ == "__main__":

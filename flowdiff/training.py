@@ -1,7 +1,10 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
+import contextlib
 import math
+import os
 import random
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import autoencoder, boards, checkpoint, generate, mistakes, processes
+from flowdiff import autoencoder, boards, checkpoint, cli, generate, going_on, lock, mistakes, processes
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -25,16 +30,19 @@ from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.evaluation import evaluate_run, final_columns, report_autoencoder
-from flowdiff.files import made
+from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
+from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.loggers import TensorBoardLogger
+from flowdiff.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.losses import Mixture, Noised
-from flowdiff.module import Diffusion, check
+from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
+from flowdiff.precondition import Gaussianised
+from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
+from flowdiff.words import command, override
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -49,9 +57,10 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
         entry of metrics.json; empty without metrics) and ``validation`` (the last logged values).
     """
     source = plain(cfg, resolve=False)
+    check_request(TrainRequest, source)  # first: what is wrong here is what an interpolation would stumble over
     config = plain(cfg)
     words = given_overrides() if words is None else words
-    check(config)
+    check_request(TrainRequest, config)
     with matmul_precision(config["trainer"].get("matmul_precision")):
         return train_plain(config, words, source)
 
@@ -61,23 +70,51 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
+    step = -1  # the last one behind the run
+    if config.get("ckpt_path"):
+        content = checkpoint.read(config["ckpt_path"])  # says what is wrong with it, if anything is
+        going_on.check_config_dir(content["flowdiff"], config["ckpt_path"])
+        going_on.check_left(content, config)
+        step = int(content["global_step"])
+        del content
     run_dir = made(config["run_dir"], "run_dir")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.occupied(run_dir))
+        except lock.OtherJob as error:
+            raise FlowdiffError(f"run_dir={error}") from error
+        stack.enter_context(noticing_removal(run_dir))
+        return _train(config, words, source, run_dir, step)
 
+
+def _train(
+    config: dict[str, Any], words: list[str], source: dict[str, Any], run_dir: Path, step: int
+) -> dict[str, Any]:
     seed(config["seed"])
+    config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
+    set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
-    callbacks = [make(c) for c in (config.get("callbacks") or {}).values() if c]
+    build_metrics(config.get("metrics") or {}, trusted=True)  # refuses wrong settings now, not after the training
+    callbacks = [make(c, f"callbacks.{k}", Callback) for k, c in (config.get("callbacks") or {}).items() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
-    loggers = [make(c) for c in (config.get("logger") or {}).values() if c]
+    loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger):
+            logger.last_step = step  # what an earlier process logged after it is logged again
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
     boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
     shown = columns(config, trainer, module, data) if boarded else []
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
+        if HydraConfig.initialized() and not config["ckpt_path"]:
+            print(recipe(HydraConfig.get().runtime.choices), flush=True)
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
+            *data.notes,
+            sep="\n",
             flush=True,
         )
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
@@ -96,7 +133,9 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
     augmentation = build_augmentation(config, denoiser, data, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
-    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
+        print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)
+    entry = describe(config, data, source, words)
     module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
     if not config.get("ckpt_path"):
         initialise(denoiser, data, module.noise)
@@ -107,7 +146,13 @@ def build_autoencoder(
     config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
-    return autoencoder.build(config, data, checkpoint.describe(config, data, source=source, overrides=words))
+    return autoencoder.build(config, data, describe(config, data, source, words))
+
+
+def describe(config: dict[str, Any], data: ImageData, source: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """The entry ``"flowdiff"`` of the run's checkpoints, with the folder that ``--config-dir`` names."""
+    entry = checkpoint.describe(config, data, source=source, overrides=words)
+    return entry | {"config_dir": going_on.config_dir()}
 
 
 def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
@@ -144,28 +189,38 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
-    if path:
-        checkpoint.read(path)  # says what is wrong with it, if anything is
     try:
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
                 saver.interrupts, interrupts.patient = interrupts, True
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            if interrupts.received is not None:  # after the last step
+                raise Interrupted(interrupts.received)
     except NonFiniteError as error:
         last = saver.last_path if saver is not None and saver.last_path.exists() else None
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
         advice = "a smaller lr, a longer warmup_steps or loss=likelihood may help"
         raise NonFiniteError(f"{error}: {kept}; {advice}") from error
-    except Interrupted:
-        if saver is not None and saver.last_path.exists() and trainer.is_global_zero:
-            print(f"stopped at step {trainer.global_step}; to go on:")
-            print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
+    except Interrupted as stop:
+        if trainer.is_global_zero and not Interrupts.in_worker:
+            stop.say(how_to_go_on(trainer.global_step, saver))
         raise
     except RuntimeError as error:
         if path and "state_dict" in str(error):
             reason = mistakes.one_line(error)[:300]
             raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
         raise
+
+
+def how_to_go_on(step: int, saver: Checkpoints | None) -> str:
+    """What a run says that a signal has stopped at a step."""
+    if saver is None or not saver.last_path.exists():
+        return f"stopped at step {step}; no checkpoint was saved"
+    since = "" if saver.saved_step == step else f" from step {saver.saved_step}"
+    given = going_on.config_dir()
+    options = [shlex.quote(f"--config-dir={given}")] if given else []
+    again = command("train", *options, override("ckpt_path", saver.last_path.absolute()))
+    return f"stopped at step {step}; to go on{since}:\n  {again}"
 
 
 def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers: list[Logger]) -> dict[str, Any]:
@@ -182,10 +237,20 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
         result |= {"checkpoint": str(best), "last": str(saver.last_path)}
     if not trainer.is_global_zero:
         return result
-    if saver is not None and config["evaluate"] and config.get("autoencoder"):
-        result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
-    elif saver is not None and config["evaluate"] and config.get("metrics"):
-        result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    if saver is not None:
+        there(config["run_dir"])
+        if not best.is_file():
+            raise FlowdiffError(f"{best} is not there: no step was trained, or the file was removed")
+    try:
+        if saver is not None and config["evaluate"] and config.get("autoencoder"):
+            result["metrics"] = report_autoencoder(result["checkpoint"], config, Path(config["run_dir"]), data)
+        elif saver is not None and config["evaluate"] and config.get("metrics"):
+            result["metrics"] = evaluate_run(result["checkpoint"], config, Path(config["run_dir"]), data)
+    except Interrupted as stop:
+        if not Interrupts.in_worker:
+            measure = command("evaluate", override("ckpt_path", best.absolute()))
+            stop.say(f"stopped at step {trainer.global_step}, before the last metrics; to measure:\n  {measure}")
+        raise
     final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -200,13 +265,7 @@ def matmul_precision(chosen: str | None) -> Iterator[None]:
 
     Args:
         chosen: "highest", "high" (TF32 on GPUs that have it) or "medium" (bf16); None: torch's own, which is highest.
-
-    Raises:
-        ConfigError: something else.
     """
-    allowed = ("highest", "high", "medium")
-    if chosen is not None and chosen not in allowed:
-        raise ConfigError("trainer.matmul_precision", chosen, f"must be null, {' or '.join(allowed)}")
     before = torch.get_float32_matmul_precision()
     if chosen is not None:
         torch.set_float32_matmul_precision(chosen)
@@ -221,9 +280,30 @@ def matmul_precision(chosen: str | None) -> Iterator[None]:
 
 def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """The resolved configuration: dicts, lists, numbers and strings."""
-    config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=resolve, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "configuration")
+        typed = OmegaConf.to_container(cfg, resolve=False)
+        raise ConfigError(
+            key, dict(mistakes.leaves(typed)).get(key), mistakes.one_line(error).split(" full_key:")[0]
+        ) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
+
+
+def located(dataset: dict[str, Any], source: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dataset's configuration, and the same before interpolation, with an absolute ``root``.
+
+    The data are then found from any folder. An environment variable that names the root is kept in the source, so that
+    a run goes on where the data are by then.
+    """
+    root, said = dataset.get("root"), source.get("root")
+    if not isinstance(root, str) or not root:
+        return dataset, source
+    path = os.path.abspath(Path(root).expanduser())
+    kept = isinstance(said, str) and "${" in said and bool(os.environ.get("FLOWDIFF_DATA"))
+    return dataset | {"root": path}, source if kept else source | {"root": path}
 
 
 def saver_of(trainer: Trainer) -> Checkpoints | None:
@@ -242,9 +322,19 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def make(config: Mapping[str, Any]) -> Any:
-    """Build what a plain configuration describes."""
-    return instantiate(dict(config), _convert_="all")
+def make(config: Mapping[str, Any], key: str = "", kind: type = object) -> Any:
+    """Build what a plain configuration describes.
+
+    Raises:
+        FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
+    """
+    try:
+        built = instantiate(dict(config), _convert_="all")
+    except InstantiationException as error:
+        raise generate.user_error(key, error) from error
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
+    return built
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:
@@ -258,11 +348,11 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
     settings = {key: value for key, value in config.items() if key != "matmul_precision"}
     every = settings.get("val_check_interval")
     if isinstance(every, int) and settings.get("check_val_every_n_epoch") is None:
-        limit = settings.get("overfit_batches") or settings.get("limit_train_batches") or 1.0
-        batches = max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
-        accumulate = int(settings.get("accumulate_grad_batches") or 1)
+        batches, accumulate = batches_of_an_epoch(settings, batches), settings.get("accumulate_grad_batches", 1)
         epochs, steps = divmod(settings["max_steps"], math.ceil(batches / accumulate))
         settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
+    elif isinstance(every, int) and every > batches_of_an_epoch(settings, batches):
+        settings["val_check_interval"] = 1.0  # where validations are counted in epochs, an epoch's end
     plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # `flowdiff.cluster` queues jobs again
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -276,6 +366,35 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
     )
 
 
+def batches_of_an_epoch(config: Mapping[str, Any], batches: int) -> int:
+    """As many of an epoch's ``batches`` as the group trainer lets through."""
+    limit = config.get("overfit_batches") or config.get("limit_train_batches", 1.0)
+    return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+
+
+def set_budget(config: dict[str, Any], words: list[str], batches: int) -> None:
+    """Count ``trainer.max_epochs`` in steps, if it is given: in place of max_steps, or the smaller if both were typed.
+
+    Args:
+        config: resolved, plain values; ``trainer.max_steps`` and what follows it (``decay_steps``) are set.
+        words: the command line.
+        batches: in an epoch.
+    """
+    trainer = config["trainer"]
+    epochs, given = trainer["max_epochs"], trainer["max_steps"]
+    if epochs is None:
+        return
+    steps = epochs * math.ceil(batches_of_an_epoch(trainer, batches) / trainer["accumulate_grad_batches"])
+    typed = {word.partition("=")[0].lstrip("+") for word in words}
+    both = "trainer.max_steps" in typed
+    budget = min(steps, given) if both else steps
+    if config["decay_steps"] == given and "decay_steps" not in typed:
+        config["decay_steps"] = budget
+    trainer |= {"max_steps": budget, "max_epochs": None}
+    beside = f" and trainer.max_steps={given}, the smaller" if both else ""
+    print(f"training for {budget} steps: trainer.max_epochs={epochs}{beside}", flush=True)
+
+
 def check_devices(config: Mapping[str, Any]) -> None:
     """A GPU that isn't there is said so before anything else happens."""
     kind, devices = config.get("accelerator"), config.get("devices")
@@ -283,6 +402,8 @@ def check_devices(config: Mapping[str, Any]) -> None:
         if kind == "gpu" and torch.backends.mps.is_available():
             return
         raise ConfigError("trainer.accelerator", kind, "no GPU was found here; use trainer=cpu")
+    if kind == "cpu" and not isinstance(devices, int | str):
+        raise ConfigError("trainer.devices", devices, "must be a number of processes on the CPU")
     if kind in ("gpu", "cuda") and isinstance(devices, int) and devices > torch.cuda.device_count():
         raise ConfigError("trainer.devices", devices, f"{torch.cuda.device_count()} GPU(s) were found here")
 
@@ -325,6 +446,15 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
         print(f"augmentation needs {lacking}: training with augment=none", flush=True)
         return Augmentation(context_dim)
     return augmentation
+
+
+def recipe(choices: Mapping[str, Any]) -> str:
+    """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
+    experiment, dataset = choices.get("experiment"), choices.get("dataset")
+    own = (cli.config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
+    of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    better = f"; made for these data is experiment={dataset}" if own and of_others else ""
+    return f"recipe: experiment={experiment or 'null'}{better}"
 
 
 def given_overrides() -> list[str]:

@@ -1,6 +1,7 @@
 r"""The baseline without a density: a small U-Net (Ronneberger et al. 2015) as the free network of flowdiff.edm."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 from flowdiff.dropout import Dropout
 from flowdiff.edm import FreeDenoiser
 from flowdiff.embeddings import Conditioning
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
+from flowdiff.options import Length, Range, Size, checked
 
 
 class ResidualBlock(nn.Module):
@@ -49,18 +51,18 @@ class UNetDenoiser(FreeDenoiser):
         multipliers: of the width, one per resolution; the size is halved between them (rounding up).
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         num_classes: int,
         conditioning: Callable[..., Conditioning],
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 3),
+        width: Size = 32,
+        multipliers: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (1, 2, 3),
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("denoiser", "unet", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         super().__init__(shape, num_classes, conditioning)
-        at_least("denoiser.width", width, 1)
         self.context = nn.Sequential(nn.Linear(self.embed.dim, 4 * width), nn.SiLU())
         channels = [width * m for m in multipliers]
         self.first = nn.Conv2d(shape[0], width, 3, padding=1)

@@ -114,14 +114,24 @@ def test_a_killed_run_leaves_a_checkpoint_to_go_on_from(command: Command, tmp_pa
     process = start(tmp_path, *words, "trainer.max_steps=100000")
     wait_for(lambda: list(tmp_path.rglob("last.ckpt")), process)
     time.sleep(0.3)
+    (run,) = run_folders(tmp_path)
+    second = command("train", "resume=last", cwd=run)
+    assert second.returncode == 1 and f"in use by process {process.pid} on " in second.stderr
+    assert second.stderr.count("\n") == 1 and status(run)["pid"] == process.pid
     process.kill()
     process.communicate()
     (run,) = run_folders(tmp_path)
     assert status(run)["status"] == "running"
     last = run / "checkpoints" / "last.ckpt"
     step = checkpoint.read(last)["global_step"]
-    done = command("train", f"ckpt_path={last}", f"trainer.max_steps={step + 1}")
+    logged = [int(row.split(",")[rows(run)[0].index("step")]) for row in rows(run)[1:]]
+    assert logged and max(logged) >= step - 1, "what the checkpoint has is on the disk"
+    assert (run / ".lock").is_file()
+    done = command("train", f"ckpt_path={last}", f"trainer.max_steps={step + 5}", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr
+    logged = [int(row.split(",")[rows(run)[0].index("step")]) for row in rows(run)[1:] if row.startswith(",")]
+    assert logged == list(range(2, step + 5 + 1, 2)), "none lost, none twice"
+    assert not (run / ".lock").exists() and status(run)["status"] == "done"
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -152,3 +162,14 @@ def test_the_debug_preset_and_a_configuration_from_elsewhere(command: Command, t
     (run,) = run_folders(tmp_path)
     config = checkpoint.read(run / "checkpoints" / "last.ckpt")["flowdiff"]["config"]
     assert config["flow"]["activation"]["beta"] == 3.0
+
+    # it goes on where the folder is given again, and says so where it isn't
+    go_on = (f"ckpt_path={run}/checkpoints/last.ckpt", "trainer.max_steps=3")
+    done = command("train", *go_on)
+    assert done.returncode == 1
+    expected = (
+        f"ckpt_path={run}/checkpoints/last.ckpt: was trained with --config-dir={tmp_path / 'mine'}: give it again"
+    )
+    assert done.stderr.strip() == expected
+    done = command("train", "--config-dir", "mine", *go_on)
+    assert done.returncode == 0, done.stderr

@@ -188,9 +188,11 @@ def test_run_names_the_checkpoints_of_a_sweep(tmp_path: Path) -> None:
     assert found == [f"{tmp_path}/{file}" for file in files]
     words = expanded([f"run={tmp_path}/*", "metrics=[fd]"])
     assert words[0] == "metrics=[fd]" and words[1].count(",") == 2 and words[2] == "--multirun"
-    assert words[3].startswith(f"output_dir='{tmp_path}/evaluate/")
+    assert words[3].startswith(f"output_dir={tmp_path}/evaluate/")
     assert expanded([f"run={tmp_path}/*", "-m", "output_dir=x"])[1:3] == ["output_dir=x", words[1]]
-    assert expanded([f"run={tmp_path}/1"]) == [f"ckpt_path='{tmp_path}/1/checkpoints/last.ckpt'"]
+    assert expanded([f"run={tmp_path}/1"]) == [f"ckpt_path={tmp_path}/1/checkpoints/last.ckpt"]
+    (tmp_path / "1").rename(tmp_path / "a=b, c")
+    assert expanded([f"run={tmp_path}/a*"]) == [f'ckpt_path="{tmp_path}/a=b, c/checkpoints/last.ckpt"']
     assert expanded(["ckpt_path=x"]) == ["ckpt_path=x"]
     with pytest.raises(ConfigError, match="no run folder with a checkpoint"):
         checkpoints_of(f"{tmp_path}/2")

@@ -204,7 +204,7 @@ def test_the_pipelines_arguments(folder: Path) -> None:
         ({"class_labels": 10}, "class_labels=10: must be a class from 0 to 9"),
         ({"class_labels": [0, -1]}, r"class_labels=\[0, -1\]: must be a class from 0 to 9"),
         ({"batch_size": 3, "class_labels": LABELS}, "must be one class, or 3: one for each image"),
-        ({"batch_size": 0}, "batch_size=0: must be an integer >= 1"),
+        ({"batch_size": 0}, "batch_size=0: must be a whole number from 1 up"),
         ({"output_type": "jpg"}, "output_type=jpg: must be pil, np, pt or latent"),
         ({"batch_size": 2, "latents": torch.zeros(1, 1, 8, 8)}, "latents=.*: must have the shape"),
     ]

@@ -194,9 +194,9 @@ def test_a_diffused_gaussian_has_no_fokker_planck_term() -> None:
 @pytest.mark.parametrize(
     ("make_loss", "message"),
     [
-        (lambda: AnnealedMixture(denoising_weight=[0.0]), r"loss.denoising_weight=\[0.0\]: must be two numbers"),
-        (lambda: AnnealedMixture(likelihood_weight=[-1.0, 1.0]), "loss.likelihood_weight"),
-        (lambda: FokkerPlanck(fokker_planck_weight=0.0), "loss.fokker_planck_weight=0.0: must be a number above 0"),
+        (lambda: AnnealedMixture(denoising_weight=[0.0]), r"denoising_weight=\[0.0\]: must be a list of 2 values"),
+        (lambda: AnnealedMixture(likelihood_weight=[-1.0, 1.0]), "likelihood_weight"),
+        (lambda: FokkerPlanck(fokker_planck_weight=0.0), "fokker_planck_weight=0.0: must be a number above 0"),
     ],
 )
 def test_mistakes(make_loss: Callable[[], Loss], message: str) -> None:

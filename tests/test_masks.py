@@ -51,6 +51,21 @@ def test_files(channels: bool, tmp_path: Path) -> None:
         assert (missing_pixels(str(tmp_path / file), SHAPE, SEEDS) == wanted).all()
 
 
+def test_files_as_programs_write_them(tmp_path: Path) -> None:
+    """White strokes on nothing, 16 bits, and turned by EXIF: as any picture."""
+    white = np.zeros((6, 8), np.uint8)
+    white[1:3, 2:7] = 255
+    strokes = np.dstack([np.full((6, 8, 3), 255, np.uint8), white])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(strokes).save(tmp_path / "strokes.png")
+    Image.fromarray(white.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(white, 2))).save(tmp_path / "turned.png", exif=exif)
+    for name in ("strokes", "deep", "turned"):
+        found = missing_pixels(str(tmp_path / f"{name}.png"), SHAPE, SEEDS)
+        assert np.array_equal(found[0, 0].numpy(), white > 0), name
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

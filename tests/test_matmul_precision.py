@@ -50,6 +50,6 @@ def test_it_lasts_as_long_as_the_run(config: Compose, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("value", ["tf32", "''", "1", "true", "[high]", "HIGH"])
 def test_what_is_no_precision_is_refused(value: str, config: Compose, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trainer.matmul_precision=.*: must be null, highest or high or medium"):
+    with pytest.raises(ConfigError, match="trainer.matmul_precision=.*: must be one of highest, high, medium or null"):
         train(config(*BARE, f"trainer.matmul_precision={value}", run_dir=tmp_path / "run"))
     assert not (tmp_path / "run").exists() and torch.get_float32_matmul_precision() == "highest"

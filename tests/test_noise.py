@@ -51,9 +51,9 @@ def test_every_batch_covers_the_distribution_evenly(draw: Callable[[], torch.Ten
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: LogNormal(p_std=0.0), r"noise\.p_std=0\.0"),
-        (lambda: LogUniform(0.0, 1.0), r"noise\.sigma_min=0\.0"),
-        (lambda: LogUniform(2.0, 1.0), r"noise\.sigma_min=2\.0"),
+        (lambda: LogNormal(p_std=0.0), r"p_std=0\.0"),
+        (lambda: LogUniform(0.0, 1.0), r"sigma_min=0\.0"),
+        (lambda: LogUniform(2.0, 1.0), r"sigma_min=2\.0"),
     ],
 )
 def test_mistakes_are_named(make, key: str) -> None:
@@ -63,5 +63,5 @@ def test_mistakes_are_named(make, key: str) -> None:
 
 def test_fixed_is_one_level() -> None:
     assert torch.equal(Fixed(0.002)(5), torch.full((5,), 0.002))
-    with pytest.raises(ConfigError, match=r"noise\.sigma=0"):
+    with pytest.raises(ConfigError, match=r"sigma=0"):
         Fixed(0)

@@ -357,9 +357,9 @@ def test_seed_decides_and_seed_zero_is_a_seed(config: Compose, tmp_path: Path) -
     [
         ("flow.n_flows=0", "flow.n_flows=0"),
         ("dataset.batch_size=0", "dataset.batch_size=0"),
-        ("lr=-1", "lr=-1: must be a number > 0"),
-        ("label_dropout=2", "label_dropout=2: must be between 0 and 1"),
-        ("trainer.max_steps=0", "trainer.max_steps=0: must be an integer >= 1"),
+        ("lr=-1", "lr=-1: must be a number above 0"),
+        ("label_dropout=2", "label_dropout=2: must be a number from 0 to 1"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: must be a whole number"),
         ("sigma_min=100", "sigma_min=100"),
         ("num_steps=0", "num_steps=0"),
         ("callbacks.ema.decay=1", "callbacks.ema.decay=1"),

@@ -28,7 +28,8 @@ from experiments.benchmarks.table import machine_words
 from flowdiff import cli
 from flowdiff.api import Model, load
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
-from flowdiff.generate import resolve_labels, seeds_from
+from flowdiff.generate import seeds_from
+from flowdiff.labels import resolve_labels
 from flowdiff.sampling import build_data
 from flowdiff.training import train
 

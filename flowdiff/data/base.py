@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.options import Count, Seed, checked
 from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
@@ -33,21 +34,24 @@ class ImageData(lightning.LightningDataModule):
         seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
         extractor: the feature extractor in ``flowdiff.extractors`` for these images; None if there is none.
         class_names: names of the classes, in the order of the labels.
+
+    Attributes:
+        notes: what a user should know of the files, a few lines that a training prints; set by ``load``.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         shape: tuple[int, ...],
         num_classes: int,
         levels: int | None,
-        batch_size: int = 128,
-        seed: int = 0,
+        batch_size: Count = 128,
+        seed: Seed = 0,
         extractor: str | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        at_least("dataset.batch_size", batch_size, 1)
         self.name = name
         self.shape = tuple(shape)
         self.num_classes = num_classes
@@ -56,6 +60,7 @@ class ImageData(lightning.LightningDataModule):
         self.seed = seed
         self.extractor = extractor
         self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
+        self.notes: list[str] = []
         self._splits: dict[str, Split] | None = None
 
     # -- to be provided by a dataset ---------------------------------------------------------------

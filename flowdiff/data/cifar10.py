@@ -7,6 +7,7 @@ from torchvision import datasets
 
 from flowdiff.data.base import Split
 from flowdiff.data.downloaded import TorchvisionData
+from flowdiff.options import Count, Seed, checked
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -21,7 +22,8 @@ class CIFAR10(TorchvisionData):
 
     source, title, folder = datasets.CIFAR10, "CIFAR10", "cifar-10-batches-py"
 
-    def __init__(self, root: str, download: bool = False, batch_size: int = 128, seed: int = 0) -> None:
+    @checked
+    def __init__(self, root: str, download: bool = False, batch_size: Count = 128, seed: Seed = 0) -> None:
         super().__init__(
             root, download, name="cifar10", shape=(3, 32, 32), batch_size=batch_size, seed=seed, class_names=NAMES
         )

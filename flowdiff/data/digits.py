@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from flowdiff.data.base import ImageData, Split
+from flowdiff.options import Count, Seed, checked
 
 
 class Digits(ImageData):
@@ -17,7 +18,8 @@ class Digits(ImageData):
     The split is the same for every ``seed``.
     """
 
-    def __init__(self, batch_size: int = 128, seed: int = 0) -> None:
+    @checked
+    def __init__(self, batch_size: Count = 128, seed: Seed = 0) -> None:
         super().__init__(
             name="digits",
             shape=(1, 8, 8),

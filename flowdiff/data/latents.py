@@ -110,6 +110,7 @@ class LatentData(ImageData):
         self.pixels, self.first_stage, self.pixel_levels = pixels, first_stage, pixels.levels
         default = os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff"
         self.cache = Path(first_stage.cache or default).expanduser() / "latents"
+        self.notes = pixels.notes
         self._encoded: dict[str, Shards] = {}
 
     @property

@@ -8,6 +8,7 @@ from torchvision import datasets
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.downloaded import TorchvisionData
+from flowdiff.options import Count, Seed, checked
 
 FASHION_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
@@ -25,12 +26,13 @@ class MNIST(TorchvisionData):
     source: Any = datasets.MNIST
     title, folder = "MNIST", "MNIST/raw"
 
+    @checked
     def __init__(
         self,
         root: str,
         download: bool = False,
-        batch_size: int = 128,
-        seed: int = 0,
+        batch_size: Count = 128,
+        seed: Seed = 0,
         extractor: str | None = "lenet_mnist",
         name: str = "mnist",
         class_names: tuple[str, ...] | None = None,
@@ -61,12 +63,13 @@ class FashionMNIST(MNIST):
     source = datasets.FashionMNIST
     title, folder = "FashionMNIST", "FashionMNIST/raw"
 
+    @checked
     def __init__(
         self,
         root: str,
         download: bool = False,
-        batch_size: int = 128,
-        seed: int = 0,
+        batch_size: Count = 128,
+        seed: Seed = 0,
         extractor: str | None = "lenet_fashion_mnist",
     ) -> None:
         super().__init__(root, download, batch_size, seed, extractor, "fashion_mnist", FASHION_NAMES)

@@ -12,12 +12,14 @@ Source: scikit-learn's ``load_sample_images``: china.jpg (a pavilion under the s
 flower.jpg (a dahlia before leaves; flickr, vultilion), both CC BY 2.0.
 """
 
+from typing import Annotated
+
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.options import Count, Range, Seed, checked
 
 NAMES = ("china", "flower")
 BANDS = {"train": ((0, 256), (320, 512)), "val": ((256, 320),), "test": ((512, 640),)}
@@ -36,10 +38,15 @@ class Patches(ImageData):
         ConfigError: a ``size`` that fits no band, or is below 2; a ``stride`` below 1.
     """
 
-    def __init__(self, size: int = 32, stride: int = 6, batch_size: int = 128, seed: int = 0) -> None:
-        if at_least("dataset.size", size, 2) > LARGEST:
-            raise ConfigError("dataset.size", size, f"must be at most {LARGEST}, the narrowest band of the photographs")
-        self.size, self.stride = size, at_least("dataset.stride", stride, 1)
+    @checked
+    def __init__(
+        self,
+        size: Annotated[int, Range(2, LARGEST)] = 32,
+        stride: Annotated[int, Range(1, 1000)] = 6,
+        batch_size: Count = 128,
+        seed: Seed = 0,
+    ) -> None:
+        self.size, self.stride = size, stride
         super().__init__("patches", (3, size, size), 2, 256, batch_size=batch_size, seed=seed, class_names=NAMES)
 
     def load(self) -> dict[str, Split]:

@@ -1,13 +1,16 @@
 """Toy data: points in the plane, drawn once from a distribution whose density is known."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.distributions import Curve, Distribution
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.names import classes_of
+from flowdiff.options import Count, Positive, Range, Seed, checked
 
 DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
 
@@ -23,22 +26,19 @@ class Toy(ImageData):
             Points are the same for every ``seed``: the test points of two runs are the same points.
     """
 
+    @checked
     def __init__(
         self,
         name: str = "two_moons",
-        noise: float | None = None,
+        noise: Positive | None = None,
         conditional: bool = False,
-        num_train: int = 50000,
-        num_test: int = 10000,
-        batch_size: int = 512,
-        seed: int = 0,
+        num_train: Annotated[int, Range(2, 10000000)] = 50000,
+        num_test: Annotated[int, Range(1, 10000000)] = 10000,
+        batch_size: Count = 512,
+        seed: Seed = 0,
     ) -> None:
         if name not in DISTRIBUTIONS:
             raise ConfigError("dataset.name", name, f"must be one of {', '.join(DISTRIBUTIONS)}")
-        if noise is not None and noise <= 0:
-            raise ConfigError("dataset.noise", noise, "must be > 0, or null for the default")
-        for key, n in (("num_train", num_train), ("num_test", num_test)):
-            at_least(f"dataset.{key}", n, 1)
         self.distribution = DISTRIBUTIONS[name](noise)
         self.counts = {"train": num_train, "val": num_test, "test": num_test}
         super().__init__(

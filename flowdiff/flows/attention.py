@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.dropout import Dropout
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import soft_limit, zero_linear
 
 EXPANSION = 4  # hidden values of an MLP for each of its inputs
@@ -116,12 +116,12 @@ class CausalTransformer(nn.Module):
         self, tokens: int, inputs: int, outputs: int, context_dim: int, width: int, depth: int, heads: int
     ) -> None:
         super().__init__()
-        if at_least("flow.width", width, 1) % at_least("flow.heads", heads, 1):
+        if width % heads:
             raise ConfigError("flow.heads", heads, f"must divide flow.width={width}")
         self.first = nn.Linear(inputs, width)
         self.position = nn.Parameter(torch.randn(tokens, width))
         self.condition = nn.Linear(context_dim, width)
-        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(at_least("flow.depth", depth, 1))))
+        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(depth)))
         self.norm = RMSNorm(width)
         self.last = zero_linear(width, outputs)
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import at_least
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, LogScale, Size, checked
 
 
 class MaskedLinear(nn.Linear):
@@ -119,21 +119,21 @@ class AutoregressiveFlow(Composite):
         transform: makes what a step does to each coordinate, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 6,
-        width: int = 256,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 6,
+        width: Size = 256,
+        depth: Layers = 2,
+        max_log_scale: LogScale = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)
-        at_least("flow.width", width, 1)
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             order = torch.arange(dim) if i % 2 == 0 else torch.arange(dim).flip(0)
             steps += [
                 Autoregressive(order, build(transform, max_log_scale), context_dim, width, depth),

@@ -9,16 +9,18 @@ The scale per pixel lets the flow shrink the pixels that are the same in every i
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation, per_sample
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
 from flowdiff.flows.linear import AffineFiLM, PLULinear
 from flowdiff.flows.networks import ConvNet
+from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 
 
 class ChannelMixing(Flow):
@@ -64,7 +66,7 @@ class ConvCoupling(Flow):
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
         self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), kernel)
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, 1)
@@ -118,25 +120,25 @@ class ConvFlow(Composite):
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 12,
-        width: int = 48,
-        factors: Sequence[int] = (2, 4),
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 12,
+        width: Size = 48,
+        factors: Annotated[Sequence[Annotated[int, Range(1, 64)]], Length(1, 16)] = (2, 4),
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "conv", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         channels, height, breadth = shape
-        at_least("flow.width", width, 1)
         for f in factors:
             if f < 1 or height % f or breadth % f or channels * f * f < 2:
                 raise ConfigError("flow.factors", list(factors), f"each must divide the image size {height}×{breadth}")
         steps = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             f = factors[i % len(factors)]
             size = (channels * f * f, height // f, breadth // f)
             swap = (i // len(factors)) % 2 == 1

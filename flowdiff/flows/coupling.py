@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.networks import ResidualMLP
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, LogScale, Size, checked
 
 
 class Coupling(Flow):
@@ -75,23 +76,23 @@ class CouplingFlow(Composite):
         transform: makes what a coupling does to its coordinates, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 12,
-        width: int = 192,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 12,
+        width: Size = 192,
+        depth: Layers = 2,
+        max_log_scale: LogScale = 2.0,
         transform: TransformFactory = Affine,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:
             raise ConfigError("flow", "coupling", "needs data with at least 2 coordinates")
-        at_least("flow.width", width, 1)
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             moved = split_mask(shape, i)
             steps += [
                 Coupling(moved, build(transform, max_log_scale), context_dim, width, depth),

@@ -13,15 +13,18 @@ shift per pixel at its start.
 The latent has the shape of the image: what was factored out goes back to the pixels it was squeezed from.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.actnorm import ActNorm
 from flowdiff.flows.base import ActivationFactory, Flow
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
 from flowdiff.flows.linear import AffineFiLM
+from flowdiff.options import Layers, LogScale, Range, Size, checked
 
 MOST_LEVELS = 3  # of levels: null
 
@@ -59,27 +62,26 @@ class GlowFlow(Unshuffled):
         ConfigError: data that aren't images of even height and width, or can't be halved ``levels`` times.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 6,
-        levels: int | None = None,
-        width: int = 64,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 6,
+        levels: Annotated[int, Range(1, 32)] | None = None,
+        width: Size = 64,
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
             allowed = f"needs images (C, H, W) of even height and width, not data of shape {tuple(shape)}"
             raise ConfigError("flow", "glow", allowed)
         channels, height, breadth = shape
         possible = halvings(height, breadth)
-        levels = min(possible, MOST_LEVELS) if levels is None else at_least("flow.levels", levels, 1)
+        levels = min(possible, MOST_LEVELS) if levels is None else levels
         if levels > possible:
             allowed = f"images of {height}×{breadth} can be halved {possible} time{'s' * (possible > 1)}, no more"
             raise ConfigError("flow.levels", levels, allowed)
-        at_least("flow.n_flows", n_flows, 1)
-        at_least("flow.width", width, 1)
         size = (4 * channels, height // 2, breadth // 2)
         steps: list[nn.Module] = [AffineFiLM(size, context_dim)]
         for i in range(n_flows):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation, per_sample
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
+from flowdiff.options import Count, Layers, checked
 
 MOST_DIM = 8192  # of one PLU map: 0.5 GB
 
@@ -50,7 +51,7 @@ class PLULinear(Flow):
         self.lower = nn.Parameter(torch.zeros(dim, dim))
         self.upper = nn.Parameter(torch.zeros(dim, dim))
         self.log_diagonal = nn.Parameter(torch.zeros(dim))
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """PᵀL̃P, PᵀŨP and s in the order of the coordinates."""
@@ -96,7 +97,7 @@ class AffineFiLM(Flow):
         super().__init__()
         self.shape = tuple(shape)
         self.layer = zero_linear(context_dim, 2 * math.prod(shape))
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+        self.max_log_scale = max_log_scale
 
     def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(like.device.type, enabled=False):  # its output is the log-determinant
@@ -124,19 +125,20 @@ class LinearFlow(Composite):
         data_dim: if given, the number of coordinates that the data must have (the guide states it).
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 3,
-        data_dim: int | None = None,
+        n_flows: Layers = 3,
+        data_dim: Count | None = None,
     ) -> None:
         dim = math.prod(shape)
         if data_dim is not None and data_dim != dim:
             raise ConfigError("flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}")
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             steps += [
                 PLULinear(dim, seed=i),
                 AffineFiLM((dim,), context_dim),

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from flowdiff.activations import SWISH_LOWEST_SLOPE
 from flowdiff.dropout import Dropout
-from flowdiff.errors import at_least
 
 STEEPEST = 1 - SWISH_LOWEST_SLOPE  # of swish: its slopes at x and −x add up to 1
 
@@ -97,8 +96,7 @@ class LipschitzMLP(nn.Module):
 
     def __init__(self, dim: int, context_dim: int, width: int, depth: int) -> None:
         super().__init__()
-        at_least("flow.width", width, 1)
-        sizes = [dim] + [width] * at_least("flow.depth", depth, 1)
+        sizes = [dim] + [width] * depth
         self.weights = nn.ParameterList(
             nn.init.orthogonal_(torch.empty(*size)) for size in zip(sizes[1:], sizes[:-1], strict=True)
         )

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.dropout import Dropout
-from flowdiff.errors import at_least
 from flowdiff.flows.base import soft_limit, zero_linear
 
 
@@ -24,7 +23,6 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, context_dim: int, width: int, depth: int) -> None:
         super().__init__()
-        at_least("flow.depth", depth, 1)
         self.first = nn.Linear(inputs, width)
         self.film = nn.Linear(context_dim, 2 * width * depth)
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

@@ -12,6 +12,7 @@ pass over its own row.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation, per_sample
 from flowdiff.dropout import Dropout
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_limit
 from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.options import Layers, LogScale, Range, Size, checked
 
 
 class MaskedConv2d(nn.Module):
@@ -86,7 +88,6 @@ class PixelCNN(nn.Module):
         self, shape: tuple[int, int, int], size: int, context_dim: int, width: int, depth: int, kernel: int = 5
     ) -> None:
         super().__init__()
-        at_least("flow.depth", depth, 1)
         channels, height, breadth = shape
         self.size = size
         self.first = MaskedConv2d(2 * channels, width, kernel, channels, strict=True)
@@ -197,28 +198,27 @@ class PixelCNNFlow(Composite):
         transform: makes what a step does to each number, called with max_log_scale=.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 1,
-        width: int = 64,
-        depth: int = 3,
-        factor: int = 2,
-        max_log_scale: float = 3.0,
+        n_flows: Layers = 1,
+        width: Size = 64,
+        depth: Layers = 3,
+        factor: Annotated[int, Range(1, 64)] = 2,
+        max_log_scale: LogScale = 3.0,
         transform: TransformFactory = Affine,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "pixelcnn", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         channels, height, breadth = shape
-        at_least("flow.width", width, 1)
-        at_least("flow.factor", factor, 1)
         if height % factor or breadth % factor:
             raise ConfigError("flow.factor", factor, f"must divide the image size {height}×{breadth}")
         size = (channels * factor**2, height // factor, breadth // factor)
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             made = build(transform, max_log_scale)
             steps += [
                 MaskedConvolutions(size, made, context_dim, width, depth, backwards=i % 2 == 1),

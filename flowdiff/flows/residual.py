@@ -14,16 +14,18 @@ width × width ones. Above, it is an unbiased estimate (flowdiff.flows.logdet).
 
 import logging
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
+from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.linear import AffineFiLM
 from flowdiff.flows.lipschitz import LipschitzMLP
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
+from flowdiff.options import Count, Layers, LogScale, Range, Size, checked
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +55,11 @@ class ResidualBlock(Flow):
         inverse_iterations: int = 500,
     ) -> None:
         super().__init__()
-        if not (is_number(lipschitz) and 0 < lipschitz < 1):
-            raise ConfigError("flow.lipschitz", lipschitz, "must be a number above 0 and below 1")
         self.lipschitz = lipschitz
         self.network = LipschitzMLP(dim, context_dim, width, depth)
-        self.inverse_iterations = at_least("flow.inverse_iterations", inverse_iterations, 1)
-        size, terms = min(dim, width), at_least("flow.terms", terms, 1)
-        exact = size <= at_least("flow.exact_dim", exact_dim, 0)
+        self.inverse_iterations = inverse_iterations
+        size = min(dim, width)
+        exact = size <= exact_dim
         self.probes = None if exact else Probes(size, terms, lipschitz)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -111,23 +111,24 @@ class ResidualFlow(Composite):
         inverse_residual: max |forward(x) − z| of the last call of ``inverse``, also logged; NaN before the first.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 8,
-        width: int = 32,
-        depth: int = 1,
-        lipschitz: float = 0.9,
-        max_log_scale: float = 3.0,
-        exact_dim: int = 64,
-        terms: int = 4,
-        inverse_iterations: int = 500,
+        n_flows: Layers = 8,
+        width: Size = 32,
+        depth: Layers = 1,
+        lipschitz: Annotated[float, Range(0, 1, above=True, below=True)] = 0.9,
+        max_log_scale: LogScale = 3.0,
+        exact_dim: Annotated[int, Range(0, 65536)] = 64,
+        terms: Layers = 4,
+        inverse_iterations: Count = 500,
     ) -> None:
         dim = math.prod(shape)
         steps: list[nn.Module] = []
-        for _ in range(at_least("flow.n_flows", n_flows, 1)):
+        for _ in range(n_flows):
             steps += [
                 AffineFiLM((dim,), context_dim, max_log_scale),
                 ResidualBlock(dim, context_dim, width, depth, lipschitz, exact_dim, terms, inverse_iterations),

@@ -8,15 +8,17 @@ transforms the trailing coordinates, conditioned on all leading ones. The result
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.transforms import Affine
+from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
@@ -59,32 +61,29 @@ class SpectralFlow(Composite):
         max_log_scale: soft bound of a coupling's log-scales.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 10,
-        leading: int = 144,
-        nested: Sequence[float] = (1.0, 1.0, 0.5, 0.5),
-        width: int = 384,
-        depth: int = 2,
-        max_log_scale: float = 2.0,
+        n_flows: Layers = 10,
+        leading: Annotated[int, Range(2, 65536)] = 144,
+        nested: Annotated[Sequence[Annotated[float, Range(0, 1, above=True)]], Length(0, 1000)] = (1.0, 1.0, 0.5, 0.5),
+        width: Size = 384,
+        depth: Layers = 2,
+        max_log_scale: LogScale = 2.0,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:
             raise ConfigError("flow", "spectral", "needs data with at least 2 coordinates")
-        at_least("flow.n_flows", n_flows, 1)
-        at_least("flow.width", width, 1)
-        if any(not 0 < share <= 1 for share in nested):
-            raise ConfigError("flow.nested", list(nested), "each must be in (0, 1]")
         if dim > MOST_DIM:
             allowed = (
                 f"needs the eigenvectors of the covariance, which data of {dim} coordinates (more than {MOST_DIM}) are "
                 f"not given: choose flow=conv, glow or transformer"
             )
             raise ConfigError("flow", "spectral", allowed)
-        leading = min(at_least("flow.leading", leading, 2), dim)
+        leading = min(leading, dim)
         trailing = leading < dim
         steps: list[nn.Module] = []
         for i in range(n_flows):

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.activations import Context, GatedActivation
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.attention import CausalTransformer, Decoder
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
+from flowdiff.options import Count, Layers, LogScale, Positive, Size, checked
 
 MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample
 
@@ -112,31 +113,29 @@ class TransformerFlow(Flow):
         ConfigError: data that can't be cut into such patches, or a value out of range.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         activation: ActivationFactory,
-        n_flows: int = 4,
-        width: int = 64,
-        depth: int = 2,
-        heads: int = 4,
-        patch: int | None = None,
-        max_log_scale: float = 2.0,
-        inverse_chunk: int = 256,
-        jacobi_tolerance: float | None = None,
+        n_flows: Layers = 4,
+        width: Size = 64,
+        depth: Layers = 2,
+        heads: Layers = 4,
+        patch: Size | None = None,
+        max_log_scale: LogScale = 2.0,
+        inverse_chunk: Count = 256,
+        jacobi_tolerance: Positive | None = None,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.patch = patch_size(self.shape, patch)
         length = self.patch if len(shape) == 1 else shape[0] * self.patch**2
         size = (math.prod(shape) // length, length)
-        positive("flow.max_log_scale", max_log_scale)
-        if jacobi_tolerance is not None:
-            positive("flow.jacobi_tolerance", jacobi_tolerance)
-        self.inverse_chunk = at_least("flow.inverse_chunk", inverse_chunk, 1)
+        self.inverse_chunk = inverse_chunk
         steps: list[nn.Module] = []
-        for i in range(at_least("flow.n_flows", n_flows, 1)):
+        for i in range(n_flows):
             network = CausalTransformer(*size, 2 * length, context_dim, width, depth, heads)
             steps += [
                 AutoregressiveBlock(network, i % 2 == 1, max_log_scale, jacobi_tolerance),
@@ -183,6 +182,6 @@ def patch_size(shape: tuple[int, ...], patch: int | None) -> int:
     if patch is None:
         few = [p for p in cuts if p >= len(sides) and math.prod(sides) // p ** len(sides) <= MANY_PATCHES]
         return few[0] if few else cuts[-1]
-    if at_least("flow.patch", patch, 1) not in cuts:
+    if patch not in cuts:
         raise ConfigError("flow.patch", patch, f"must be one of {cuts}, which cut samples of shape {shape} evenly")
     return patch

@@ -8,13 +8,15 @@ outside of ±bound, so that far from the data both are affine.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, at_least, positive
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import soft_bound
-from flowdiff.splines import Knots, knots, log_slope_bound, spline, spline_inverse
+from flowdiff.options import LogScale, LogSlope, Positive, Range, checked
+from flowdiff.splines import Knots, knots, spline, spline_inverse
 
 
 class Transform:
@@ -58,8 +60,9 @@ class Affine(Transform):
 
     size = 2
 
-    def __init__(self, max_log_scale: float = 2.0) -> None:
-        self.max_log_scale = positive("flow.max_log_scale", max_log_scale)
+    @checked
+    def __init__(self, max_log_scale: LogScale = 2.0) -> None:
+        self.max_log_scale = max_log_scale
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         s, t = parameters.unbind(1)
@@ -80,11 +83,14 @@ class Spline(Transform):
         bound: the spline is the identity outside of ±bound.
     """
 
-    def __init__(self, max_log_scale: float = 2.0, bins: int = 8, bound: float = 5.0) -> None:
-        self.max_log_scale = log_slope_bound("flow.max_log_scale", max_log_scale)
-        self.bound = positive("flow.transform.bound", bound)
+    @checked
+    def __init__(
+        self, max_log_scale: LogSlope = 2.0, bins: Annotated[int, Range(2, 1000)] = 8, bound: Positive = 5.0
+    ) -> None:
+        self.max_log_scale = max_log_scale
+        self.bound = bound
         self.affine = Affine(max_log_scale)
-        self.size = self.affine.size + 3 * at_least("flow.transform.bins", bins, 2) - 1
+        self.size = self.affine.size + 3 * bins - 1
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Knots]:
         affine, curve = parameters.split([self.affine.size, self.size - self.affine.size], 1)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.activations import Context
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError
 from flowdiff.flows.base import Flow, soft_limit
+from flowdiff.options import Layers, Size, checked
 
 FAR = 1e6
 
@@ -57,22 +58,20 @@ class ZukoFlow(Flow):
         ConfigError: zuko is not installed; another name; options that zuko does not take.
     """
 
+    @checked
     def __init__(
         self,
         shape: tuple[int, ...],
         context_dim: int,
         name: str = "NSF",
-        n_flows: int = 3,
-        width: int = 128,
-        depth: int = 2,
+        n_flows: Layers = 3,
+        width: Size = 128,
+        depth: Layers = 2,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        at_least("flow.n_flows", n_flows, 1)
-        hidden = [at_least("flow.width", width, 1)] * at_least("flow.depth", depth, 1)
+        hidden = [width] * depth
         arguments = {"transforms": n_flows, "hidden_features": hidden, "activation": nn.SiLU}
-        if not isinstance(options, Mapping | None):
-            raise ConfigError("flow.options", options, "must be a dictionary, as {bins: 16}")
         flow_class = chosen(name)
         try:
             self.flow = adapted(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data import ImageData
-from flowdiff.errors import ConfigError, FlowdiffError, at_least, is_number
+from flowdiff.errors import FlowdiffError
 from flowdiff.quantities import Quantity, preferred, resolved
 from flowdiff.statistics import DataStatistics
 
@@ -228,16 +228,3 @@ def measure(
                     raise
                 failed[name] = error
     return results, {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def noise_levels(key: str, sigmas: Sequence[float]) -> list[float]:
-    """The noise levels as floats, if they are numbers above 0, else a :class:`ConfigError` that names ``key``."""
-    listed = list(sigmas) if isinstance(sigmas, Sequence) and not isinstance(sigmas, str) else []
-    if not (listed and all(is_number(sigma) and sigma > 0 for sigma in listed)):
-        raise ConfigError(key, sigmas, "must be a list of numbers above 0, as [0.1,1]")
-    return [float(sigma) for sigma in listed]
-
-
-def count_or_all(key: str, n: int | None) -> int | None:
-    """``n`` if it is null or an integer >= 1, else a :class:`ConfigError` that names ``key``."""
-    return None if n is None else at_least(key, n, 1)

@@ -8,13 +8,14 @@ arXiv:2303.16203).
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood_of_classes, no_likelihood
+from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
 
 
@@ -34,11 +35,15 @@ class ClassPosterior(Metric):
         Quantity("class_posterior/*", better="higher", plotted="class_posterior/0.2", column="class_posterior/0.2"),
     )
 
-    def __init__(self, sigmas: Sequence[float], num_images: int | None = 1000, prior: str = "uniform") -> None:
-        self.sigmas = noise_levels("metrics.class_posterior.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.class_posterior.num_images", num_images)
-        if prior not in ("uniform", "train"):
-            raise ConfigError("metrics.class_posterior.prior", prior, "must be uniform or train")
+    @checked
+    def __init__(
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(1, 100)],
+        num_images: Count | None = 1000,
+        prior: Literal["uniform", "train"] = "uniform",
+    ) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
         self.prior = prior
 
     def unfit(self, model: Evaluand) -> str | None:

@@ -19,13 +19,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import at_least
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Range, checked
 from flowdiff.quantities import Quantity
 
 SIGMA = 1.0  # of the batch that D is timed on; no network here takes another time at another level
@@ -48,10 +48,16 @@ class Cost(Metric):
         Quantity("memory_gb", "GB", "lower"),
     )
 
-    def __init__(self, num_samples: int = 256, batch_size: int = 128, repeats: int = 3) -> None:
-        self.num_samples = at_least("metrics.cost.num_samples", num_samples, 1)
-        self.batch_size = at_least("metrics.cost.batch_size", batch_size, 1)
-        self.repeats = at_least("metrics.cost.repeats", repeats, 1)
+    @checked
+    def __init__(
+        self,
+        num_samples: Annotated[int, Range(1, 1000000)] = 256,
+        batch_size: Count = 128,
+        repeats: Annotated[int, Range(1, 1000)] = 3,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.repeats = repeats
 
     def keys(self, model: Evaluand) -> list[str]:
         """Half of them without a sampler."""

@@ -15,11 +15,13 @@ not told the class, and for data of more than 4,096 coordinates or very many cla
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
 from flowdiff.metrics import class_filter
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -41,9 +43,12 @@ class Denoising(Metric):
         Quantity("denoising_filter_rmse/*", better="lower", reference=True),
     )
 
-    def __init__(self, sigmas: Sequence[float] = SIGMAS, num_images: int | None = 2000) -> None:
-        self.sigmas = noise_levels("metrics.denoising.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.denoising.num_images", num_images)
+    @checked
+    def __init__(
+        self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)] = SIGMAS, num_images: Count | None = 2000
+    ) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs the statistics of the training split."""

@@ -15,14 +15,16 @@ and r², which a noisy r would overestimate, is the mean of r·r' over pairs of 
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import at_least
+from flowdiff.errors import ConfigError
 from flowdiff.fokker_planck import residual, slopes
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import no_likelihood
+from flowdiff.options import Count, Length, Range, Sigma, checked
 from flowdiff.quantities import Quantity
 
 Field = Callable[[Tensor], Tensor]
@@ -56,13 +58,20 @@ class DerivativeMetric(Metric):
     name: str
     fewest_probes = 1
 
+    @checked
     def __init__(
-        self, sigmas: Sequence[float], num_images: int | None = 64, exact_dims: int = 64, num_probes: int = 4
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(1, 100)],
+        num_images: Count | None = 64,
+        exact_dims: Annotated[int, Range(0, 65536)] = 64,
+        num_probes: Annotated[int, Range(1, 10000)] = 4,
     ) -> None:
-        self.sigmas = noise_levels(f"metrics.{self.name}.sigmas", sigmas)
-        self.num_images = count_or_all(f"metrics.{self.name}.num_images", num_images)
-        self.exact_dims = at_least(f"metrics.{self.name}.exact_dims", exact_dims, 0)
-        self.num_probes = at_least(f"metrics.{self.name}.num_probes", num_probes, self.fewest_probes)
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
+        self.exact_dims = exact_dims
+        if num_probes < self.fewest_probes:
+            raise ConfigError("num_probes", num_probes, f"must be a whole number from {self.fewest_probes} up")
+        self.num_probes = num_probes
 
     def keys(self, model: Evaluand) -> list[str]:
         """One for each noise level."""

@@ -13,7 +13,7 @@ downloaded by torch-fidelity.
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -26,6 +26,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Range, checked
 from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
@@ -119,24 +120,23 @@ class Fidelity(Metric):
     binary = True  # compares with a reference
     minimum = 2  # samples without which it is not defined
 
+    @checked
     def __init__(
         self,
-        num_samples: int = 10000,
-        extractor: str = "inception",
+        num_samples: Annotated[int, Range(2, 10000000)] = 10000,
+        extractor: Literal["inception", "small"] = "inception",
         weights_path: str | None = None,
-        batch_size: int = 64,
-        num_reference: int | None = None,
+        batch_size: Count = 64,
+        num_reference: Count | None = None,
         real: bool = True,
         cache_root: str | None = None,
     ) -> None:
-        if extractor not in ("inception", "small"):
-            raise ConfigError(f"metrics.{self.key}.extractor", extractor, "must be inception or small")
         if num_samples < self.minimum:
-            allowed = f"must be an integer >= {self.minimum}"
-            raise ConfigError(f"metrics.{self.key}.num_samples", num_samples, allowed)
+            allowed = f"must be a whole number from {self.minimum} up"
+            raise ConfigError("num_samples", num_samples, allowed)
         if extractor == "inception" and weights_path is not None and not Path(weights_path).is_file():
             allowed = "there is no such file; give Inception's weights in torch-fidelity's format"
-            raise ConfigError(f"metrics.{self.key}.weights_path", weights_path, allowed)
+            raise ConfigError("weights_path", weights_path, allowed)
         self.num_samples = num_samples
         self.extractor = extractor
         self.weights_path = weights_path

@@ -9,13 +9,16 @@ beside the number, and so does the distance of as many real images. Inception's 
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
 from flowdiff.extractors import Extractor
+from flowdiff.extractors.extractor import NETWORKS
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Range, checked
 from flowdiff.quantities import Quantity
 
 Moments = tuple[Tensor, Tensor]
@@ -49,9 +52,10 @@ class SmallExtractorMetric(Metric):
         extractor: name of the extractor; null is the dataset's own.
     """
 
-    def __init__(self, num_samples: int = 1000, extractor: str | None = None) -> None:
-        if num_samples < 2:
-            raise ConfigError("num_samples", num_samples, "must be an integer >= 2 for a metric on samples")
+    @checked
+    def __init__(self, num_samples: Annotated[int, Range(2, 10000000)] = 1000, extractor: str | None = None) -> None:
+        if extractor is not None and extractor not in NETWORKS:
+            raise ConfigError("extractor", extractor, f"must be one of {', '.join(NETWORKS)}")
         self.num_samples = num_samples
         self.extractor = extractor
 

@@ -17,13 +17,15 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.data import Toy
 from flowdiff.flows.logdet import seeded_probes
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
 
 log = logging.getLogger(__name__)
@@ -137,9 +139,10 @@ class NLLBySigma(Metric):
         Quantity("nll_by_sigma/*", "nats/dim", "lower", plotted="nll_by_sigma/0.2", column="nll_by_sigma/0.2"),
     )
 
-    def __init__(self, sigmas: Sequence[float], num_images: int | None = None) -> None:
-        self.sigmas = noise_levels("metrics.nll_by_sigma.sigmas", sigmas)
-        self.num_images = count_or_all("metrics.nll_by_sigma.num_images", num_images)
+    @checked
+    def __init__(self, sigmas: Annotated[Sequence[Sigma], Length(1, 100)], num_images: Count | None = None) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs a normalised density."""

@@ -9,13 +9,15 @@ mixture of its classes, p(x; σ) = Σ_c p(x; σ, c)/K, not for its null class.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
-from flowdiff.metrics.base import Evaluand, Metric, Result, count_or_all, noise_levels
+from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
+from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
 from flowdiff.ranks import ranks
 
@@ -49,9 +51,15 @@ class OODAuroc(Metric):
         Quantity("ood_auroc/*", better="higher"),
     )
 
-    def __init__(self, sigmas: Sequence[float] = (), num_images: int | None = 1000, against: str = "auto") -> None:
-        self.sigmas = noise_levels("metrics.ood_auroc.sigmas", sigmas) if sigmas else []
-        self.num_images = count_or_all("metrics.ood_auroc.num_images", num_images)
+    @checked
+    def __init__(
+        self,
+        sigmas: Annotated[Sequence[Sigma], Length(0, 100)] = (),
+        num_images: Count | None = 1000,
+        against: str = "auto",
+    ) -> None:
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.num_images = num_images
         self.against = against
 
     def unfit(self, model: Evaluand) -> str | None:

@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import NonNegative, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -32,10 +32,9 @@ class Ancestral(Sampler):
         eta: share of fresh noise, >= 0; 0 is ``Euler``, 1 the DDPM posterior.
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, eta: NonNegative = 1.0) -> None:
         super().__init__(num_steps)
-        if not (is_number(eta) and eta >= 0):
-            raise ConfigError("sampler.eta", eta, "must be a number >= 0 (0: no fresh noise, 1: DDPM's)")
         self.eta = eta
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
@@ -59,5 +58,6 @@ class Ddim(Ancestral):
         eta: as for ``Ancestral``, and the eta of that paper.
     """
 
-    def __init__(self, num_steps: int, eta: float = 0.0) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, eta: NonNegative = 0.0) -> None:
         super().__init__(num_steps, eta)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from flowdiff.activations import per_sample
-from flowdiff.errors import FlowdiffError, at_least
+from flowdiff.errors import FlowdiffError
 from flowdiff.names import snake_case
+from flowdiff.options import Steps, checked
 
 NoiseSource = Callable[[], Tensor]
 """Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
@@ -91,8 +92,9 @@ class Sampler:
     sigma_start: float | None = None  # None: begin at the schedule's sigma_max
     records: dict[str, Tensor]
 
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = at_least("sampler.num_steps", num_steps, 1)
+    @checked
+    def __init__(self, num_steps: Steps) -> None:
+        self.num_steps = num_steps
         self.records = {}
 
     def reset(self) -> None:

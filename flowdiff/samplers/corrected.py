@@ -11,12 +11,12 @@ what r has learnt from the path of a sample is the one thing that is not exact (
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import at_least, positive
+from flowdiff.options import NonNegative, Positive, Range, Steps, checked
 from flowdiff.samplers.ancestral import Ancestral
 from flowdiff.samplers.base import Denoise, NoiseSource
 from flowdiff.samplers.langevin import State, StepSize, adjusted_steps, first_steps, langevin_step
@@ -37,10 +37,17 @@ class Ula(Ancestral):
         step_size: r, > 0; None: the best for independent Gaussians of variance sigma^2.
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float | None = 0.1) -> None:
+    @checked
+    def __init__(
+        self,
+        num_steps: Steps,
+        eta: NonNegative = 1.0,
+        n_corrector: Annotated[int, Range(1, 1000)] = 1,
+        step_size: Positive | None = 0.1,
+    ) -> None:
         super().__init__(num_steps, eta)
-        self.n_corrector = at_least("sampler.n_corrector", n_corrector, 1)
-        self.step_size = None if step_size is None else positive("sampler.step_size", step_size)
+        self.n_corrector = n_corrector
+        self.step_size = step_size
 
     def reset(self) -> None:
         super().reset()
@@ -82,7 +89,14 @@ class Mala(Ula):
 
     needs_density = True
 
-    def __init__(self, num_steps: int, eta: float = 1.0, n_corrector: int = 1, step_size: float | None = None) -> None:
+    @checked
+    def __init__(
+        self,
+        num_steps: Steps,
+        eta: NonNegative = 1.0,
+        n_corrector: Annotated[int, Range(1, 1000)] = 1,
+        step_size: Positive | None = None,
+    ) -> None:
         super().__init__(num_steps, eta, n_corrector, step_size)
 
     def reset(self) -> None:

@@ -9,12 +9,13 @@ r"""DPM-Solver++(S), stochastic, of second order by an evaluation on the way (Lu
 are here two independent draws, not two increments of one Brownian path.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.ancestral import ancestral_step
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
-from flowdiff.samplers.multistep import check_stochastic
 
 
 class DpmppSde(Sampler):
@@ -27,11 +28,15 @@ class DpmppSde(Sampler):
         r: where between the levels the second evaluation is, in (0, 1].
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5) -> None:
+    @checked
+    def __init__(
+        self,
+        num_steps: Steps,
+        eta: NonNegative = 1.0,
+        s_noise: NonNegative = 1.0,
+        r: Annotated[float, Range(0, 1, above=True)] = 0.5,
+    ) -> None:
         super().__init__(num_steps)
-        check_stochastic(eta, s_noise)
-        if not (is_number(r) and 0 < r <= 1):
-            raise ConfigError("sampler.r", r, "must be a number above 0, up to 1")
         self.eta, self.s_noise, self.r = eta, s_noise, r
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:

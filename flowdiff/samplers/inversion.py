@@ -10,20 +10,13 @@ same way, by its own score.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import NonNegative, Range, Sigma, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
-
-
-def check_sigma_start(sigma_start: float) -> float:
-    """A noise level, or a :class:`ConfigError` that names ``sigma_start``."""
-    if not (is_number(sigma_start) and sigma_start > 0):
-        raise ConfigError("sigma_start", sigma_start, "must be a noise level > 0 to invert at")
-    return float(sigma_start)
 
 
 def inverted(denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
@@ -41,9 +34,10 @@ class Inversion(Sampler):
 
     needs_inverse = True
 
-    def __init__(self, sigma_start: float) -> None:
+    @checked
+    def __init__(self, sigma_start: Sigma) -> None:
         super().__init__(num_steps=1)
-        self.sigma_start: float = check_sigma_start(sigma_start)
+        self.sigma_start: float = float(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
         return inverted(denoiser, noise, sigma, labels)
@@ -63,17 +57,18 @@ class InversionDenoise(Heun):
 
     needs_inverse = True
 
+    @checked
     def __init__(
         self,
-        sigma_start: float,
-        num_steps: int,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
+        sigma_start: Sigma,
+        num_steps: Steps,
+        s_churn: NonNegative = 0.0,
+        s_tmin: NonNegative = 0.0,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
+        s_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)
-        self.sigma_start: float = check_sigma_start(sigma_start)
+        self.sigma_start: float = float(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
         return inverted(denoiser, noise, sigma, labels)

@@ -8,15 +8,15 @@ disagree as far as they can't get from mode to mode.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, is_number, positive
+from flowdiff.options import Positive, Range, Sigma, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.chains import ess, rhat
-from flowdiff.samplers.inversion import check_sigma_start, inverted
+from flowdiff.samplers.inversion import inverted
 from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
 
 COORDINATES = 32
@@ -41,23 +41,20 @@ class Mcmc(Sampler):
     needs_density = True
     stays = True
 
+    @checked
     def __init__(
         self,
-        sigma_start: float,
-        num_steps: int,
-        start: str = "inverse",
-        warmup: float = 0.5,
-        step_size: float | None = None,
+        sigma_start: Sigma,
+        num_steps: Steps,
+        start: Literal["inverse", "noise"] = "inverse",
+        warmup: Annotated[float, Range(0, 1, below=True)] = 0.5,
+        step_size: Positive | None = None,
     ) -> None:
         super().__init__(num_steps)
-        self.sigma_start: float = check_sigma_start(sigma_start)
-        if start not in ("inverse", "noise"):
-            raise ConfigError("sampler.start", start, "must be inverse (the flow's) or noise")
-        if not (is_number(warmup) and 0 <= warmup < 1):
-            raise ConfigError("sampler.warmup", warmup, "must be a share of the steps, from 0 to below 1")
+        self.sigma_start: float = float(sigma_start)
         self.needs_inverse = start == "inverse"
         self.warmup = math.floor(warmup * num_steps)
-        self.step_size = None if step_size is None else positive("sampler.step_size", step_size)
+        self.step_size = step_size
 
     def sigmas(self, schedule: Any) -> Tensor:
         """sigma_start once a step, then 0; the schedule only says which sigma is too low."""

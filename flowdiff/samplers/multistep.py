@@ -11,19 +11,13 @@ As in k-diffusion's ``sample_dpmpp_2m_sde`` (midpoint), ``sample_dpmpp_2m`` and 
 """
 
 import math
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, at_least, is_number
+from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
-
-
-def check_stochastic(eta: float, s_noise: float) -> None:
-    """Raise a :class:`ConfigError` unless both are numbers >= 0."""
-    for key, value in (("eta", eta), ("s_noise", s_noise)):
-        if not (is_number(value) and value >= 0):
-            raise ConfigError(f"sampler.{key}", value, "must be a number >= 0")
 
 
 class Dpmpp2m(Sampler):
@@ -58,9 +52,9 @@ class Dpmpp2mSde(Dpmpp2m):
         s_noise: scale of the noise added, >= 0.
     """
 
-    def __init__(self, num_steps: int, eta: float = 1.0, s_noise: float = 1.0) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, eta: NonNegative = 1.0, s_noise: NonNegative = 1.0) -> None:
         super().__init__(num_steps)
-        check_stochastic(eta, s_noise)
         self.eta, self.s_noise = eta, s_noise
 
 
@@ -72,9 +66,10 @@ class Lms(Sampler):
         order: how many slopes are used, >= 1; 1 is ``Euler``.
     """
 
-    def __init__(self, num_steps: int, order: int = 4) -> None:
+    @checked
+    def __init__(self, num_steps: Steps, order: Annotated[int, Range(1, 100)] = 4) -> None:
         super().__init__(num_steps)
-        self.order = at_least("sampler.order", order, 1)
+        self.order = order
 
     def reset(self) -> None:
         super().reset()

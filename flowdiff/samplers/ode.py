@@ -12,10 +12,12 @@ that x is at s^ = (1 + gamma) s, and integrate from there:
 """
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
+from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -39,21 +41,18 @@ class Heun(Sampler):
         s_noise: scale of the noise added, 1 or a little more (EDM: 1.003 to 1.007).
     """
 
+    @checked
     def __init__(
         self,
-        num_steps: int,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
-        s_noise: float = 1.0,
+        num_steps: Steps,
+        s_churn: NonNegative = 0.0,
+        s_tmin: NonNegative = 0.0,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
+        s_noise: NonNegative = 1.0,
     ) -> None:
         super().__init__(num_steps)
-        given = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        for key, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise ConfigError(f"sampler.{key}", value, "must be a number >= 0")
         if s_tmin > s_tmax:
-            raise ConfigError("sampler.s_tmin", s_tmin, f"must not be larger than sampler.s_tmax={s_tmax}")
+            raise ConfigError("s_tmin", s_tmin, f"must not be larger than s_tmax={s_tmax}")
         self.s_churn = s_churn
         self.s_tmin = s_tmin
         self.s_tmax = s_tmax
@@ -78,12 +77,13 @@ class Heun(Sampler):
 class HeunStochastic(Heun):
     """Heun's method with the churn that EDM publishes for ImageNet-64 (its table 5). Arguments as for ``Heun``."""
 
+    @checked
     def __init__(
         self,
-        num_steps: int,
-        s_churn: float = 40.0,
-        s_tmin: float = 0.05,
-        s_tmax: float = 50.0,
-        s_noise: float = 1.003,
+        num_steps: Steps,
+        s_churn: NonNegative = 40.0,
+        s_tmin: NonNegative = 0.05,
+        s_tmax: Annotated[float, Range(0)] = 50.0,
+        s_noise: NonNegative = 1.003,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)

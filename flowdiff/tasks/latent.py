@@ -11,14 +11,15 @@ Standard normal latents are nearly on a sphere of radius sqrt(d): the arc stays 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.errors import at_least
-from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.generate import BatchedSampler, seeds_from
+from flowdiff.labels import resolve_labels
+from flowdiff.options import Range, Sigma, Steps, checked
 from flowdiff.samplers import InversionDenoise, NoiseSource
 from flowdiff.schedules import Geometric
 from flowdiff.tasks.base import Drawn, Request, Task, choose_images
@@ -46,16 +47,17 @@ class Interpolate(Task):
         index: the images, two for each row: a list, or the number of the first; None: the first ones.
     """
 
+    @checked
     def __init__(
         self,
-        steps: int,
-        denoise_steps: int,
-        sigma_start: float | None = None,
-        split: str = "test",
+        steps: Annotated[int, Range(2, 1000)],
+        denoise_steps: Steps,
+        sigma_start: Sigma | None = None,
+        split: Literal["train", "val", "test"] = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
-        self.steps = at_least("task.steps", steps, 2)
-        self.denoise_steps = at_least("task.denoise_steps", denoise_steps, 1)
+        self.steps = steps
+        self.denoise_steps = denoise_steps
         self.sigma_start = sigma_start
         self.split = split
         self.index = index
@@ -70,7 +72,9 @@ class Interpolate(Task):
         t = torch.linspace(0, 1, self.steps).repeat(n)
         rows = torch.arange(n).repeat_interleave(self.steps)
         a, b = images.x[::2][rows], images.x[1::2][rows]
-        labels = None if request.class_label is None else resolve_labels(request.class_label, n, model.num_classes)
+        labels = None
+        if request.class_label is not None:
+            labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         own = None if labels is None else labels[rows]
         seeds = seeds_from(request.seed, n * self.steps)
         batched = replace(batched, sampler=walk)
@@ -148,15 +152,17 @@ class Traverse(Task):
 
     rows = 4
 
-    def __init__(self, levels: int) -> None:
-        self.levels = at_least("task.levels", levels, 2)
+    @checked
+    def __init__(self, levels: Annotated[int, Range(2, 1000)]) -> None:
+        self.levels = levels
 
     def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
         self.need_images(model)
         self.need_inverse(model)
         n = request.num_samples or self.rows
         wanted = "balanced" if request.class_label is None else request.class_label
-        labels, seeds = resolve_labels(wanted, n, model.num_classes), seeds_from(request.seed, n)
+        labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
+        seeds = seeds_from(request.seed, n)
         schedule = batched.schedule
         sigmas = Geometric(schedule.sigma_min, schedule.sigma_max)(self.levels)[:-1].tolist()
 

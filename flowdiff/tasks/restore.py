@@ -9,7 +9,7 @@ variance as mse, the mean of K has (1 + 1/K) times it. The yardstick is the mean
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from flowdiff.api import Model
 from flowdiff.completion import complete, from_the_top
 from flowdiff.data import ImageData
 from flowdiff.data.quantise import centres
-from flowdiff.errors import ConfigError, at_least
-from flowdiff.generate import BatchedSampler, resolve_labels, seeds_from
+from flowdiff.errors import ConfigError
+from flowdiff.generate import BatchedSampler, seeds_from
+from flowdiff.labels import resolve_labels
 from flowdiff.masks import missing_pixels
+from flowdiff.options import Range, Steps, checked
 from flowdiff.samplers import BlockMean, Known, Mask
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
 
@@ -36,16 +38,17 @@ class Restore(Task):
         index: which images: the number of the first, or a list; None: the first ones.
     """
 
+    @checked
     def __init__(
         self,
-        completions: int,
-        n_corrector: int,
-        num_steps: int | None = None,
-        split: str = "test",
+        completions: Annotated[int, Range(1, 1000)],
+        n_corrector: Annotated[int, Range(0, 1000)],
+        num_steps: Steps | None = None,
+        split: Literal["train", "val", "test"] = "test",
         index: int | Sequence[int] | None = None,
     ) -> None:
-        self.completions = at_least("task.completions", completions, 1)
-        self.n_corrector = at_least("task.n_corrector", n_corrector, 0)
+        self.completions = completions
+        self.n_corrector = n_corrector
         self.num_steps = num_steps
         self.split = split
         self.index = index
@@ -63,7 +66,7 @@ class Restore(Task):
         known = self.known(images.x, seeds[:: self.completions])
         labels = images.labels if model.num_classes else None
         if request.class_label is not None:
-            labels = resolve_labels(request.class_label, n, model.num_classes)
+            labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         each = torch.arange(n).repeat_interleave(self.completions)
         own = None if labels is None else labels[each]
         done = complete(batched, known[each], images.x[each], own, seeds, self.n_corrector, key="task.n_corrector")
@@ -115,6 +118,7 @@ class Inpaint(Restore):
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
+    @checked
     def __init__(self, mask: str | None, completions: int, n_corrector: int, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
         self.mask = "left" if mask is None else mask
@@ -138,9 +142,10 @@ class SuperResolution(Restore):
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 
-    def __init__(self, factor: int, completions: int, n_corrector: int, **which: Any) -> None:
+    @checked
+    def __init__(self, factor: Annotated[int, Range(2, 64)], completions: int, n_corrector: int, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
-        self.factor = at_least("task.factor", factor, 2)
+        self.factor = factor
 
     def known(self, x0: Tensor, seeds: Tensor) -> Known:
         height, width = x0.shape[2:]

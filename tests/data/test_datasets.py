@@ -83,12 +83,12 @@ def test_a_missing_folder_is_named_with_the_way_out(cls, what, tmp_path):
         cls(str(tmp_path / "nowhere")).setup()
     message = str(caught.value)
     assert str(tmp_path / "nowhere") in message and what in message
-    assert "dataset.download=true" in message and "\n" not in message
+    assert "download=true" in message and "\n" not in message
 
 
 def test_incomplete_files_are_an_error_too(tmp_path):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
-    with pytest.raises(FlowdiffError, match="dataset.download=true"):
+    with pytest.raises(FlowdiffError, match="download=true"):
         MNIST(str(tmp_path)).setup()
 
 
@@ -168,7 +168,7 @@ def test_a_broken_file_is_named(tmp_path):
 
 
 def test_missing_empty_and_small_folders(tmp_path):
-    with pytest.raises(FlowdiffError, match=r"dataset\.root=.*nowhere: there is no folder"):
+    with pytest.raises(FlowdiffError, match=r"root=.*nowhere: there is no folder"):
         ImageFolder(str(tmp_path / "nowhere"))
     with pytest.raises(FlowdiffError, match="no images"):
         ImageFolder(str(tmp_path))
@@ -225,10 +225,10 @@ def test_toy_points_do_not_depend_on_the_seed():
 @pytest.mark.parametrize(
     "options, key",
     [
-        ({"name": "three_moons"}, "dataset.name=three_moons: must be one of two_moons"),
-        ({"noise": 0.0}, "dataset.noise=0.0: must be > 0"),
-        ({"num_train": 0}, "dataset.num_train=0: must be"),
-        ({"batch_size": 0}, "dataset.batch_size=0: must be"),
+        ({"name": "three_moons"}, "name=three_moons: must be one of two_moons"),
+        ({"noise": 0.0}, "noise=0.0: must be a number above 0"),
+        ({"num_train": 0}, "num_train=0: must be"),
+        ({"batch_size": 0}, "batch_size=0: must be"),
     ],
 )
 def test_toy_mistakes(options, key):

@@ -58,9 +58,9 @@ def test_crops_are_the_photographs_pixels_and_no_seed_changes_them():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"size": LARGEST + 1}, "dataset.size=65: must be at most 64, the narrowest band"),
-        ({"size": 1}, "dataset.size=1: must be an integer >= 2"),
-        ({"stride": 0}, "dataset.stride=0: must be an integer >= 1"),
+        ({"size": LARGEST + 1}, "size=65: must be a whole number from 2 to 64"),
+        ({"size": 1}, "size=1: must be a whole number from 2"),
+        ({"stride": 0}, "stride=0: must be a whole number"),
     ],
 )
 def test_mistakes(options, message):

@@ -63,8 +63,8 @@ def test_its_contenders_compose(dataset: str) -> None:
     ("words", "line"),
     [
         (["--steps", "10,x"], "--steps=10,x: must be integers >= 1 with commas, as in 10,20,50"),
-        (["--steps", "0"], "--steps=0: must be an integer >= 1"),
-        (["--repeats", "0"], "--repeats=0: must be an integer >= 1"),
+        (["--steps", "0"], "--steps=0: must be a whole number from 1 up"),
+        (["--repeats", "0"], "--repeats=0: must be a whole number from 1 up"),
         (["--seconds", "-1"], "--seconds=-1.0: must be a number above 0"),
     ],
 )

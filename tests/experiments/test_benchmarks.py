@@ -230,7 +230,7 @@ def test_a_benchmark_from_end_to_end(
     assert config.decay_steps == config.trainer.max_steps == steps
     log = list(csv.DictReader((run / "csv" / "metrics.csv").open(newline="")))
     validations = [int(row["step"]) for row in log if row["val/loss"]]
-    assert len(validations) == 4 and validations[-1] == steps - 1
+    assert len(validations) == 4 and validations[-1] == steps
 
     text = (tmp_path / "out" / "digits.md").read_text()
     assert "| wrong | – |" in text and "bits/dim given the class: " in text

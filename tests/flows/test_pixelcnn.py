@@ -72,9 +72,9 @@ def test_the_first_layers_scale_does_not_depend_on_how_much_is_masked() -> None:
 
 
 def test_odd_images_and_vectors_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"flow\.factor=2: must divide the image size 5×4"):
+    with pytest.raises(ConfigError, match=r"factor=2: must divide the image size 5×4"):
         PixelCNNFlow((1, 5, 4), EMBEDDING, torch.nn.Identity)
     with pytest.raises(ConfigError, match=r"flow=pixelcnn: needs images"):
         PixelCNNFlow((2,), EMBEDDING, torch.nn.Identity)
-    with pytest.raises(Exception, match=r"flow\.factor=0"):
+    with pytest.raises(Exception, match=r"factor=0"):
         make((1, 4, 4), flow="pixelcnn", overrides={"flow.factor": 0})

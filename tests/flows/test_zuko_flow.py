@@ -125,7 +125,7 @@ def test_options_go_to_the_constructor() -> None:
 )
 def test_names_that_are_refused(name: str, reason: str) -> None:
     allowed = "must be one of " + ", ".join(NAMES)
-    with pytest.raises(ConfigError, match=f"flow.name={name}: {reason}.*; {allowed}"):
+    with pytest.raises(ConfigError, match=f"name={name}: {reason}.*; {allowed}"):
         ZukoFlow((4,), 3, name=name)
 
 
@@ -141,12 +141,12 @@ def test_every_name_of_zuko_is_taken_or_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"options": {"knots": 3}}, r"flow.options=\{'knots': 3\}: zuko.flows.NSF does not take it"),
-        ({"options": {"features": 3}}, "flow.options=.*features"),
-        ({"options": {"bins": 0}}, "flow.options=.*bins"),
-        ({"options": 3}, "flow.options=3: must be a dictionary"),
-        ({"n_flows": 0}, "flow.n_flows=0"),
-        ({"depth": 0}, "flow.depth=0"),
+        ({"options": {"knots": 3}}, r"options=\{'knots': 3\}: zuko.flows.NSF does not take it"),
+        ({"options": {"features": 3}}, "options=.*features"),
+        ({"options": {"bins": 0}}, "options=.*bins"),
+        ({"options": 3}, "options=3: must be a mapping"),
+        ({"n_flows": 0}, "n_flows=0"),
+        ({"depth": 0}, "depth=0"),
     ],
 )
 def test_mistakes(arguments: dict[str, object], message: str) -> None:

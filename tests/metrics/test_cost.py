@@ -95,5 +95,5 @@ def test_other_metrics_keep_the_conditions_of_their_own_samples() -> None:
 
 @pytest.mark.parametrize("key", ["num_samples", "batch_size", "repeats"])
 def test_mistakes(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"metrics.cost.{key}=0"):
+    with pytest.raises(ConfigError, match=f"{key}=0"):
         Cost(**{key: 0})

@@ -162,7 +162,7 @@ def test_a_class_conditional_model_is_the_mixture_of_its_classes() -> None:
 
 
 def test_other_sets_are_those_of_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="metrics.ood_auroc.against=fashion_mnist: must be one of auto, transposed"):
+    with pytest.raises(ConfigError, match="against=fashion_mnist: must be one of auto, transposed"):
         OODAuroc(against="fashion_mnist")(Evaluand(random_flow(shape=(1, 8, 8), num_classes=0), Digits()))
     assert "names no other images" in str(OODAuroc().unfit(Evaluand(MIXTURE, Toy(num_train=10, num_test=10))))
     k = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
@@ -315,13 +315,13 @@ def test_what_does_not_apply() -> None:
 @pytest.mark.parametrize(
     ("make_metric", "message"),
     [
-        (lambda: NLLBySigma([]), r"metrics.nll_by_sigma.sigmas=\[\]: must be a list"),
-        (lambda: NLLBySigma([0.0]), r"metrics.nll_by_sigma.sigmas"),
-        (lambda: ClassPosterior([1.0], num_images=0), "metrics.class_posterior.num_images=0"),
-        (lambda: ClassPosterior([1.0], prior="flat"), "metrics.class_posterior.prior=flat: must be uniform or train"),
-        (lambda: Conservative([1.0], num_probes=0), "metrics.conservative.num_probes=0"),
-        (lambda: FokkerPlanck([1.0], num_probes=1), "metrics.fokker_planck.num_probes=1"),
-        (lambda: OODAuroc([-1.0]), "metrics.ood_auroc.sigmas"),
+        (lambda: NLLBySigma([]), r"sigmas=\[\]: must be a list"),
+        (lambda: NLLBySigma([0.0]), r"sigmas"),
+        (lambda: ClassPosterior([1.0], num_images=0), "num_images=0"),
+        (lambda: ClassPosterior([1.0], prior="flat"), "prior=flat: must be one of uniform, train"),
+        (lambda: Conservative([1.0], num_probes=0), "num_probes=0"),
+        (lambda: FokkerPlanck([1.0], num_probes=1), "num_probes=1"),
+        (lambda: OODAuroc([-1.0]), "sigmas"),
     ],
 )
 def test_mistakes(make_metric: Any, message: str) -> None:

@@ -178,15 +178,15 @@ def test_short_chains_report_what_they_can(num_steps: int, mixture: MixtureDenoi
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mcmc(0.1, 5, start="data"), r"^sampler\.start=data: must be inverse"),
-        (lambda: Mcmc(0.1, 5, warmup=1.0), r"^sampler\.warmup=1\.0: "),
+        (lambda: Mcmc(0.1, 5, start="data"), r"^start=data: must be one of inverse, noise"),
+        (lambda: Mcmc(0.1, 5, warmup=1.0), r"^warmup=1\.0: "),
         (lambda: Mcmc(0.0, 5), r"^sigma_start=0\.0: "),
-        (lambda: Mcmc(0.1, 0), r"^sampler\.num_steps=0: "),
-        (lambda: Mcmc(0.1, 5, step_size=0), r"^sampler\.step_size=0: "),
+        (lambda: Mcmc(0.1, 0), r"^num_steps=0: "),
+        (lambda: Mcmc(0.1, 5, step_size=0), r"^step_size=0: "),
         (lambda: Mcmc(0.1, 5).sigmas(Karras(0.2, 80.0)), r"^sigma_start=0\.1: must be at least sigma_min=0\.2"),
-        (lambda: Mala(5, step_size=-1.0), r"^sampler\.step_size=-1\.0: "),
-        (lambda: Ula(5, n_corrector=0), r"^sampler\.n_corrector=0: "),
-        (lambda: Ula(5, eta=-1), r"^sampler\.eta=-1: "),
+        (lambda: Mala(5, step_size=-1.0), r"^step_size=-1\.0: "),
+        (lambda: Ula(5, n_corrector=0), r"^n_corrector=0: "),
+        (lambda: Ula(5, eta=-1), r"^eta=-1: "),
     ],
 )
 def test_mistakes_are_named(make: Callable[[], Any], message: str) -> None:
