@@ -21,6 +21,7 @@ from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
@@ -132,7 +133,11 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
     if path:
-        checkpoint.read(path)  # says what is wrong with it, if anything is
+        theirs = checkpoint.read(path)["flowdiff"].get("class_names")  # says what is wrong with it, if anything is
+        ours = getattr(data, "class_names", theirs)
+        if theirs is not None and theirs != ours and trainer.is_global_zero:
+            was, now = listed(theirs) or "none", listed(ours) or "none"
+            print(f"warning: the checkpoint's classes are {was}, those of the data {now}", flush=True)
     try:
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
