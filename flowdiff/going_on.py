@@ -1,7 +1,7 @@
 """What a run that goes on from a checkpoint may still do, and what it needs that the checkpoint doesn't hold."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from flowdiff.errors import ConfigError, FlowdiffError, is_number
 from flowdiff.interrupts import scheduled
+from flowdiff.words import is_typed
 
 
-def check_left(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def check_left(content: Mapping[str, Any], config: Mapping[str, Any], words: Sequence[str] = ()) -> None:
     """Refuse to go on from a checkpoint at the end of its budget: nothing would be trained.
 
     A run that was killed in its last measurement may go on in its own folder, and only measures; so does a job that
@@ -21,6 +22,7 @@ def check_left(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     Args:
         content: the checkpoint's.
         config: of the run that goes on from ``config["ckpt_path"]``, resolved.
+        words: the command line; where it gives epochs alone, these are the budget.
 
     Raises:
         ConfigError: naming the part of the budget that is used up.
@@ -31,10 +33,11 @@ def check_left(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         if config.get("resume_sweep") or scheduled() or (measures and not (run / "metrics.json").is_file()):
             return
     trainer = config["trainer"]
+    steps = None if trainer.get("max_epochs") and not is_typed("trainer.max_steps", words) else trainer.get("max_steps")
     done: Any
     most: Any
     for key, unit, done, most in (
-        ("max_steps", "steps", content.get("global_step"), trainer.get("max_steps")),
+        ("max_steps", "steps", content.get("global_step"), steps),
         ("max_epochs", "epochs", _epochs(content), trainer.get("max_epochs")),
         ("max_time", "seconds", _seconds_trained(content), _seconds(trainer.get("max_time"))),
     ):

@@ -98,7 +98,7 @@ class TrainRequest:
     resume: Literal["last"] | None
     resume_sweep: bool
     trainer: TrainerOptions
-    lr: Annotated[float, Range(0, 100, above=True)]
+    lr: Positive
     weight_decay: NonNegative
     warmup_steps: Some
     decay_steps: Count

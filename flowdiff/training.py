@@ -26,6 +26,7 @@ from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
 from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
@@ -42,7 +43,7 @@ from flowdiff.optimisation import Optimised
 from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
-from flowdiff.words import command, override
+from flowdiff.words import command, is_typed, override
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -70,12 +71,12 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     check_devices(config["trainer"])
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
-    step = -1  # the last one behind the run
+    step, classes = -1, None  # the last one behind the run, and the names of its classes
     if config.get("ckpt_path"):
         content = checkpoint.read(config["ckpt_path"])  # says what is wrong with it, if anything is
         going_on.check_config_dir(content["flowdiff"], config["ckpt_path"])
-        going_on.check_left(content, config)
-        step = int(content["global_step"])
+        going_on.check_left(content, config, words)
+        step, classes = int(content["global_step"]), content["flowdiff"].get("class_names")
         del content
     run_dir = made(config["run_dir"], "run_dir")
     with contextlib.ExitStack() as stack:
@@ -84,11 +85,16 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
         stack.enter_context(noticing_removal(run_dir))
-        return _train(config, words, source, run_dir, step)
+        return _train(config, words, source, run_dir, step, classes)
 
 
 def _train(
-    config: dict[str, Any], words: list[str], source: dict[str, Any], run_dir: Path, step: int
+    config: dict[str, Any],
+    words: list[str],
+    source: dict[str, Any],
+    run_dir: Path,
+    step: int,
+    classes: list[str] | None,
 ) -> dict[str, Any]:
     seed(config["seed"])
     config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
@@ -117,6 +123,9 @@ def _train(
             sep="\n",
             flush=True,
         )
+        if classes is not None and classes != data.class_names:
+            was, now = listed(classes) or "none", listed(data.class_names) or "none"
+            print(f"warning: the checkpoint's classes are {was}, those of the data {now}", flush=True)
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -385,10 +394,9 @@ def set_budget(config: dict[str, Any], words: list[str], batches: int) -> None:
     if epochs is None:
         return
     steps = epochs * math.ceil(batches_of_an_epoch(trainer, batches) / trainer["accumulate_grad_batches"])
-    typed = {word.partition("=")[0].lstrip("+") for word in words}
-    both = "trainer.max_steps" in typed
+    both = is_typed("trainer.max_steps", words)
     budget = min(steps, given) if both else steps
-    if config["decay_steps"] == given and "decay_steps" not in typed:
+    if config["decay_steps"] == given and not is_typed("decay_steps", words):
         config["decay_steps"] = budget
     trainer |= {"max_steps": budget, "max_epochs": None}
     beside = f" and trainer.max_steps={given}, the smaller" if both else ""

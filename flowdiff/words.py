@@ -5,6 +5,7 @@ A value passes three readers, and each has its own quotes: the shell, Hydra's gr
 
 import re
 import shlex
+from collections.abc import Iterable
 from os import PathLike
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +33,11 @@ def assignment(key: str, value: str | PathLike[str]) -> str:
 def override(key: str, value: str | PathLike[str]) -> str:
     """The word of a shell that gives ``key`` this value: a command that holds it can be pasted."""
     return shlex.quote(assignment(key, value))
+
+
+def is_typed(key: str, words: Iterable[str]) -> bool:
+    """Whether one of the words of a command line gives ``key`` a value."""
+    return any(word.partition("=")[0].lstrip("+") == key for word in words)
 
 
 def command(module: str, *words: str) -> str:

@@ -134,6 +134,19 @@ def test_a_run_goes_on_from_elsewhere(run: tuple[Path, Path], tmp_path: Path, mo
     assert moved[0].dataset.root == str(tmp_path)
 
 
+def test_other_classes_are_said_when_a_run_goes_on(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, ckpt = run
+    shutil.copytree(data, tmp_path / "pets")
+    (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / "wolf")
+    words = [*TINY, *BARE, "dataset=images", f"dataset.root={tmp_path}/pets", "dataset.batch_size=8"]
+    words += ["trainer.max_steps=3", f"ckpt_path={ckpt}"]
+    train(composed("config", *words, f"run_dir={tmp_path / 'run'}"), words)
+    said = capsys.readouterr().out
+    assert "warning: the checkpoint's classes are cat, dog, emu, those of the data dog, emu, wolf" in said
+
+
 def test_downloaded_data_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flowdiff.training import located
 

@@ -17,7 +17,7 @@ from flowdiff.data import ImageFolder
 from flowdiff.data.folders import natural
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
 from flowdiff.data.splits import stratified
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, shown
 
 ALL = pictures.pictures()
 
@@ -268,19 +268,19 @@ def test_names_that_can_not_be_printed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"channels": 2}, "dataset.channels=2: must be 1"),
-        ({"channels": True}, "dataset.channels=True: must be 1"),
-        ({"channels": None}, "dataset.channels=None: must be 1"),
-        *(({key: value}, f"dataset.{key}={value}: must be a number between 0 and 0.5")
+        ({"channels": 2}, "channels=2: must be one of 1, 3"),
+        ({"channels": True}, "channels=true: must be one of 1, 3"),
+        ({"channels": None}, "channels=null: must be one of 1, 3"),
+        *(({key: value}, f"{key}={shown(value)}: must be a number above 0 and below 0.5")
           for key in ("val_fraction", "test_fraction")
           for value in (None, -0.1, 0, 0.5, 3, "a", True, [0.1], float("nan"))),
-        ({"white": 0}, "dataset.white=0: must be"),
-        ({"white": "a"}, "dataset.white=a: must be"),
+        ({"white": 0}, "white=0: must be"),
+        ({"white": "a"}, "white=a: must be"),
         ({"background": "whitish"}, "dataset.background=whitish: must be a colour"),
         ({"background": 3}, "dataset.background=3: must be a colour"),
-        ({"background": None}, "dataset.background=None: must be a colour"),
-        ({"root": None}, "dataset.root=None: must be a folder"),
-        ({"root": ""}, "dataset.root=: must be a folder"),
+        ({"background": None}, "background=null: must be a colour"),
+        ({"root": None}, "root=null: must be a folder"),
+        ({"root": ""}, "root='': must be a folder"),
         ({"root": 3}, "dataset.root=3: must be a folder"),
         ({"root": "/nowhere"}, "dataset.root=/nowhere: there is no folder /nowhere"),
         ({"root": __file__}, "is a file; give the folder"),
