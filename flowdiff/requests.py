@@ -33,6 +33,7 @@ from flowdiff.options import (
     Length,
     NonNegative,
     Pattern,
+    Positive,
     Range,
     Seed,
     Share,
