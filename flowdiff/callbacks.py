@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,6 +31,7 @@ from flowdiff.checkpoint import read
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
+from flowdiff.options import OUTSIDE
 
 
 class EMA(EMAWeightAveraging):
@@ -68,7 +69,9 @@ class Checkpoints(Checkpoint):
         monitor: the logged value that decides, lower is better.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 500, monitor: str = "val/loss") -> None:
+    def __init__(
+        self, folder: Annotated[str, OUTSIDE], every_n_steps: int = 500, monitor: str = "val/loss"
+    ) -> None:
         at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf

@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.options import OUTSIDE
 from flowdiff.progress import Progress
 
 PIXELS = 1 << 20  # pixels that pass through an autoencoder at once, if nothing else is said
@@ -99,7 +100,11 @@ class AutoencoderKL(FirstStage):
     """
 
     def __init__(
-        self, path: str | None = None, slice: int | None = None, cache: str | None = None, device: str = "auto"
+        self,
+        path: Annotated[str | None, OUTSIDE] = None,
+        slice: int | None = None,
+        cache: Annotated[str | None, OUTSIDE] = None,
+        device: str = "auto",
     ) -> None:
         if not path:
             raise ConfigError(

@@ -5,18 +5,27 @@ import csv
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.options import OUTSIDE
 from flowdiff.swept import run_name, swept_keys, values_of
 
 
 class CSVLogger(loggers.CSVLogger):
-    """Lightning's CSV logger deletes an earlier metrics.csv in its folder; this one appends to it."""
+    """Lightning's CSV logger deletes an earlier metrics.csv in its folder; this one appends to it.
+
+    Args:
+        save_dir: the run folder.
+        settings: Lightning's others.
+    """
+
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
+        super().__init__(save_dir, **settings)
 
     @property
     @rank_zero_experiment
@@ -49,7 +58,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         settings: Lightning's others.
     """
 
-    def __init__(self, save_dir: str, **settings: Any) -> None:
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
         events = sorted(Path(save_dir).glob("*/events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
         folder = events[-1].parent.name if events else named() or "tensorboard"
         plain = {"name": None, "version": folder, "default_hp_metric": False}
@@ -67,9 +76,9 @@ def named() -> str:
     return run_name({key: value for key, value in words.items() if key in keys})
 
 
-def wandb_logger(**settings: Any) -> loggers.Logger:
+def wandb_logger(save_dir: Annotated[str, OUTSIDE], **settings: Any) -> loggers.Logger:
     """Lightning's `WandbLogger`; a clear line where wandb isn't installed."""
     try:
-        return loggers.WandbLogger(**settings)
+        return loggers.WandbLogger(save_dir=save_dir, **settings)
     except ModuleNotFoundError as error:
         raise FlowdiffError("logger=wandb: wandb is not installed; pip install 'flowdiff[wandb]'") from error

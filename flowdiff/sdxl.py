@@ -15,7 +15,7 @@ its name, embedded once by the pipeline's own text encoders; the null class is w
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, Sigma, attention_for, batch_sigma
 from flowdiff.diffusers_unets import imported
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.options import OUTSIDE
 from flowdiff.statistics import DataStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -64,7 +65,7 @@ class SDXL(Denoiser):
         self,
         shape: tuple[int, ...],
         num_classes: int,
-        path: str | None = None,
+        path: Annotated[str | None, OUTSIDE] = None,
         prompt: str = "a photo of a {}",
         prompts: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,

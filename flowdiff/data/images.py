@@ -1,6 +1,7 @@
 """A folder of images of the user's own: a class is a subfolder, or there are no classes."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.options import OUTSIDE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FEWEST = 10
@@ -58,7 +60,7 @@ class ImageFolder(ImageData):
 
     def __init__(
         self,
-        root: str,
+        root: Annotated[str, OUTSIDE],
         channels: int = 3,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,

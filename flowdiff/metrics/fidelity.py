@@ -13,7 +13,7 @@ downloaded by torch-fidelity.
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.error import URLError
 
 import torch
@@ -26,6 +26,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.options import OUTSIDE
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +118,11 @@ class Fidelity(Metric):
         self,
         num_samples: int = 10000,
         extractor: str = "inception",
-        weights_path: str | None = None,
+        weights_path: Annotated[str | None, OUTSIDE] = None,
         batch_size: int = 64,
         num_reference: int | None = None,
         real: bool = True,
-        cache_root: str | None = None,
+        cache_root: Annotated[str | None, OUTSIDE] = None,
     ) -> None:
         if extractor not in ("inception", "small"):
             raise ConfigError(f"metrics.{self.key}.extractor", extractor, "must be inception or small")
