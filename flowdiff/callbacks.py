@@ -69,9 +69,7 @@ class Checkpoints(Checkpoint):
         monitor: the logged value that decides, lower is better.
     """
 
-    def __init__(
-        self, folder: Annotated[str, OUTSIDE], every_n_steps: int = 500, monitor: str = "val/loss"
-    ) -> None:
+    def __init__(self, folder: Annotated[str, OUTSIDE], every_n_steps: int = 500, monitor: str = "val/loss") -> None:
         at_least("callbacks.checkpoints.every_n_steps", every_n_steps, 1)
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf

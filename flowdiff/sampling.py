@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from flowdiff import trusted
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
@@ -24,7 +25,6 @@ from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
-    built_safely,
     check_positive,
     from_config,
     resolve_labels,
@@ -32,6 +32,7 @@ from flowdiff.generate import (
     user_error,
 )
 from flowdiff.plots import density_scatter, image_grid, save_png
+from flowdiff.reading import shown
 
 KEPT = (*SETTINGS, "guidance_scale")
 
@@ -100,23 +101,34 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_data(config: Mapping[str, Any], data_root: str | None = None) -> ImageData:
-    """The dataset of a checkpoint's configuration, loaded.
+def build_data(config: Mapping[str, Any], data_root: str | None = None, own: bool = False) -> ImageData:
+    """The dataset of a checkpoint's configuration, loaded. Nothing is downloaded for it.
 
     Args:
         config: its ``dataset``.
         data_root: where the files of downloaded datasets are now; None: where they were in training. A folder of
             one's own images stays where it was.
+        own: the user has trained the checkpoint: the folder that it names is followed.
+
+    Raises:
+        ConfigError: it is nobody's word where the data are.
     """
-    config = dict(config)
-    if data_root is not None and "root" in config and not str(config.get("_target_")).endswith(".ImageFolder"):
-        config["root"] = data_root
-    return loaded(built_safely("dataset", config))
+    plain_config = trusted.without_outside("dataset", config)
+    root, images = config.get("root"), str(config.get("_target_")).endswith(".ImageFolder")
+    if root is not None:
+        followed = root if own and (images or data_root is None) else data_root
+        if followed is None and not images:
+            followed = "data"  # as in conf/
+        if followed is None:
+            allowed = "is only what the checkpoint says, which is not followed: give data_root=FOLDER"
+            raise ConfigError("dataset.root", shown(str(root)), allowed)
+        plain_config["root"] = followed
+    return loaded(trusted.build("dataset", plain_config, outside=True))
 
 
 def data_of(model: Model, data_root: str | None = None) -> ImageData:
     """The data that a model was trained on, as it sees them; arguments as for `build_data`."""
-    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root))
+    return seen_through(model.first_stage, build_data(model.config["dataset"], data_root, model.own))
 
 
 def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:

@@ -111,8 +111,9 @@ def test_a_hostile_model_is_not_built(plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "model")
     facts = json.loads((plain / "model.json").read_text())
     hostile(facts["config"], tmp_path / "proof")
+    del facts["sha256"]
     (tmp_path / "model" / "model.json").write_text(json.dumps(facts))
-    with pytest.raises(FlowdiffError, match="its configuration names _target_=os.system"):
+    with pytest.raises(FlowdiffError, match=r"its configuration names .*_target_=os\.system"):
         flowdiff.load(tmp_path / "model")
     assert not (tmp_path / "proof").exists()
 
@@ -222,7 +223,7 @@ def test_a_hostile_pipeline_is_not_built(folder: Path, tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     hostile(config["entry"]["config"], tmp_path / "proof")
     file.write_text(json.dumps(config))
-    with pytest.raises(FlowdiffError, match="its configuration names _target_=os.system"):
+    with pytest.raises(FlowdiffError, match=r"its configuration names .*_target_=os\.system"):
         opened(tmp_path / "pipe")
     assert not (tmp_path / "proof").exists()
 

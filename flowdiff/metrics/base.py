@@ -164,8 +164,11 @@ class Metric:
     """Base of all metrics. A new one is a subclass and one YAML in conf/metrics.
 
     Subclasses say why they can't be measured (``unfit``), how many samples they will ask for
-    (``num_needed``), and measure (``__call__``).
+    (``num_needed``), and measure (``__call__``). ``fetches``: it would ask the network for something; such a metric is
+    measured where the user's own command line names it.
     """
+
+    fetches: bool = False
 
     def unfit(self, model: Evaluand) -> str | None:
         """Why this metric does not apply to the model, in words; None if it does."""

@@ -25,8 +25,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
+from flowdiff.facts import one_line
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import OUTSIDE
+from flowdiff.reading import regular, shown
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,20 @@ def cache_name(images: Tensor, split: str, preprocessing: str, extractor: str) -
     digest = hashlib.sha256(f"{tuple(images.shape)}|{split}|{preprocessing}|{extractor}".encode())
     digest.update(images.contiguous().numpy().tobytes())
     return f"flowdiff-{digest.hexdigest()[:32]}"
+
+
+def check_tensors(key: str, path: str | Path) -> None:
+    """Raise unless a file of torch's holds tensors and plain values alone: torch-fidelity would run what else is there.
+
+    Args:
+        key: of the configuration, for the message.
+        path: the file.
+    """
+    try:
+        torch.load(regular(path), map_location="cpu", weights_only=True)
+    except Exception as error:
+        allowed = f"not a file of tensors, it is not read ({one_line(error)[:120]})"
+        raise ConfigError(key, shown(path), allowed) from error
 
 
 class Images(Dataset[Tensor]):
@@ -139,6 +155,7 @@ class Fidelity(Metric):
         self.num_reference = num_reference
         self.real = real
         self.cache_root = cache_root
+        self.fetches = extractor == "inception" and weights_path is None
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs images and a sampler."""
@@ -174,6 +191,8 @@ class Fidelity(Metric):
     def compute(self, model: Evaluand, images: Tensor, reference: Tensor | None) -> dict[str, float]:
         """torch-fidelity's numbers for uint8 images (N, C, H, W) against a reference (M, C, H, W)."""
         name = self.extractor_name(model)
+        if name == INCEPTION and self.weights_path is not None:
+            check_tensors(f"metrics.{self.key}.weights_path", self.weights_path)
         options: dict[str, Any] = {
             "input1": Images(self.prepare(model, images)),
             self.option: True,
@@ -191,6 +210,8 @@ class Fidelity(Metric):
             options["feature_extractor_weights_path"] = self.weights_path
         if self.cache_root is not None:
             options["cache_root"] = self.cache_root
+            for file in sorted(Path(self.cache_root).rglob("flowdiff-*")):
+                check_tensors(f"metrics.{self.key}.cache_root", file)
         if reference is not None:
             options["input2"] = Images(self.prepare(model, reference))
             preprocessing = "rgb" if self.extractor == "inception" else "as it is"
