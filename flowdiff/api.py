@@ -36,7 +36,7 @@ from flowdiff.generate import (
 )
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
-from flowdiff.reading import shown
+from flowdiff.paths import shown
 from flowdiff.samplers import BlockMean, Known, Mask
 
 OneOrMore = int | Sequence[int] | Tensor | None

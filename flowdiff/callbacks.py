@@ -28,7 +28,7 @@ from rich.progress import (
 from torch import Tensor
 
 from flowdiff.checkpoint import read
-from flowdiff.errors import ConfigError, at_least
+from flowdiff.errors import ConfigError, at_least, is_number
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
 from flowdiff.options import OUTSIDE
@@ -87,8 +87,10 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_step = trainer.global_step
         if self.best_path.exists():  # resumed in its own folder
-            stored = read(self.best_path)["callbacks"].get(self.state_key, {})
-            self.best = min(self.best, float(stored.get("best", math.inf)))
+            stored = read(self.best_path).get("callbacks")
+            state = stored.get(self.state_key) if isinstance(stored, dict) else None
+            best = state.get("best") if isinstance(state, dict) else None
+            self.best = min(self.best, float(best) if is_number(best) else math.inf)
         else:  # a new folder: the best so far is not in it
             self.best = math.inf
         if self.interrupts is not None:
@@ -136,7 +138,8 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = float(state_dict["best"])
+        best = state_dict.get("best")
+        self.best = float(best) if is_number(best) else math.inf
 
 
 class Scalars(Callback):

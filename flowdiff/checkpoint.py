@@ -32,7 +32,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from flowdiff import reading, seal, trusted
+from flowdiff import paths, reading, seal, trusted
 from flowdiff.budget import Budget
 from flowdiff.data.base import ImageData
 from flowdiff.errors import FlowdiffError
@@ -110,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if exported_file(path) is not None:
         raise about(path, FlowdiffError("an exported model can't be trained on; that takes the run's .ckpt file"))
     try:
-        file = reading.regular(path)
+        file = paths.regular(path)
         content = check_content(reading.read_checkpoint(file), file.stat().st_size)
         if not seal.check(content):
             reading.check_crc(file)
@@ -121,10 +121,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def exported_file(path: str | os.PathLike[str]) -> Path | None:
     """The safetensors file of an exported model, if ``path`` is one or the folder of one."""
-    file = reading.expanded(path)
-    if reading.is_file(file):
+    file = paths.expanded(path)
+    if paths.is_file(file):
         return file if file.suffix == ".safetensors" else None
-    return file / EXPORTED if reading.is_file(file / EXPORTED) else None
+    return file / EXPORTED if paths.is_file(file / EXPORTED) else None
 
 
 def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
@@ -158,7 +158,7 @@ def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
 def _exported(file: Path) -> Stored:
     """An exported model, which holds the weights that it was exported with."""
     facts = file.with_suffix(".json")
-    if not reading.is_file(facts):
+    if not paths.is_file(facts):
         raise FlowdiffError(f"no {facts.name} beside {file.name}: not a model of flowdiff, or half of it")
     try:
         entry = reading.read_json(facts)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowdiff.data.quantise import MAX_LEVELS
 from flowdiff.errors import FlowdiffError
-from flowdiff.reading import Unreadable, check_tensor, shown
+from flowdiff.paths import Unreadable, shown
+from flowdiff.reading import check_tensor
 
 FORMAT = 1
 VALUES = 1_000_000  # in a whole checkpoint, tensors counted as one
@@ -121,9 +122,7 @@ def check_plain(what: str, config: Any) -> None:
     Raises:
         Unreadable: says what it holds.
     """
-    count = 0
-    for depth, value in _values(config):
-        count += 1
+    for count, (depth, value) in enumerate(_values(config), start=1):
         if depth > DEPTH:
             raise Unreadable(f"{what} is nested more than {DEPTH} deep")
         if count > NODES:

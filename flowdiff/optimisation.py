@@ -33,6 +33,7 @@ class Optimised(LightningModule):
         super().__init__()
         self.config, self.entry = config, entry
         self.micro_step = 0
+        self.has_begun = False  # to train: what a checkpoint holds is restored
         self.last_grad_norm = torch.tensor(math.nan)
         self.save_hyperparameters(config)
 
@@ -89,6 +90,7 @@ class Optimised(LightningModule):
 
     def on_train_start(self) -> None:
         """A learning rate or weight decay that was changed for a resumed run wins over the checkpoint's."""
+        self.has_begun = True
         (optimizer,), (scheduler,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         schedule = scheduler.scheduler
         assert isinstance(schedule, LambdaLR)
@@ -128,4 +130,4 @@ class Optimised(LightningModule):
         checkpoint["flowdiff"] = {**self.entry, "micro_step": self.micro_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.micro_step = int(checkpoint["flowdiff"]["micro_step"])
+        self.micro_step = int(checkpoint["flowdiff"].get("micro_step", checkpoint["global_step"]))

@@ -8,7 +8,6 @@ whose message is a reason without the file's name, for anything that keeps a fil
 
 import json
 import os
-import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.paths import Unreadable, regular, shown
 
 RECORDS = 50_000  # of a checkpoint: a record is a tensor's storage
 PICKLE = 1 << 20  # bytes of its pickle, and PICKLE_EACH for every record: 100 in fact
@@ -30,53 +29,6 @@ TEXT = 8 << 20  # bytes of a JSON or YAML file
 END = struct.Struct("<4s4H2LH")  # the end of a zip: disks, entries, length and offset of the directory, of a comment
 END64 = struct.Struct("<4sQ2H2L4Q")  # the same of one with larger numbers, which lies before its locator
 LOCATOR = struct.Struct("<4sLQL")
-
-
-class Unreadable(FlowdiffError):
-    """A file can't be read; the message says why."""
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path for a message: one line, no control characters, not longer than a line."""
-    text = "".join(c if c.isprintable() else "?" for c in os.fspath(path))
-    return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ``~`` written out, if that can be done."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such user
-        return Path(path)
-
-
-def regular(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that can be opened and read to its end: no folder, pipe, device or socket.
-
-    Raises:
-        Unreadable: it is none.
-    """
-    file = expanded(path)
-    try:
-        mode = os.stat(file).st_mode
-    except FileNotFoundError as error:
-        raise Unreadable("no such file") from error
-    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a zero byte
-        raise Unreadable(f"can't be opened: {getattr(error, 'strerror', None) or error}") from error
-    if stat.S_ISDIR(mode):
-        raise Unreadable(f"a folder; give the file in it, as in {shown(file)}/checkpoints/last.ckpt")
-    if not stat.S_ISREG(mode):
-        raise Unreadable("not a regular file")
-    return file
-
-
-def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether `regular` takes it."""
-    try:
-        regular(path)
-    except Unreadable:
-        return False
-    return True
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------

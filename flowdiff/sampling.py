@@ -31,8 +31,8 @@ from flowdiff.generate import (
     seeds_from,
     user_error,
 )
+from flowdiff.paths import shown
 from flowdiff.plots import density_scatter, image_grid, save_png
-from flowdiff.reading import shown
 
 KEPT = (*SETTINGS, "guidance_scale")
 

@@ -1,6 +1,7 @@
 """One training run: instantiate, fit, evaluate. The command line around it is `flowdiff.train`."""
 
 import math
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import autoencoder, boards, checkpoint, generate, mistakes, processes
+from flowdiff import autoencoder, below, boards, checkpoint, generate, processes, seal, trusted
+from flowdiff import words as words_of
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -25,6 +27,7 @@ from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import evaluate_run, report_autoencoder
+from flowdiff.facts import about, one_line
 from flowdiff.files import made
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -55,6 +58,9 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     if config.get("compile"):
         check_compiler("cuda" if config["trainer"].get("accelerator") in ("gpu", "cuda") else "cpu")
     run_dir = made(config["run_dir"], "run_dir")
+    below.check(config, run_dir)
+    if not config.get("ckpt_path") and says_outside(config):
+        seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
 
     seed(config["seed"])
     data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
@@ -124,8 +130,6 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
-    if path:
-        checkpoint.read(path)  # says what is wrong with it, if anything is
     try:
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
@@ -141,10 +145,12 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
             print(f"stopped at step {trainer.global_step}; to go on:")
             print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
         raise
-    except RuntimeError as error:
-        if path and "state_dict" in str(error):
-            reason = mistakes.one_line(error)[:300]
-            raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
+    except FlowdiffError:
+        raise
+    except Exception as error:
+        if path and not module.has_begun:
+            what = "the model is not the checkpoint's" if "state_dict" in str(error) else "can't be gone on from"
+            raise about(path, FlowdiffError(f"{what}: {one_line(error)}")) from error
         raise
 
 
@@ -203,6 +209,20 @@ def seed(number: int) -> None:
 def make(config: Mapping[str, Any]) -> Any:
     """Build what a plain configuration describes."""
     return instantiate(dict(config), _convert_="all")
+
+
+def says_outside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says something that is not followed from a stranger's file (`flowdiff.words`)."""
+    usual = (os.environ.get("FLOWDIFF_DATA"), "data")
+    found = {
+        key: value
+        for group in ("dataset", "first_stage", "metrics")
+        for key, value in trusted.outside(group, config.get(group)).items()
+        if value not in usual
+    }
+    trainer = config["trainer"]
+    processes = any(trainer.get(name) not in words_of.USUAL for name in ("strategy", "devices", "num_nodes"))
+    return bool(found) or processes or "wandb" in (config.get("logger") or {})
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from sdxl import tiny_sdxl
 from sklearn.datasets import load_sample_images
-from trained import composed
+from trained import composed, edited
 
 import flowdiff
 from flowdiff.errors import FlowdiffError

@@ -28,7 +28,7 @@ from flowdiff.extractors import SHA256, Extractor
 from flowdiff.facts import one_line
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import OUTSIDE
-from flowdiff.reading import regular, shown
+from flowdiff.paths import regular, shown
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,12 @@ same way, by its own score.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, is_number
+from flowdiff.options import Range
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
 
@@ -69,7 +70,7 @@ class InversionDenoise(Heun):
         num_steps: int,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
         s_noise: float = 1.0,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)

@@ -12,10 +12,12 @@ that x is at s^ = (1 + gamma) s, and integrate from there:
 """
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
+from flowdiff.options import Range
 from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
 
 
@@ -44,7 +46,7 @@ class Heun(Sampler):
         num_steps: int,
         s_churn: float = 0.0,
         s_tmin: float = 0.0,
-        s_tmax: float = math.inf,
+        s_tmax: Annotated[float, Range(0)] = math.inf,
         s_noise: float = 1.0,
     ) -> None:
         super().__init__(num_steps)
@@ -83,7 +85,7 @@ class HeunStochastic(Heun):
         num_steps: int,
         s_churn: float = 40.0,
         s_tmin: float = 0.05,
-        s_tmax: float = 50.0,
+        s_tmax: Annotated[float, Range(0)] = 50.0,
         s_noise: float = 1.003,
     ) -> None:
         super().__init__(num_steps, s_churn, s_tmin, s_tmax, s_noise)
