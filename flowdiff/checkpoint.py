@@ -194,11 +194,11 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
     found = stored(path, weights)
     entry = found.entry
     try:
-        for name, tensor in found.state.items():
-            reading.check_finite(name, tensor)
+        check_all_finite(found.state)
         shape = tuple(entry["shape"])
         with Budget(found.state):
             denoiser = build_denoiser(entry["config"], shape, entry["num_classes"])
+        check_types(found.state, denoiser.state_dict())
         denoiser.load_state_dict(found.state)
     except FlowdiffError as error:
         raise about(path, error) from error
@@ -223,6 +223,19 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
     )
 
 
+def check_all_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise if a weight is NaN or infinite; the error names it."""
+    for name, tensor in state.items():
+        reading.check_finite(name, tensor)
+
+
+def check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise if tensors are of another type than those of the same names in the model: they would be rounded."""
+    for name, tensor in state.items():
+        if name in expected and tensor.dtype != expected[name].dtype:
+            raise FlowdiffError(f"{name} is of {tensor.dtype}, the model's is of {expected[name].dtype}")
+
+
 def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """The denoiser of a plain resolved configuration, its weights fresh."""
     denoiser: nn.Module = trusted.build("denoiser", config["denoiser"], shape=list(shape), num_classes=num_classes)
@@ -242,7 +255,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """`read`, for Lightning: what a run goes on from is held to the same as any other file."""
-        return read(path)
+        content = read(path)
+        try:
+            for key in ("state_dict", "current_model_state"):
+                check_all_finite(content.get(key) or {})
+        except FlowdiffError as error:
+            raise about(path, error) from error
+        return content
 
 
 def package_versions() -> dict[str, str]:

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import checkpoint, cli, mistakes, seal, trusted, words
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.facts import about
+from flowdiff.facts import about, one_line
 from flowdiff.paths import expanded, shown
 from flowdiff.training import plain
 
@@ -44,6 +46,9 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
         old, base = _followed(entry.get("overrides", []), own, folder)
     except FlowdiffError as error:
         raise about(path, error) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        why = f"its command line doesn't fit the choices in conf/: {one_line(error)}"
+        raise about(path, FlowdiffError(why)) from error
     keys = {word.split("=")[0].lstrip("+~") for word in overrides}
     kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
     theirs = mistakes.composed([*kept, *overrides], folder, "config")
