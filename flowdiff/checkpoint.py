@@ -161,7 +161,7 @@ def _exported(file: Path) -> Stored:
     if not paths.is_file(facts):
         raise FlowdiffError(f"no {facts.name} beside {file.name}: not a model of flowdiff, or half of it")
     try:
-        entry = reading.read_json(facts)
+        entry = paths.read_json(facts)
     except FlowdiffError as error:
         raise FlowdiffError(f"{facts.name} {error}") from error
     if not isinstance(entry, dict):

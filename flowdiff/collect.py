@@ -9,7 +9,6 @@ failed or were killed are rows like the others, so it can be called at any time.
 import argparse
 import csv
 import io
-import json
 import os
 import platform
 import sys
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import made, write_text
+from flowdiff.paths import read_json, read_yaml
 
 
 @dataclass
@@ -68,10 +67,10 @@ def read_job(folder: Path) -> Job:
     file = folder / ".hydra" / "overrides.yaml"
     if not isinstance(words, list) and file.is_file():
         try:
-            words = OmegaConf.to_container(OmegaConf.load(file))
-        except Exception:  # half written
+            words = read_yaml(file)
+        except FlowdiffError:  # half written
             words = []
-    job.words = [str(word) for word in words or []]
+    job.words = [str(word) for word in words] if isinstance(words, list) else []
     job.overrides = trained_with(job.words) | dict(_key_and_value(word) for word in job.words)
     job.status = str(status.get("status", job.status))
     job.error = " ".join(str(status.get("error") or "").split())
@@ -230,8 +229,8 @@ def short(cell: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = read_json(path)
+    except FlowdiffError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,5 +1,6 @@
 """Masks: which pixels of an image are missing. By name, or from a file in which they are white (not 0)."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
+from flowdiff.paths import is_file
 
 ALLOWED = (
     "must be the part to leave out: left, right, top, bottom, center, random:P with a share P of the pixels, "
@@ -81,16 +83,21 @@ def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
     from PIL import Image
 
     path = Path(mask).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError("mask", mask, "no such file")
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # no memory for what a header promises
+            if array.size > 4 * math.prod(shape):
+                raise ConfigError("mask", mask, f"is larger than the image, {shape[1]} x {shape[2]}")
             missing = torch.from_numpy(np.asarray(array != 0))
         else:
             with Image.open(path) as image:
+                if image.size != (shape[2], shape[1]):
+                    size = f"is {image.size[1]} x {image.size[0]}, must be {shape[1]} x {shape[2]} as the image"
+                    raise ConfigError("mask", mask, size)
                 missing = torch.from_numpy(np.asarray(image.convert("L")) > 127)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigError("mask", mask, f"can't be read: {' '.join(str(error).split())[:200]}") from error
     if tuple(missing.shape) not in (tuple(shape[1:]), tuple(shape), (1, *shape[1:])):
         size = " x ".join(str(n) for n in missing.shape)

@@ -1,10 +1,16 @@
-"""Paths that may name anything: whether there is a file to be read, and how they are shown."""
+"""Paths that may name anything, and JSON and YAML that anyone may have written: read in bounds, and as data."""
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from flowdiff.errors import FlowdiffError
+
+TEXT = 8 << 20  # bytes of a JSON or YAML file
 
 
 class Unreadable(FlowdiffError):
@@ -52,3 +58,49 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     except Unreadable:
         return False
     return True
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    file = regular(path)
+    size = file.stat().st_size
+    if size > TEXT:
+        raise Unreadable(f"has {size:,} bytes, more than {TEXT:,}")
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        Unreadable: it is none, too long, or too deeply nested.
+    """
+    text = _text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"can't be read: {' '.join(str(error).split())[:200]}") from error
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases are not followed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain value of a YAML file; interpolations stay text.
+
+    Raises:
+        Unreadable: it is none, too long, or too deeply nested.
+    """
+    text = _text(path)
+    try:
+        return yaml.load(text, _Plain)
+    except (yaml.YAMLError, ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"can't be read: {' '.join(str(error).split())[:200]}") from error

@@ -6,7 +6,6 @@ of them, a pickle that would take minutes, TorchScript, the formats before the z
 whose message is a reason without the file's name, for anything that keeps a file from being read.
 """
 
-import json
 import os
 import struct
 import zipfile
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +23,6 @@ RECORDS = 50_000  # of a checkpoint: a record is a tensor's storage
 PICKLE = 1 << 20  # bytes of its pickle, and PICKLE_EACH for every record: 100 in fact
 PICKLE_EACH = 1000
 HEADER = 1 << 24  # bytes of the header of a safetensors file
-TEXT = 8 << 20  # bytes of a JSON or YAML file
 END = struct.Struct("<4s4H2LH")  # the end of a zip: disks, entries, length and offset of the directory, of a comment
 END64 = struct.Struct("<4sQ2H2L4Q")  # the same of one with larger numbers, which lies before its locator
 LOCATOR = struct.Struct("<4sLQL")
@@ -120,7 +117,7 @@ def check_crc(path: str | os.PathLike[str]) -> None:
         raise Unreadable(f"damaged: the check sum of its record {shown(wrong)} is wrong")
 
 
-# -- safetensors, JSON, YAML ------------------------------------------------------------------------------
+# -- safetensors ------------------------------------------------------------------------------------------
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -140,52 +137,6 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError) as error:
         raise Unreadable(cut) from error
-
-
-def _text(path: str | os.PathLike[str]) -> str:
-    file = regular(path)
-    size = file.stat().st_size
-    if size > TEXT:
-        raise Unreadable(f"has {size:,} bytes, more than {TEXT:,}")
-    try:
-        return file.read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        Unreadable: it is none, too long, or too deeply nested.
-    """
-    text = _text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise Unreadable(f"can't be read: {' '.join(str(error).split())[:200]}") from error
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them unfold to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases are not followed")
-        return super().compose_node(parent, index)
-
-
-def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The plain value of a YAML file; interpolations stay text.
-
-    Raises:
-        Unreadable: it is none, too long, or too deeply nested.
-    """
-    text = _text(path)
-    try:
-        return yaml.load(text, _Plain)
-    except (yaml.YAMLError, ValueError, RecursionError, MemoryError) as error:
-        raise Unreadable(f"can't be read: {' '.join(str(error).split())[:200]}") from error
 
 
 # -- tensors ----------------------------------------------------------------------------------------------

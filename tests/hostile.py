@@ -197,7 +197,10 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
     yield "hydra", _config("hydra", value={"searchpath": ["file://."]})
     yield "sdxl", _config("denoiser", value=SDXL)
     fid = {"_target_": "flowdiff.metrics.FID", "num_samples": 8, "batch_size": 4}
-    yield "fid_pickle", _config("metrics", value={"fid": fid | {"weights_path": "payload.pth", "cache_root": "OUTSIDE"}})
+    yield (
+        "fid_pickle",
+        _config("metrics", value={"fid": fid | {"weights_path": "payload.pth", "cache_root": "OUTSIDE"}}),
+    )
     yield "fid_download", _config("metrics", value={"fid": fid, "kid": fid | {"_target_": "flowdiff.metrics.KID"}})
     mnist = {"_target_": "flowdiff.data.MNIST", "root": "OUTSIDE", "download": True, "batch_size": 8, "seed": 0}
     yield "download", _config("dataset", value=mnist)
@@ -306,7 +309,9 @@ def _files(good: Path, folder: Path) -> Iterator[Path]:
     torch.save({"flowdiff": Runs()}, folder / "legacy.ckpt", _use_new_zipfile_serialization=False)
     yield folder / "legacy.ckpt"
 
-    def rezipped(name: str, change: Callable[[zipfile.ZipInfo, bytes], Any], more: dict[str, bytes] | None = None) -> Path:
+    def rezipped(
+        name: str, change: Callable[[zipfile.ZipInfo, bytes], Any], more: dict[str, bytes] | None = None
+    ) -> Path:
         path = folder / f"{name}.ckpt"
         with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, "w") as new:
             for record in old.infolist():
@@ -326,7 +331,9 @@ def _files(good: Path, folder: Path) -> Iterator[Path]:
     yield rezipped(
         "opcodes", lambda info, content: b"]0" * 900_000 + content if info.filename.endswith("data.pkl") else None
     )
-    yield rezipped("swapped", lambda info, content: pickle.dumps(Runs()) if info.filename.endswith("data.pkl") else None)
+    yield rezipped(
+        "swapped", lambda info, content: pickle.dumps(Runs()) if info.filename.endswith("data.pkl") else None
+    )
     path = folder / "records.ckpt"
     with zipfile.ZipFile(path, "w") as new:
         for i in range(50_100):
@@ -379,7 +386,9 @@ def exported(good: Path, folder: Path) -> list[Path]:
     case("levels", with_facts(levels=0))
     case("config", with_facts(config=[]))
     case("command", with_facts(config=entry["config"] | {"denoiser": {"_target_": "os.system", "command": SHELL}}))
-    case("metrics", with_facts(config=entry["config"] | {"metrics": {"x": {"_target_": "os.system", "command": SHELL}}}))
+    case(
+        "metrics", with_facts(config=entry["config"] | {"metrics": {"x": {"_target_": "os.system", "command": SHELL}}})
+    )
     case("fid", with_facts(config=entry["config"] | {"metrics": {"fid": {
         "_target_": "flowdiff.metrics.FID", "weights_path": "payload.pth", "num_samples": 8}}}))  # fmt: skip
     case("edited", entry | {"data": "letters"})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
@@ -50,15 +51,26 @@ def cache_name(images: Tensor, split: str, preprocessing: str, extractor: str) -
     return f"flowdiff-{digest.hexdigest()[:32]}"
 
 
+#: What numpy makes arrays of; it runs nothing.
+ARRAYS = [
+    np.ndarray,
+    np.dtype,
+    np.zeros(1).__reduce__()[0],
+    np.float64(0).__reduce__()[0],
+    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.uint8)},
+]
+
+
 def check_tensors(key: str, path: str | Path) -> None:
-    """Raise unless a file of torch's holds tensors and plain values alone: torch-fidelity would run what else is there.
+    """Raise unless a file of torch's holds tensors, arrays and plain values alone: torch-fidelity would run the rest.
 
     Args:
         key: of the configuration, for the message.
         path: the file.
     """
     try:
-        torch.load(regular(path), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(ARRAYS):
+            torch.load(regular(path), map_location="cpu", weights_only=True)
     except Exception as error:
         allowed = f"not a file of tensors, it is not read ({one_line(error)[:120]})"
         raise ConfigError(key, shown(path), allowed) from error
