@@ -198,7 +198,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
         shape = tuple(entry["shape"])
         with Budget(found.state):
             denoiser = build_denoiser(entry["config"], shape, entry["num_classes"])
-        check_types(found.state, denoiser.state_dict())
+        reading.check_types(found.state, denoiser.state_dict())
         denoiser.load_state_dict(found.state)
     except FlowdiffError as error:
         raise about(path, error) from error
@@ -227,13 +227,6 @@ def check_all_finite(state: Mapping[str, Tensor]) -> None:
     """Raise if a weight is NaN or infinite; the error names it."""
     for name, tensor in state.items():
         reading.check_finite(name, tensor)
-
-
-def check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise if tensors are of another type than those of the same names in the model: they would be rounded."""
-    for name, tensor in state.items():
-        if name in expected and tensor.dtype != expected[name].dtype:
-            raise FlowdiffError(f"{name} is of {tensor.dtype}, the model's is of {expected[name].dtype}")
 
 
 def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -90,6 +90,35 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 NEEDED = ("config", "shape", "num_classes", "levels", "data")
 
 
+def _is_progress(value: Any) -> bool:
+    """Of Lightning's loops: counts and switches."""
+    return isinstance(value, dict) and all(
+        isinstance(inner, dict | list | bool | None) or is_int(inner, 0, LARGEST) for _, inner in _values(value)
+    )
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) <= SCHEDULE and isinstance(value.get("last_epoch", 0), int)
+
+
+SCHEDULE = {
+    "base_lrs", "last_epoch", "_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr", "lr_lambdas",
+    "verbose",
+}  # fmt: skip
+STATES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "optimizer_states": (
+        lambda v: bool(v) and _is_list(v, lambda s: isinstance(s, dict) and {"state", "param_groups"} <= set(s), 10),
+        "a list of an optimiser's states",
+    ),
+    "lr_schedulers": (lambda v: bool(v) and _is_list(v, _is_schedule, 10), "a list of a schedule's states"),
+    "loops": (_is_progress, "the progress of a training"),
+    "callbacks": (
+        lambda v: isinstance(v, dict) and all(is_text(k) and isinstance(s, dict) for k, s in v.items()),
+        "a mapping of callbacks' states",
+    ),
+}
+
+
 def check_entry(entry: Any) -> dict[str, Any]:
     """The facts on a model, each of its type and in its range.
 
@@ -181,6 +210,9 @@ def check_content(content: Any, size: int) -> dict[str, Any]:
     check_entry(content["flowdiff"])
     if not is_int(content.get("global_step", 0), 0, LARGEST):
         raise Unreadable("damaged or foreign: its global_step is not a whole number from 0 up")
+    for name, (is_right, allowed) in STATES.items():
+        if name in content and not is_right(content[name]):
+            raise Unreadable(f"damaged or foreign: its {name} is not {allowed}")
     for name in ("state_dict", "current_model_state"):
         state = content.get(name)
         if name in content and not isinstance(state, dict):

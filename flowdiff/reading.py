@@ -9,6 +9,7 @@ whose message is a reason without the file's name, for anything that keeps a fil
 import os
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -161,6 +162,17 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise Unreadable(f"{shown(name)} is of {tensor.dtype}, which no model of flowdiff holds")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise Unreadable(f"{shown(name)} has more numbers than its memory holds")
+
+
+def check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise if tensors are of another type than those of the same names in a model: they would be rounded.
+
+    Raises:
+        Unreadable: names one.
+    """
+    for name, tensor in state.items():
+        if name in expected and tensor.dtype != expected[name].dtype:
+            raise Unreadable(f"{shown(name)} is of {tensor.dtype}, the model's is of {expected[name].dtype}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:

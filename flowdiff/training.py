@@ -145,10 +145,8 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
             print(f"stopped at step {trainer.global_step}; to go on:")
             print(f"  python -m flowdiff.train ckpt_path={saver.last_path}", flush=True)
         raise
-    except FlowdiffError:
-        raise
     except Exception as error:
-        if path and not module.has_begun:
+        if path and not module.has_begun and not str(error).startswith("ckpt_path="):
             what = "the model is not the checkpoint's" if "state_dict" in str(error) else "can't be gone on from"
             raise about(path, FlowdiffError(f"{what}: {one_line(error)}")) from error
         raise

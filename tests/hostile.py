@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from trained import edited
 
 MARK = "MARK"
 SHELL = f"touch {MARK}"
@@ -127,7 +126,7 @@ def itself() -> list[Any]:
     return found
 
 
-def _set(*path: str, value: Any) -> Callable[[Content], None]:
+def _set(*path: str | int, value: Any) -> Callable[[Content], None]:
     def change(content: Content) -> None:
         node: Any = content
         for name in path[:-1]:
@@ -234,8 +233,8 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
         "global_step": ("abc", -1, 10**30, None, 1.5, nested(3)),
         "state_dict": ([], None, {}, {0: torch.zeros(2)}, {"denoiser.x": "text"}, {"denoiser.x": torch.zeros(2)}),
         "optimizer_states": ([], "abc", [{"state": {0: {"exp_avg": "x"}}, "param_groups": [{}]}], {"a": 1}),
-        "lr_schedulers": ("abc", [{"last_epoch": "x", "__class__": 1}]),
-        "loops": ([], {"fit_loop": {"state_dict": 5}}, "abc"),
+        "lr_schedulers": ("abc", [], [{"last_epoch": "x", "__class__": 1}], [{"step": "x"}], [{"last_epoch": "x"}]),
+        "loops": ([], {"fit_loop": {"state_dict": 5}}, "abc", {"fit_loop": {"state_dict": {"x": "abc"}}}),
         "callbacks": ([], {"Checkpoints": "x"}, {"Checkpoints": {"best": "x"}}, {"\x1b[2J": {}}),
         "averaging_state": ("abc", {"n_averaged": "x"}),
         "current_model_state": ([], {1: 2}),
@@ -251,6 +250,12 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
     yield "strided", _weights(lambda t: torch.zeros(1).as_strided((10**5, 10**5), (0, 0)))
     yield "sparse", _weights(lambda t: t.to_sparse())
     yield "quantised", _weights(lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8))
+    yield "moments", _set("optimizer_states", 0, "state", 0, "exp_avg", value=torch.zeros(3))
+    yield "moment_text", _set("optimizer_states", 0, "state", 0, "step", value="abc")
+    yield "betas", _set("optimizer_states", 0, "param_groups", 0, "betas", value="abc")
+    yield "rate", _set("optimizer_states", 0, "param_groups", 0, "initial_lr", value="abc")
+    position = [{"epoch": 10**15, "step": 10**15}]
+    yield "position", _set("loops", "fit_loop", "state_dict", "combined_loader", value=position)
     yield "meta", _weights(lambda t: t.to("meta"))
     yield "complex", _weights(lambda t: t.to(torch.complex64))
     yield "shapes", _weights(lambda t: t[:-1])
@@ -278,10 +283,12 @@ def checkpoints(good: Path, folder: Path) -> list[Path]:
     (folder / "cifar" / "cifar-10-batches-py").mkdir(parents=True)
     for name in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
         (folder / "cifar" / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(Runs()))
-    found = []
+    content, found = torch.load(good, weights_only=True), []
     for name, change in changes():
         path = folder / f"{name}.ckpt"
-        edited(good, path, change)
+        own = copy.deepcopy(content)
+        change(own)
+        torch.save(own, path)
         found.append(path)
     return [*found, *_files(good, folder)]
 

@@ -1,18 +1,22 @@
-"""A process that opens hostile files with every command and is watched while it does: ``python -m watched FOLDER OUT``.
+"""A process that opens hostile files with every command and is watched while it does: ``python -m watched GOOD FOLDER OUT``.
 
 An audit hook notes what no file may lead to: files opened for writing, made, renamed or removed outside of the folder
-OUT, sockets, processes, unpickled classes, imports of packages that a good file doesn't need. ``OUT/report.json`` has,
-for each file and command, the outcome (an error's line, or null), what was noted, CPU seconds, and megabytes by which
+OUT, sockets, processes, unpickled classes, imports of packages that a good file doesn't need. ``OUT/files.json`` has the
+commands that each file is given to. ``OUT/report.json`` has, for each file and command, the outcome (an error's line, or null), what was noted, CPU seconds, and megabytes by which
 the process has grown.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -21,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from conftest import TINY
+from hostile import MARK
 from trained import composed
 
 import flowdiff
-from flowdiff import evaluation, exporting, resume, sampling, training
+from flowdiff import evaluation, exporting, mistakes, resume, sampling, training
+from flowdiff.configs import config_dir
 from flowdiff.errors import FlowdiffError
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -104,8 +110,9 @@ def tried(command: Callable[[str], Any], path: str, watch: Watch, out: Path) -> 
             command(path)
     except FlowdiffError as error:
         line = str(error)
-    except BaseException:
-        trace = traceback.format_exc()
+    except BaseException as error:
+        line = mistakes.explain(error, TYPED, config_dir(), "config") if isinstance(error, Exception) else None
+        trace = traceback.format_exc() if line is None else None
     signal.alarm(0)
     watch.noting = False
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size
@@ -114,9 +121,20 @@ def tried(command: Callable[[str], Any], path: str, watch: Watch, out: Path) -> 
     return told | {"seconds": seconds, "megabytes": grown / 1024}
 
 
+def offend(path: str) -> None:
+    """What the watch is for, to see that it sees it."""
+    (Path(path) / "written").write_text("x")
+    (Path(path) / "made").mkdir()
+    socket.socket().close()
+    os.system("true")
+    subprocess.run(["true"], check=True)
+    pickle.loads(pickle.dumps(Path()))
+    importlib.import_module("antigravity" if "this" in sys.modules else "this")
+    raise ValueError("two\nlines")
+
+
 def main() -> None:
     good, folder, out = (Path(path).resolve() for path in sys.argv[1:4])
-    names = sys.argv[4:]
     watch = Watch(out)
     sys.addaudithook(watch)
     each = commands(out)
@@ -125,12 +143,13 @@ def main() -> None:
             command(str(good))
     watch.known = {name.partition(".")[0] for name in sys.modules}
     os.chdir(folder)
+    assert not (folder / MARK).exists()
+    each["control"] = offend
     files = json.loads((out / "files.json").read_text())
     report = {
         f"{name} {Path(path).name[:60]}": tried(each[name], path, watch, out)
-        for path in files
-        for name in names or each
-        if not (name == "train" and "exported_" in path)
+        for path, names in files.items()
+        for name in names
     }
     (out / "report.json").write_text(json.dumps(report))
 
