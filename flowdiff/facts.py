@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowdiff.data.quantise import MAX_LEVELS
 from flowdiff.errors import FlowdiffError
-from flowdiff.paths import Unreadable, shown
+from flowdiff.paths import Unreadable, printable, shown
 from flowdiff.reading import check_tensor
 
 FORMAT = 1
@@ -20,6 +20,7 @@ VALUES = 1_000_000  # in a whole checkpoint, tensors counted as one
 NUMBERS = 1 << 24  # in one sample
 DEPTH, NODES, LENGTH = 30, 10_000, 4096  # of a configuration: nested, values in all, characters of one
 LARGEST = 2**63 - 1
+LINE = 500  # characters of an error
 GROUPS = ("denoiser", "dataset", "sampler", "schedule")  # that every model's configuration has
 NUMBERS_OR_NULL = ("num_steps", "sigma_min", "sigma_max", "sigma_start", "guidance_scale")
 
@@ -226,10 +227,10 @@ def check_content(content: Any, size: int) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """An exception's message without line breaks and control characters, for an error about a file."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:300] or type(error).__name__
+    return printable(str(error))[:300] or type(error).__name__
 
 
 def about(path: Any, error: BaseException, key: str = "ckpt_path") -> FlowdiffError:
     """``ckpt_path=PATH: why``."""
-    return FlowdiffError(f"{key}={shown(path)}: {error if isinstance(error, FlowdiffError) else one_line(error)}")
+    why = printable(str(error)) if isinstance(error, FlowdiffError) else one_line(error)
+    return FlowdiffError(f"{key}={shown(path)}: {why if len(why) <= LINE else f'{why[:LINE]}…'}")

@@ -13,12 +13,20 @@ from flowdiff.errors import FlowdiffError
 TEXT = 8 << 20  # bytes of a JSON or YAML file
 
 
+def printable(text: str) -> str:
+    """Text of one line without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 class Unreadable(FlowdiffError):
-    """A file can't be read; the message says why."""
+    """A file can't be read; the message says why, in one line whatever the file holds."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path for a message: one line, no control characters, not longer than a line."""
+    """A path, or another text, for a message: one line, no control characters, not longer than a line."""
     text = "".join(c if c.isprintable() else "?" for c in os.fspath(path))
     return text if len(text) <= 200 else f"{text[:80]}…{text[-80:]}"
 

@@ -147,7 +147,7 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
         raise
     except Exception as error:
         if path and not module.has_begun and not str(error).startswith("ckpt_path="):
-            what = "the model is not the checkpoint's" if "state_dict" in str(error) else "can't be gone on from"
+            what = "the model is not the checkpoint's" if "state_dict for" in str(error) else "can't be gone on from"
             raise about(path, FlowdiffError(f"{what}: {one_line(error)}")) from error
         raise
 

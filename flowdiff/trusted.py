@@ -15,7 +15,7 @@ from typing import Any
 from flowdiff import options
 from flowdiff.configs import vocabulary
 from flowdiff.errors import FlowdiffError
-from flowdiff.facts import check_plain, one_line
+from flowdiff.facts import LINE, check_plain, one_line
 
 PRIVATE = ("_target_", "_partial_")
 #: What talks to the network or starts processes when it is built: never from a stored configuration.
@@ -108,11 +108,13 @@ def build(group: str, config: Any, outside: bool = False, **arguments: Any) -> A
     """
     if not isinstance(config, Mapping) or "_target_" not in config:
         raise FlowdiffError(f"its configuration has no {group}")
-    check(group, config)
     try:
+        check(group, config)
         return _built(group, config, outside, arguments)
-    except FlowdiffError:
-        raise
+    except FlowdiffError as error:
+        if str(error).isprintable() and len(str(error)) <= LINE:
+            raise
+        raise FlowdiffError(one_line(error)) from error  # what it quotes is the file's
     except Exception as error:
         raise FlowdiffError(f"{group}: {one_line(error)}") from error
 

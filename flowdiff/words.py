@@ -17,6 +17,7 @@ from flowdiff import mistakes, options, trusted
 from flowdiff.configs import choice_of, folders, has_choice, vocabulary
 from flowdiff.errors import FlowdiffError
 from flowdiff.facts import LENGTH, is_text
+from flowdiff.paths import printable
 
 LETTERS = 32_768  # of all words together
 NESTED = 8  # brackets in brackets
@@ -65,7 +66,7 @@ def _read(word: str) -> Override:
 
 
 def _refused(word: str, why: str) -> FlowdiffError:
-    shown = "".join(c if c.isprintable() else "?" for c in word[:120])
+    shown = printable(word[:120])
     return FlowdiffError(f"its command line holds the word {shown}, which is not followed: {why}")
 
 

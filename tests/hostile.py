@@ -192,7 +192,7 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
     yield "partial", _config(*activation, "_partial_", value="yes")
     yield "missing", _config("denoiser", "flow", "width", value="???")
     yield "resolver", _config("denoiser", "flow", "width", value="${oc.decode:" + COLLECT + "}")
-    yield "env", _config("sampler", "num_steps", value="${oc.env:HOME}")
+    yield "env", _config("sampler", "eta", value="${oc.env:HOME}")
     yield "hydra", _config("hydra", value={"searchpath": ["file://."]})
     yield "sdxl", _config("denoiser", value=SDXL)
     fid = {"_target_": "flowdiff.metrics.FID", "num_samples": 8, "batch_size": 4}

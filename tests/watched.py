@@ -1,13 +1,12 @@
-"""A process that opens hostile files with every command and is watched while it does: ``python -m watched GOOD FOLDER OUT``.
+"""A process that opens hostile files with every command and is watched: ``python -m watched GOOD FOLDER OUT``.
 
-An audit hook notes what no file may lead to: files opened for writing, made, renamed or removed outside of the folder
-OUT, sockets, processes, unpickled classes, imports of packages that a good file doesn't need. ``OUT/files.json`` has the
-commands that each file is given to. ``OUT/report.json`` has, for each file and command, the outcome (an error's line, or null), what was noted, CPU seconds, and megabytes by which
-the process has grown.
+An audit hook notes what no file may lead to: files opened for writing, made, renamed or removed outside of OUT,
+sockets, processes, unpickled classes, modules of packages that a good file doesn't need. ``OUT/files.json`` has the
+commands that each file is given to; ``OUT/report.json`` has, for each file and command, the outcome (an error's line,
+or null), what was noted, CPU seconds, and megabytes by which the process has grown.
 """
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -58,6 +57,10 @@ class Watch:
                 self._path(event, path)
         elif event == "import" and str(args[0]).partition(".")[0] not in self.known:
             self.noted.append(f"import {args[0]}")
+        elif event == "exec" and getattr(args[0], "co_name", "") == "<module>":  # a module, however it is imported
+            file = args[0].co_filename
+            if not file.startswith("<") and not self.known & {part.removesuffix(".py") for part in file.split("/")}:
+                self.noted.append(f"exec {file}")
         elif event.startswith(NEVER) and event not in HARMLESS and "git" not in str(args)[:60]:
             self.noted.append(f"{event} {str(args)[:200]}")
 
@@ -65,7 +68,7 @@ class Watch:
         if isinstance(path, int) or os.fsdecode(path) == os.devnull:
             return
         where = os.path.realpath(os.fsdecode(path))
-        if not where.startswith(self.allowed):
+        if where != self.allowed and not where.startswith(f"{self.allowed}/"):
             self.noted.append(f"{event} {where}")
 
 
@@ -129,7 +132,7 @@ def offend(path: str) -> None:
     os.system("true")
     subprocess.run(["true"], check=True)
     pickle.loads(pickle.dumps(Path()))
-    importlib.import_module("antigravity" if "this" in sys.modules else "this")
+    __import__("this")
     raise ValueError("two\nlines")
 
 
