@@ -86,8 +86,8 @@ class Model(nn.Module):
         """
         if self.first_stage_facts is None:
             return Identity()
-        config = self.config.get("first_stage")
-        stored = config.get("path") if isinstance(config, dict) else None
+        config: dict[str, Any] = self.config.get("first_stage") or {}
+        stored = config.get("path")
         path = self._first_stage_path or (stored if self.own else None)
         if path is None:
             where = f"{shown(str(stored))} is only what the checkpoint says, which is not followed"

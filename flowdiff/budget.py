@@ -31,7 +31,7 @@ class Budget(TorchDispatchMode):
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         stored = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}.values())
-        self.one, self.all = 2 * stored + SLACK, TIMES * (stored + SLACK)
+        self.one, self.all = 2.0 * stored + SLACK, float(TIMES * (stored + SLACK))
         self.calls = CALLS + CALLS_EACH * len(state)
 
     def __torch_dispatch__(
@@ -52,8 +52,11 @@ class Budget(TorchDispatchMode):
 
 
 def _is_view(result: Tensor, args: Sequence[Any]) -> bool:
-    pointer = result.untyped_storage().data_ptr()
-    return any(isinstance(each, Tensor) and each.untyped_storage().data_ptr() == pointer for each in args)
+    try:
+        pointer = result.untyped_storage().data_ptr()
+        return any(isinstance(each, Tensor) and each.untyped_storage().data_ptr() == pointer for each in args)
+    except RuntimeError:  # it has no memory: a zero of automatic differentiation
+        return True
 
 
 def announced(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:

@@ -89,7 +89,7 @@ class Checkpoints(Checkpoint):
         if self.best_path.exists():  # resumed in its own folder
             stored = read(self.best_path).get("callbacks")
             state = stored.get(self.state_key) if isinstance(stored, dict) else None
-            best = state.get("best") if isinstance(state, dict) else None
+            best: Any = state.get("best") if isinstance(state, dict) else None
             self.best = min(self.best, float(best) if is_number(best) else math.inf)
         else:  # a new folder: the best so far is not in it
             self.best = math.inf
@@ -138,7 +138,7 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = state_dict.get("best")
+        best: Any = state_dict.get("best")
         self.best = float(best) if is_number(best) else math.inf
 
 

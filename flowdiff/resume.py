@@ -63,7 +63,8 @@ def _followed(stored: list[str], own: bool, folder: Path) -> tuple[list[str], di
     """Those of the stored words that are followed, and what they lead to. Of the others a line says so."""
     read = [o for o in words.read(stored) if o.key_or_group not in OF_THIS_RUN]
     whole = _composed([str(o.input_line) for o in read], folder)
-    kept, left = [], []
+    kept: list[str] = []
+    left: list[str] = []
     for override in read:
         key, outside = override.key_or_group, words.goes_outside(override, whole)
         follow = not outside or (own and not (key.startswith(WRITTEN) and not words.is_choice(override)))

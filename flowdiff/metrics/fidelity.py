@@ -52,7 +52,7 @@ def cache_name(images: Tensor, split: str, preprocessing: str, extractor: str) -
 
 
 #: What numpy makes arrays of; it runs nothing.
-ARRAYS = [
+ARRAYS: list[Any] = [
     np.ndarray,
     np.dtype,
     np.zeros(1).__reduce__()[0],
