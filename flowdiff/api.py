@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff import samplers, schedules
+from flowdiff import samplers, schedules, trusted
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.completion import complete, from_the_top
@@ -28,7 +28,6 @@ from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.generate import (
     BatchedSampler,
-    built_safely,
     from_config,
     seeds_from,
 )
@@ -36,6 +35,7 @@ from flowdiff.inputs import Array, Classes, Numbers, as_floats, as_labels, as_sa
 from flowdiff.labels import Labels, resolve_labels
 from flowdiff.masks import missing_pixels
 from flowdiff.names import classes_of
+from flowdiff.paths import shown
 from flowdiff.samplers import BlockMean, Known, Mask
 
 
@@ -51,6 +51,7 @@ class Model(nn.Module):
         has_images: samples are images, or are decoded to images: `to_uint8` works.
         class_names, data: of the data that it was trained on.
         has_density: it has ``log_prob`` and ``score``.
+        own: this user has trained it: the paths in its configuration are followed.
     """
 
     def __init__(self, checkpoint: Checkpoint, first_stage: str | None = None) -> None:
@@ -70,6 +71,7 @@ class Model(nn.Module):
         self.has_density: bool = denoiser.has_density
         self.has_inverse: bool = denoiser.has_inverse
         self.normalized: bool = denoiser.normalized
+        self.own = checkpoint.own
         self.first_stage_facts = checkpoint.first_stage
         self._first_stage_path = first_stage
         self.has_images = self.levels is not None or checkpoint.first_stage is not None
@@ -79,15 +81,22 @@ class Model(nn.Module):
         """What encodes images to the model's latents and decodes these; of a model of pixels the identity.
 
         Raises:
-            FlowdiffError: the autoencoder is not where it was in training, or is another one.
+            FlowdiffError: the autoencoder is not where it was in training, or is another one; or it is not said where,
+                and the checkpoint is another user's.
         """
         if self.first_stage_facts is None:
             return Identity()
-        path = {} if self._first_stage_path is None else {"path": self._first_stage_path}
-        found: FirstStage = built_safely("first_stage", self.config["first_stage"] | path)
+        config: dict[str, Any] = self.config.get("first_stage") or {}
+        stored = config.get("path")
+        path = self._first_stage_path or (stored if self.own else None)
+        if path is None:
+            where = f"{shown(str(stored))} is only what the checkpoint says, which is not followed"
+            raise ConfigError("first_stage.path", "null", f"give the autoencoder's folder ({where})")
+        if self._first_stage_path is not None or not self.own:
+            config = trusted.without_outside("first_stage", config)
+        found: FirstStage = trusted.build("first_stage", {**config, "path": path}, outside=True)
         if found.fingerprint != self.first_stage_facts["sha256"]:
-            where = (self.config["first_stage"] | path).get("path")
-            raise ConfigError("first_stage.path", where, "not the autoencoder that this model was trained with")
+            raise ConfigError("first_stage.path", path, "not the autoencoder that this model was trained with")
         return found
 
     def encode(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -373,7 +382,7 @@ def load(
 
 
 def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:
-    """The configuration of the class that conf/ calls ``name``; an object stays what it is."""
+    """The object of the class that conf/ calls ``name``; one that is given stays what it is."""
     if isinstance(name, base):
         return name
     classes: dict[str, type] = classes_of(module, base)
@@ -381,5 +390,4 @@ def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str
         raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")
     found = classes[str(name)]
     accepted = inspect.signature(found).parameters
-    wanted = {k: v for k, v in settings.items() if k in accepted}
-    return {"_target_": f"{found.__module__}.{found.__name__}"} | wanted
+    return found(**{k: v for k, v in settings.items() if k in accepted})

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from flowdiff import checkpoint, plots
+from flowdiff import checkpoint, plots, trusted
 from flowdiff.data.base import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import Extractor
@@ -141,7 +141,7 @@ def above_each_other(data: ImageData, x: Tensor, y: Tensor) -> Tensor:
 
 def build(config: Mapping[str, Any], data: ImageData, entry: dict[str, Any]) -> Autoencoder:
     """The training that a plain resolved configuration describes."""
-    training = checkpoint.instantiate_safely(config["autoencoder"])(data, dict(config), entry)
+    training = trusted.build("autoencoder", config["autoencoder"])(data, dict(config), entry)
     assert isinstance(training, Autoencoder)
     return training
 

@@ -28,11 +28,11 @@ from rich.progress import (
 from torch import Tensor
 
 from flowdiff.checkpoint import read
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, is_number
 from flowdiff.files import there
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.optimisation import Optimised
-from flowdiff.options import Count, Length, NonNegative, Positive, Range, checked
+from flowdiff.options import OUTSIDE, Count, Length, NonNegative, Positive, Range, checked
 
 
 class EMA(EMAWeightAveraging):
@@ -70,7 +70,7 @@ class Checkpoints(Checkpoint):
     """
 
     @checked
-    def __init__(self, folder: str, every_n_steps: Count = 500, monitor: str = "val/loss") -> None:
+    def __init__(self, folder: Annotated[str, OUTSIDE], every_n_steps: Count = 500, monitor: str = "val/loss") -> None:
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = math.inf
         self.saved_step = -1
@@ -91,8 +91,10 @@ class Checkpoints(Checkpoint):
             raise ConfigError("monitor", self.monitor, f"must be one of {', '.join(names)}")
         self.saved_step = trainer.global_step
         if self.best_path.exists():  # resumed in its own folder
-            stored = read(self.best_path)["callbacks"].get(self.state_key, {})
-            self.best = min(self.best, float(stored.get("best", math.inf)))
+            stored = read(self.best_path).get("callbacks")
+            state = stored.get(self.state_key) if isinstance(stored, dict) else None
+            best: Any = state.get("best") if isinstance(state, dict) else None
+            self.best = min(self.best, float(best) if is_number(best) else math.inf)
         else:  # a new folder: the best so far is not in it
             self.best = math.inf
         if self.interrupts is not None:
@@ -148,7 +150,8 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = float(state_dict["best"])
+        best: Any = state_dict.get("best")
+        self.best = float(best) if is_number(best) else math.inf
 
 
 class Scalars(Callback):

@@ -22,7 +22,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import cluster, interrupts, lock, mistakes, search, sweeps
 from flowdiff.collect import read_job
+from flowdiff.configs import config_dir
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.files import there, write_atomically, write_text
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -51,15 +51,6 @@ failures: list[str] = []  # of the jobs that ran in this process
 
 class JobFailed(Exception):
     """A job failed in another process and has said so itself. The message is the line that was printed."""
-
-
-def config_dir() -> Path:
-    """The folder of configurations: ``flowdiff/conf`` when installed, ``conf`` beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    return Path(str(files("flowdiff.conf")))
 
 
 def dataset_name(target: str) -> str:

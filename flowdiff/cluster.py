@@ -5,7 +5,6 @@ preemption. After a plain ``scancel`` the job saves as well, but SLURM no longer
 again. What is queued again is the same job, by the same number, and goes on in its own folder.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.interrupts import SIGNALS, scheduled
+from flowdiff.paths import read_json
 
 
 def job_id() -> str | None:
@@ -27,8 +27,8 @@ def job_id() -> str | None:
 def requeued(folder: Path) -> bool:
     """Whether this very job has worked in ``folder`` before: its scheduler has started it again."""
     try:
-        before = json.loads((folder / "status.json").read_text()).get("job_id")
-    except (OSError, ValueError):
+        before = read_json(folder / "status.json").get("job_id")
+    except (FlowdiffError, AttributeError):
         return False
     return before is not None and before == job_id()
 

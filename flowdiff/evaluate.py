@@ -25,7 +25,8 @@ def run_of(ckpt_path: str | None) -> str:
         return "outputs"
     folder = Path(ckpt_path).parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    return str(run) if os.access(run, os.W_OK) else "outputs"
+    inside = os.path.realpath(run / "evaluate") == os.path.join(os.path.realpath(run), "evaluate")  # no link elsewhere
+    return str(run) if inside and os.access(run, os.W_OK) else "outputs"
 
 
 OmegaConf.register_new_resolver("run_of", run_of, replace=True)

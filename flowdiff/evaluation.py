@@ -14,9 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from flowdiff import tables
+from flowdiff import tables, trusted
 from flowdiff.api import Model
-from flowdiff.checkpoint import instantiate_safely
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.comparison import Rival, compared, opened_rival
 from flowdiff.data import ImageData
@@ -50,7 +49,7 @@ def evaluate_run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Model(load_checkpoint(ckpt_path)).to(device)
     batched = from_config(model.denoiser, config, model.levels is not None, tile=evaluation_tile(model.shape))
-    metrics = build_metrics(config["metrics"], trusted=True)
+    metrics = build_metrics(config["metrics"], typed=True)
     evaluand = build_evaluand(model, data or data_of(model), batched, seed=int(config["seed"]))
     return report(run_dir, metrics, evaluand, model, batched, Path(ckpt_path))
 
@@ -89,7 +88,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     rival = opened_rival(cfg, batched)
     own = plain(cfg.get("metrics"))
     wanted = model.config.get("metrics") if own is None else own
-    metrics = build_metrics(wanted or {}, trusted=own is not None)
+    metrics = build_metrics(wanted or {}, typed=own is not None)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
     data = data_of(model, *given_root(cfg))
@@ -108,8 +107,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]:
-    """The metrics of a configuration; only this package's where it comes from a checkpoint (not ``trusted``)."""
+def build_metrics(config: Mapping[str, Any], typed: bool) -> dict[str, Metric]:
+    """The metrics of a configuration.
+
+    Args:
+        config: by name.
+        typed: the user's command line names them. Those that a checkpoint names read no file and fetch nothing: one
+            that would is left out, and that is said.
+    """
     from hydra.errors import InstantiationException
 
     found = {}
@@ -117,11 +122,14 @@ def build_metrics(config: Mapping[str, Any], trusted: bool) -> dict[str, Metric]
         if not entry:
             continue
         try:
-            metric = instantiate_choice(f"metrics.{name}", entry) if trusted else instantiate_safely(entry)
+            metric = instantiate_choice(f"metrics.{name}", entry) if typed else trusted.build("metrics", entry)
         except InstantiationException as error:
             raise user_error(f"metrics.{name}", error) from error
         if not isinstance(metric, Metric):
             raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
+        if not typed and metric.fetches:
+            print(f"skipped {name}: it would fetch a network's weights; metrics=[{name}] asks for that", flush=True)
+            continue
         found[str(name)] = metric
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 from safetensors.torch import save
 
+from flowdiff import seal
 from flowdiff.api import Model
 from flowdiff.checkpoint import EXPORTED, Stored, load, stored
 from flowdiff.errors import FlowdiffError
@@ -49,7 +50,8 @@ def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
     file = folder / EXPORTED
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state.items()}  # none may share memory
     write_whole(file, lambda out: out.write(save(tensors)))
-    write_json(file.with_suffix(".json"), facts(model))
+    content = seal.sealed({**facts(model), "tensors": tensors}, seal.own_key(make=False) if model.own else None)
+    write_json(file.with_suffix(".json"), {key: value for key, value in content.items() if key != "tensors"})
     return f'read by: flowdiff.load("{folder}")'
 
 

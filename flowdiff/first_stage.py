@@ -14,16 +14,18 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.options import Count, checked
+from flowdiff.options import OUTSIDE, Count, checked
+from flowdiff.paths import read_json, shown
 from flowdiff.progress import Progress
 
+LARGEST = 65_536  # number in an autoencoder's configuration
 PIXELS = 1 << 20  # pixels that pass through an autoencoder at once, if nothing else is said
 
 
@@ -101,7 +103,11 @@ class AutoencoderKL(FirstStage):
 
     @checked
     def __init__(
-        self, path: str | None = None, slice: Count | None = None, cache: str | None = None, device: str = "auto"
+        self,
+        path: Annotated[str | None, OUTSIDE] = None,
+        slice: Count | None = None,
+        cache: Annotated[str | None, OUTSIDE] = None,
+        device: str = "auto",
     ) -> None:
         if not path:
             raise ConfigError(
@@ -176,6 +182,26 @@ def units(network: Any) -> tuple[Tensor, Tensor]:
     return shift.expand(shape[1]).reshape(shape), scale.expand(shape[1]).reshape(shape)
 
 
+def check_sizes(path: str, file: Path) -> None:
+    """Refuse an autoencoder's configuration whose numbers would fill the memory before its weights are looked at.
+
+    Raises:
+        ConfigError: it is no configuration, or has such numbers.
+    """
+    try:
+        config = read_json(file)
+        if not isinstance(config, dict):
+            raise FlowdiffError("is no configuration of diffusers")
+        for name, value in config.items():
+            numbers = value if isinstance(value, list) else [value]
+            if len(numbers) > 64 or any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
+                raise FlowdiffError(f"its {shown(str(name))} is beyond any autoencoder's")
+    except FlowdiffError as error:
+        raise ConfigError(
+            "first_stage.path", path, f"not an autoencoder that can be read ({file.name} {error})"
+        ) from error
+
+
 def read_autoencoder(path: str) -> Any:
     """diffusers' AutoencoderKL from a folder or the hub, in float32 and eval mode, without gradients.
 
@@ -196,6 +222,8 @@ def read_autoencoder(path: str) -> Any:
         raise ConfigError("first_stage.path", path, allowed)
     if found is None and (folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1):
         raise ConfigError("first_stage.path", path, "there is no such folder")
+    if found is not None:
+        check_sizes(path, found / "config.json")
     try:
         if found is None:  # on the hub: a whole pipeline, or an autoencoder alone
             try:

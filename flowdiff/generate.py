@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowdiff import trusted
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.labels import resolve_labels
 from flowdiff.progress import Progress
@@ -299,19 +300,7 @@ def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(config, Mapping):
         return config
     wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
-    return built_safely(key, wanted)
-
-
-def built_safely(key: str, config: Mapping[str, Any]) -> Any:
-    """What a checkpoint's configuration describes under ``key``; what its class refuses becomes one line."""
-    from hydra.errors import InstantiationException
-
-    from flowdiff.checkpoint import instantiate_safely
-
-    try:
-        return instantiate_safely(config)
-    except InstantiationException as error:
-        raise user_error(key, error) from error
+    return trusted.build(key, wanted)
 
 
 def user_error(key: str, error: BaseException) -> FlowdiffError:

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -17,6 +17,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import there, write_atomically
+from flowdiff.options import OUTSIDE
 from flowdiff.swept import run_name, swept_keys, values_of
 
 _traceback = threading.excepthook
@@ -99,11 +100,15 @@ class CSVLogger(loggers.CSVLogger):
     goes on in the file (`Rows`).
 
     ``last_step`` is set before the first row: the step of the checkpoint that the run goes on from; −1: a new run.
+
+    Args:
+        save_dir: the run folder.
+        settings: Lightning's others.
     """
 
     last_step: float = math.inf
 
-    def __init__(self, save_dir: str, **settings: Any) -> None:
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
         super().__init__(save_dir, **{"flush_logs_every_n_steps": 1, **settings})
 
     @property
@@ -137,7 +142,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         settings: Lightning's others.
     """
 
-    def __init__(self, save_dir: str, **settings: Any) -> None:
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
         events = sorted(Path(save_dir).glob("*/events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
         folder = events[-1].parent.name if events else named() or "tensorboard"
         self.goes_on = bool(events)
@@ -173,9 +178,9 @@ def named() -> str:
     return run_name({key: value for key, value in words.items() if key in keys})
 
 
-def wandb_logger(**settings: Any) -> loggers.Logger:
+def wandb_logger(save_dir: Annotated[str, OUTSIDE], **settings: Any) -> loggers.Logger:
     """Lightning's `WandbLogger`; a clear line where wandb isn't installed."""
     try:
-        return loggers.WandbLogger(**settings)
+        return loggers.WandbLogger(save_dir=save_dir, **settings)
     except ModuleNotFoundError as error:
         raise FlowdiffError("logger=wandb: wandb is not installed; pip install 'flowdiff[wandb]'") from error

@@ -1,5 +1,6 @@
 """Masks: which pixels of an image are missing. By name, or from a file in which they are white (not 0)."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from flowdiff.data.pictures import read_picture
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.paths import is_file
 
 ALLOWED = (
     "must be the part to leave out: left, right, top, bottom, center, random:P with a share P of the pixels, "
@@ -80,11 +82,13 @@ def _random(mask: str, share: str, height: int, width: int, seed: int) -> Tensor
 
 def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
     path = Path(mask).expanduser()
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError("mask", mask, "no such file")
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # no memory for what a header promises
+            if array.size > 4 * math.prod(shape):
+                raise ConfigError("mask", mask, f"is larger than the image, {shape[1]} x {shape[2]}")
             missing = torch.from_numpy(np.asarray(array != 0))
         else:
             missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0] > 127

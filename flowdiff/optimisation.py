@@ -16,7 +16,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flowdiff.data.base import ImageData
-from flowdiff.errors import NonFiniteError
+from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
+from flowdiff.reading import check_types
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
 
@@ -33,6 +34,7 @@ class Optimised(LightningModule):
         super().__init__()
         self.config, self.entry = config, entry
         self.micro_step = 0
+        self.has_begun = False  # to train: what a checkpoint holds is restored
         self.last_grad_norm = torch.tensor(math.nan)
         self.save_hyperparameters(config)
 
@@ -110,6 +112,8 @@ class Optimised(LightningModule):
         assert isinstance(schedule, LambdaLR)
         lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
         (group,) = optimizer.param_groups
+        if self.trainer.ckpt_path:
+            self._check_restored(optimizer)
         for key, old, new in (
             ("lr", group["initial_lr"], lr),
             ("weight_decay", group["weight_decay"], decay),
@@ -118,6 +122,25 @@ class Optimised(LightningModule):
                 self.print(f"{key}: {new:g} from now on (the checkpoint had {old:g})")
         schedule.base_lrs[:] = [lr]
         group.update(initial_lr=lr, weight_decay=decay, lr=lr * self.lr_factor(schedule.last_epoch))
+        self.has_begun = True
+
+    def _check_restored(self, optimizer: Optimizer) -> None:
+        """Hold what a checkpoint holds of the optimiser to what it is: moments of the weights' shapes, AdamW's numbers.
+
+        Raises:
+            FlowdiffError: it is something else.
+        """
+        (group,) = optimizer.param_groups
+        for key in ("lr", "initial_lr", "weight_decay"):
+            if not is_number(group.get(key)):
+                raise FlowdiffError(f"its optimiser's {key} is no number")
+        fixed = optimizer.defaults.keys() - {"lr", "initial_lr", "weight_decay"}
+        group.update({key: optimizer.defaults[key] for key in fixed})
+        for weight, moments in optimizer.state.items():
+            for name, moment in moments.items():
+                shape = () if name == "step" else weight.shape
+                if not isinstance(moment, Tensor) or moment.shape != shape or not moment.is_floating_point():
+                    raise FlowdiffError(f"its optimiser's {name} is not of the weights' shape")
 
     def configure_gradient_clipping(
         self,
@@ -144,4 +167,5 @@ class Optimised(LightningModule):
         checkpoint["flowdiff"] = {**self.entry, "micro_step": self.micro_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.micro_step = int(checkpoint["flowdiff"]["micro_step"])
+        check_types(checkpoint["state_dict"], self.state_dict())
+        self.micro_step = int(checkpoint["flowdiff"].get("micro_step", checkpoint["global_step"]))

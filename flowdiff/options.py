@@ -16,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -306,6 +306,18 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             check(f"{key}.{i}", item, find, _element(kind))
+
+
+def nodes(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a ``_target_`` inside ``node``, the outer ones first, each with its key."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, dict(node)
+        for name, value in node.items():
+            yield from nodes(f"{key}.{name}" if key else str(name), value)
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from nodes(f"{key}.{i}", value)
 
 
 def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Whatever scale a scheduler steps in, what its ``scale_model_input`` hands to a n
     x = √(1 + σ²)·scale_model_input(x_t, t).
 
 The folder is read with flowdiff installed. Its pipeline.py only imports this module; the denoiser's configuration is
-built by `flowdiff.checkpoint.instantiate_safely`, and its weights are safetensors.
+built by `flowdiff.trusted`, and its weights are safetensors.
 """
 
 import inspect
@@ -34,6 +34,7 @@ from torch import Tensor
 from flowdiff.checkpoint import Stored, build_denoiser
 from flowdiff.data.quantise import to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.facts import check_entry
 from flowdiff.files import write_json, write_text
 from flowdiff.first_stage import units
 from flowdiff.labels import resolve_labels
@@ -57,8 +58,9 @@ class FlowdiffDenoiser(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, entry: dict[str, Any]) -> None:
         super().__init__()
-        shape = tuple(int(n) for n in entry["shape"])
-        denoiser: Any = build_denoiser(entry["config"], shape, int(entry["num_classes"]))
+        check_entry(entry)
+        shape = tuple(entry["shape"])
+        denoiser: Any = build_denoiser(entry["config"], shape, entry["num_classes"])
         self.denoiser = denoiser
         self.shape = shape
         self.num_classes: int = denoiser.num_classes

@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from flowdiff import trusted
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
@@ -25,13 +26,13 @@ from flowdiff.files import made, write_json, write_whole
 from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
-    built_safely,
     from_config,
     seeds_from,
     user_error,
 )
 from flowdiff.labels import resolve_labels, typed_labels
 from flowdiff.options import check
+from flowdiff.paths import shown
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.requests import SampleRequest, check_levels, check_request, find_target
 from flowdiff.samplers import Sampler
@@ -105,20 +106,36 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_data(config: Mapping[str, Any], data_root: str | None = None, typed: bool = True) -> ImageData:
-    """The dataset of a checkpoint's configuration, loaded.
+def build_data(
+    config: Mapping[str, Any], data_root: str | None = None, typed: bool = True, own: bool = False
+) -> ImageData:
+    """The dataset of a checkpoint's configuration, loaded. Nothing is downloaded for it.
 
     Args:
         config: its ``dataset``.
         data_root: where its files are now; None: where they were in training.
         typed: a user has typed ``data_root``; False: it is the environment's, where downloaded datasets are, and
             others (a folder of one's own images) stay where they were.
+        own: the user has trained the checkpoint: the folder that it names is followed.
+
+    Raises:
+        ConfigError: it is nobody's word where the data are.
+        FlowdiffError: they are not there.
     """
-    config = dict(config)
-    if data_root is not None and "root" in config and (typed or "download" in config):
-        config["root"] = data_root
+    plain_config = trusted.without_outside("dataset", config)
+    root, is_downloaded = config.get("root"), "download" in config
+    if root is not None:
+        followed = data_root if typed or is_downloaded else None
+        if followed is None and own:
+            followed = root
+        if followed is None and is_downloaded:
+            followed = "data"  # as in conf/
+        if followed is None:
+            allowed = "is only what the checkpoint says, which is not followed: give data_root=FOLDER"
+            raise ConfigError("dataset.root", shown(str(root)), allowed)
+        plain_config["root"] = followed
     try:
-        return loaded(built_safely("dataset", config))
+        return loaded(trusted.build("dataset", plain_config, outside=True))
     except FlowdiffError as error:
         said = str(error)
         if not said.startswith("dataset.root="):
@@ -139,7 +156,7 @@ def data_of(model: Model, data_root: str | None = None, typed: bool = True) -> I
     Raises:
         FlowdiffError: they are not there, or have other classes by now.
     """
-    data = build_data(model.config["dataset"], data_root, typed)
+    data = build_data(model.config["dataset"], data_root, typed, model.own)
     if model.class_names is not None and data.class_names != model.class_names:
         theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
         raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
@@ -184,11 +201,12 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
     annotation: Any
     for group, annotation in (("sampler", Sampler), ("schedule", Schedule)):
         choice = plain(filled.get(group)) or {}
-        made = "_target_" in choice
-        config[group] = choice if made else {**config[group], **choice}
-        check(group, config[group], find_target, annotation)
-        if made:
+        if "_target_" in choice:
+            check(group, choice, find_target, annotation)
             config[group] = instantiate_choice(group, choice)
+        else:
+            config[group] = {**config[group], **choice}
+            trusted.check(group, config[group])
     return from_config(model.denoiser, config, model.levels is not None, cfg.batch_size, cfg.tile, **given)
 
 

@@ -24,7 +24,7 @@ from flowdiff.activations import per_sample
 from flowdiff.denoisers import Denoiser, Sigma, attention_for, batch_sigma
 from flowdiff.diffusers_unets import imported
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.options import Length, Size, checked
+from flowdiff.options import OUTSIDE, Length, Size, checked
 from flowdiff.statistics import DataStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -66,7 +66,7 @@ class SDXL(Denoiser):
         self,
         shape: tuple[int, ...],
         num_classes: int,
-        path: str | None = None,
+        path: Annotated[str | None, OUTSIDE] = None,
         prompt: str = "a photo of a {}",
         prompts: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,

@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import cluster, lock, mistakes
 from flowdiff.collect import read_job
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.interrupts import Interrupts
 from flowdiff.lock import OtherJob
+from flowdiff.paths import read_yaml
 from flowdiff.words import assignment
 
 KEY = "resume_sweep"
@@ -76,13 +77,19 @@ def started_by(words: Sequence[str], config_dir: Path, config_name: str, root: P
     name = str(mistakes.composed(single, config_dir, config_name).name)
     stored = sorted((root / name).glob("*/*/multirun.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in stored:
-        try:
-            theirs = OmegaConf.select(OmegaConf.load(file), "hydra.overrides.task")
-        except Exception:  # cut off
-            continue
+        theirs = _words_in(file)
         if theirs is not None and essential(theirs) == essential(words):
             return file.parent
     return None
+
+
+def _words_in(file: Path) -> list[str] | None:
+    """The sweep's own words in a multirun.yaml, which is data: its interpolations aren't followed."""
+    try:
+        content = read_yaml(file)
+        return [str(word) for word in content["hydra"]["overrides"]["task"]]
+    except (FlowdiffError, KeyError, TypeError):  # cut off
+        return None
 
 
 def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config_name: str) -> None:

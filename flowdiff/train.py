@@ -9,7 +9,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
-from flowdiff import cli
+from flowdiff import below, cli
+from flowdiff.errors import FlowdiffError
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def task(cfg: DictConfig) -> dict[str, Any]:
 
     path, words = resume.find_checkpoint(cfg), training.given_overrides()
     if path:
+        below.check_links(cfg.run_dir)
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
@@ -40,6 +42,10 @@ def main() -> None:
     """The command line."""
     if "resume=last" in sys.argv and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
         sys.argv.append("hydra.run.dir=.")  # the run folder one is in
+        try:
+            below.check_links(".")  # Hydra writes to it first
+        except FlowdiffError as error:
+            sys.exit(str(error))
     cli.run(task, "config", exclusive=True)
 
 

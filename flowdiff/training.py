@@ -21,7 +21,21 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import autoencoder, boards, checkpoint, cli, generate, going_on, lock, mistakes, processes
+from flowdiff import (
+    autoencoder,
+    below,
+    boards,
+    checkpoint,
+    cli,
+    generate,
+    going_on,
+    lock,
+    mistakes,
+    processes,
+    seal,
+    stored_words,
+    trusted,
+)
 from flowdiff.augment import Augmentation
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -32,6 +46,7 @@ from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
+from flowdiff.facts import about, one_line
 from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.interrupts import Interrupted, Interrupts
@@ -79,6 +94,9 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
         step, classes = int(content["global_step"]), content["flowdiff"].get("class_names")
         del content
     run_dir = made(config["run_dir"], "run_dir")
+    below.check(config, run_dir)
+    if not config.get("ckpt_path") and says_outside(config):
+        seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock.occupied(run_dir))
@@ -214,10 +232,10 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
         if trainer.is_global_zero and not Interrupts.in_worker:
             stop.say(how_to_go_on(trainer.global_step, saver))
         raise
-    except RuntimeError as error:
-        if path and "state_dict" in str(error):
-            reason = mistakes.one_line(error)[:300]
-            raise FlowdiffError(f"ckpt_path={path}: the model is not the checkpoint's: {reason}") from error
+    except Exception as error:
+        if path and not module.has_begun and not str(error).startswith("ckpt_path="):
+            what = "the model is not the checkpoint's" if "state_dict for" in str(error) else "can't be gone on from"
+            raise about(path, FlowdiffError(f"{what}: {one_line(error)}")) from error
         raise
 
 
@@ -344,6 +362,20 @@ def make(config: Mapping[str, Any], key: str = "", kind: type = object) -> Any:
     if not isinstance(built, kind):
         raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
     return built
+
+
+def says_outside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says something that is not followed from a stranger's file (`flowdiff.words`)."""
+    usual = (os.environ.get("FLOWDIFF_DATA"), "data")
+    found = {
+        key: value
+        for group in ("dataset", "first_stage", "metrics")
+        for key, value in trusted.outside(group, config.get(group)).items()
+        if value not in usual
+    }
+    trainer = config["trainer"]
+    processes = any(trainer.get(name) not in stored_words.USUAL for name in ("strategy", "devices", "num_nodes"))
+    return bool(found) or processes or "wandb" in (config.get("logger") or {})
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:

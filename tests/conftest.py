@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from flowdiff import cli
 
 torch.set_num_threads(1)
+os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A model and a budget for tests of the machinery, not of what is learnt.

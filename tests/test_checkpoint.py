@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BARE, Compose
+from trained import edited
 
 from flowdiff import checkpoint
 from flowdiff.errors import FlowdiffError
@@ -76,10 +77,7 @@ def test_whitening_statistics_travel_with_it(trained: Path, config: Compose) -> 
 
 
 def rewritten(trained: Path, path: Path, change: Any) -> Path:
-    content = torch.load(trained, weights_only=True)
-    change(content)
-    torch.save(content, path)
-    return path
+    return edited(trained, path, change)
 
 
 class Runs:
@@ -122,7 +120,7 @@ def test_interpolations_are_not_followed(trained: Path, tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["flowdiff"]["config"]["denoiser"]["flow"]["width"] = "${oc.env:HOME}"
 
-    with pytest.raises(FlowdiffError, match="interpolation"):
+    with pytest.raises(FlowdiffError, match="an interpolation"):
         checkpoint.load(rewritten(trained, tmp_path / "hostile.ckpt", change))
 
 

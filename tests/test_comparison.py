@@ -2,14 +2,13 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sdxl import tiny_sdxl
-from trained import checkpoint, composed
+from trained import checkpoint, composed, edited
 
 from flowdiff.checkpoint import load
 from flowdiff.comparison import compared
@@ -123,10 +122,7 @@ def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
 
 
 def test_models_of_other_data(tmp_path: Path) -> None:
-    shutil.copy(checkpoint("digits"), tmp_path / "other.ckpt")
-    content = torch.load(tmp_path / "other.ckpt", weights_only=True)
-    content["flowdiff"]["data"] = "letters"
-    torch.save(content, tmp_path / "other.ckpt")
+    edited(checkpoint("digits"), tmp_path / "other.ckpt", lambda content: content["flowdiff"].update(data="letters"))
     assert load(tmp_path / "other.ckpt").data == "letters"
     with pytest.raises(FlowdiffError, match="against=.*was trained on letters of shape .*, the checkpoint on digits"):
         both(tmp_path / "out", "metrics=[denoising]", f"against={tmp_path}/other.ckpt")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from trained import checkpoint, composed
+from trained import checkpoint, composed, edited
 
 from flowdiff import evaluation, generate
 from flowdiff.checkpoint import load
@@ -121,16 +121,11 @@ def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
 
 
 def test_data_that_are_not_here(tmp_path: Path) -> None:
-    content = torch.load(checkpoint("digits"), weights_only=True)
-    content["flowdiff"]["config"]["dataset"] = {
-        "_target_": "flowdiff.data.MNIST",
-        "root": str(tmp_path / "gone"),
-        "download": False,
-    }
-    torch.save(content, tmp_path / "mnist.ckpt")
+    dataset = {"_target_": "flowdiff.data.MNIST", "root": str(tmp_path / "gone"), "download": True}
+    edited(checkpoint("digits"), tmp_path / "mnist.ckpt", lambda c: c["flowdiff"]["config"].update(dataset=dataset))
     words = (f"ckpt_path={tmp_path}/mnist.ckpt", "metrics=[bits_per_dim]")
-    with pytest.raises(FlowdiffError, match="gone.*dataset.download=true"):
-        measured(tmp_path / "out", *words, "data_root=null")
+    with pytest.raises(FlowdiffError, match="dataset.root=data: no MNIST files.*dataset.download=true"):
+        measured(tmp_path / "out", *words, "data_root=null")  # neither the stored root nor the download is followed
     with pytest.raises(FlowdiffError, match="elsewhere"):
         measured(tmp_path / "out", *words, f"data_root={tmp_path}/elsewhere")
 
@@ -138,10 +133,9 @@ def test_data_that_are_not_here(tmp_path: Path) -> None:
 def test_a_checkpoint_does_not_choose_what_is_called(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for key in ("metrics", "dataset"):
-        content = torch.load(checkpoint("digits"), weights_only=True)
-        evil = {"_target_": "pathlib.Path.touch", "self": str(marker)}
-        content["flowdiff"]["config"][key] = {"evil": evil} if key == "metrics" else evil
-        torch.save(content, tmp_path / "evil.ckpt")
+        evil: dict[str, Any] = {"_target_": "pathlib.Path.touch", "self": str(marker)}
+        more = {key: {"evil": evil} if key == "metrics" else evil}
+        edited(checkpoint("digits"), tmp_path / "evil.ckpt", lambda c, m=more: c["flowdiff"]["config"].update(m))
         words = [] if key == "metrics" else ["metrics=[bits_per_dim]"]
         with pytest.raises(FlowdiffError, match="pathlib.Path.touch"):
             measured(tmp_path / "out", f"ckpt_path={tmp_path}/evil.ckpt", *words)

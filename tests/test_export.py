@@ -82,6 +82,7 @@ def test_what_is_no_exported_model_says_so(plain: Path, tmp_path: Path) -> None:
     whole, entry = (plain / "model.safetensors").read_bytes(), json.loads((plain / "model.json").read_text())
     tensors = load_file(plain / "model.safetensors")
     tensors.popitem()
+    undigested = {key: value for key, value in entry.items() if key not in ("sha256", "signature")}
     save_file(tensors, tmp_path / "lacking.safetensors")
     cases = {
         case("cut", whole[:-100]): r"model\.safetensors can't be read; is it cut off",
@@ -90,7 +91,9 @@ def test_what_is_no_exported_model_says_so(plain: Path, tmp_path: Path) -> None:
         case("list", facts=[1]): "not that of a model of flowdiff",
         case("foreign", facts={"model_type": "bert"}): "its format is None",
         case("newer", facts=entry | {"format": 99}): "its format is 99",
-        case("lacking", (tmp_path / "lacking.safetensors").read_bytes()): "the model can't be rebuilt from it",
+        case(
+            "lacking", (tmp_path / "lacking.safetensors").read_bytes(), undigested
+        ): "the model can't be rebuilt from it",
         tmp_path / "lacking.safetensors": r"no lacking\.json beside lacking\.safetensors",
         tmp_path / "nothing.safetensors": "no such file",
     }
@@ -111,8 +114,9 @@ def test_a_hostile_model_is_not_built(plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "model")
     facts = json.loads((plain / "model.json").read_text())
     hostile(facts["config"], tmp_path / "proof")
+    del facts["sha256"]
     (tmp_path / "model" / "model.json").write_text(json.dumps(facts))
-    with pytest.raises(FlowdiffError, match="its configuration names _target_=os.system"):
+    with pytest.raises(FlowdiffError, match=r"its configuration names .*_target_=os\.system"):
         flowdiff.load(tmp_path / "model")
     assert not (tmp_path / "proof").exists()
 
@@ -222,7 +226,7 @@ def test_a_hostile_pipeline_is_not_built(folder: Path, tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     hostile(config["entry"]["config"], tmp_path / "proof")
     file.write_text(json.dumps(config))
-    with pytest.raises(FlowdiffError, match="its configuration names _target_=os.system"):
+    with pytest.raises(FlowdiffError, match=r"its configuration names .*_target_=os\.system"):
         opened(tmp_path / "pipe")
     assert not (tmp_path / "proof").exists()
 

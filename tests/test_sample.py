@@ -16,7 +16,7 @@ import torch
 from conftest import environment
 from PIL import Image
 from torch import Tensor, nn
-from trained import checkpoint, composed
+from trained import checkpoint, composed, edited
 
 from flowdiff import cli, plots, samplers, schedules
 from flowdiff.errors import ConfigError, FlowdiffError
@@ -236,12 +236,13 @@ def test_one_key_of_the_checkpoints_sampler(tmp_path: Path) -> None:
 
 
 def test_raw_weights_are_those_of_the_last_step(tmp_path: Path) -> None:
-    content = torch.load(checkpoint("digits"), weights_only=True)
-    raw = content["current_model_state"]
-    for key in raw:
-        if "flow" in key and raw[key].is_floating_point():
-            raw[key] = raw[key] * 3
-    torch.save(content, tmp_path / "changed.ckpt")
+    def change(content: dict[str, Any]) -> None:
+        raw = content["current_model_state"]
+        for key in raw:
+            if "flow" in key and raw[key].is_floating_point():
+                raw[key] = raw[key] * 3
+
+    edited(checkpoint("digits"), tmp_path / "changed.ckpt", change)
     words = ("num_samples=2", "num_steps=4", f"ckpt_path={tmp_path}/changed.ckpt")
     plain = draw(tmp_path / "plain", *words[:2])["images"]
     assert np.array_equal(draw(tmp_path / "ema", *words)["images"], plain)
@@ -316,10 +317,9 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_does_not_choose_what_is_called(tmp_path: Path) -> None:
-    content = torch.load(checkpoint("digits"), weights_only=True)
     marker = tmp_path / "marker"
-    content["flowdiff"]["config"]["sampler"] = {"_target_": "pathlib.Path.touch", "self": str(marker)}
-    torch.save(content, tmp_path / "evil.ckpt")
+    evil = {"_target_": "pathlib.Path.touch", "self": str(marker)}
+    edited(checkpoint("digits"), tmp_path / "evil.ckpt", lambda c: c["flowdiff"]["config"].update(sampler=evil))
     with pytest.raises(FlowdiffError, match="pathlib.Path.touch"):
         draw(tmp_path / "out", f"ckpt_path={tmp_path / 'evil.ckpt'}")
     assert not marker.exists()

@@ -11,7 +11,7 @@ import torch
 from conftest import BARE, Compose
 from diffusers import StableDiffusionXLPipeline
 from sdxl import tiny_sdxl
-from trained import checkpoint
+from trained import checkpoint, edited
 
 from flowdiff.checkpoint import load
 from flowdiff.errors import FlowdiffError
@@ -149,8 +149,7 @@ def test_it_is_not_trained_and_no_checkpoint_holds_it(config: Compose, tmp_path:
     with pytest.raises(FlowdiffError, match="frozen, there is nothing to train") as caught:
         train(config("denoiser=sdxl", *BARE))  # said before its path is looked at
     assert "\n" not in str(caught.value)
-    content = torch.load(checkpoint("digits"), weights_only=True)
-    content["flowdiff"]["config"]["denoiser"]["flow"] = {"_target_": "flowdiff.sdxl.SDXL", "path": "evil/name"}
-    torch.save(content, tmp_path / "evil.ckpt")
+    evil = {"_target_": "flowdiff.sdxl.SDXL", "path": "evil/name"}
+    edited(checkpoint("digits"), tmp_path / "evil.ckpt", lambda c: c["flowdiff"]["config"]["denoiser"].update(evil))
     with pytest.raises(FlowdiffError, match="frozen"):
         load(tmp_path / "evil.ckpt")

@@ -4,8 +4,11 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from conftest import BARE, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -24,6 +27,16 @@ def composed(name: str, *words: str) -> DictConfig:
     """conf/<name>.yaml with these words of a command line."""
     with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         return compose(name, overrides=list(words))
+
+
+def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A checkpoint with ``change(content)`` done to it, as a stranger would: without the digest that it had."""
+    content = torch.load(path, weights_only=True)
+    for name in ("sha256", "signature"):
+        content.pop(name, None)
+    change(content)
+    torch.save(content, target)
+    return target
 
 
 @functools.cache

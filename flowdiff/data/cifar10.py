@@ -1,13 +1,13 @@
 """CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32×32 pixels in ten classes."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torchvision import datasets
 
 from flowdiff.data.base import Split
 from flowdiff.data.downloaded import TorchvisionData
-from flowdiff.options import Count, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Seed, checked
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -23,7 +23,13 @@ class CIFAR10(TorchvisionData):
     source, title, folder = datasets.CIFAR10, "CIFAR10", "cifar-10-batches-py"
 
     @checked
-    def __init__(self, root: str, download: bool = False, batch_size: Count = 128, seed: Seed = 0) -> None:
+    def __init__(
+        self,
+        root: Annotated[str, OUTSIDE],
+        download: Annotated[bool, OUTSIDE] = False,
+        batch_size: Count = 128,
+        seed: Seed = 0,
+    ) -> None:
         super().__init__(
             root, download, name="cifar10", shape=(3, 32, 32), batch_size=batch_size, seed=seed, class_names=NAMES
         )

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from flowdiff.data.base import ImageData, Split, hold_out, missing
 from flowdiff.errors import FlowdiffError
+from flowdiff.paths import is_file
+
+LARGEST = 256 << 20  # bytes of a file
 
 
 class TorchvisionData(ImageData):
@@ -45,13 +47,20 @@ class TorchvisionData(ImageData):
         train, val = hold_out(len(k), n_val=5000)
         return {"train": (k[train], y[train]), "val": (k[val], y[val]), "test": test}
 
+    def _check_sizes(self) -> None:
+        """Raise if a file is larger than any of such a dataset: it would be read whole."""
+        for file in (Path(self.root) / self.folder).glob("*"):
+            if not is_file(file) or file.stat().st_size > LARGEST:
+                raise ValueError(f"{file.name} is no file of at most {LARGEST:,} bytes")
+
     def _open(self, train: bool) -> Any:
         """torchvision's dataset; whatever keeps it from opening becomes one clear line."""
         if not self.download and not (Path(self.root) / self.folder).exists():
             raise missing(self.title, self.root, self.folder)
         try:
+            self._check_sizes()
             return self.source(self.root, train=train, download=self.download)
-        except (URLError, OSError, ValueError, EOFError, RuntimeError) as error:
+        except Exception as error:  # torchvision asserts, looks up and unpacks; CIFAR-10's pickles by their MD5
             if self.download:
                 where = f"{self.title} could not be downloaded to {self.root}"
                 raise FlowdiffError(f"dataset.download=true: {where}: {error}") from error

@@ -14,7 +14,7 @@ from flowdiff.data.folders import left_out_line, listed, readable, scan
 from flowdiff.data.pictures import Picture, colour, read_picture
 from flowdiff.data.splits import stratified
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.options import Count, Positive, Range, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, checked
 from flowdiff.progress import Progress
 
 Fraction = Annotated[float, Range(0, 0.5, above=True, below=True)]
@@ -42,7 +42,7 @@ class ImageFolder(ImageData):
     @checked
     def __init__(
         self,
-        root: str,
+        root: Annotated[str, OUTSIDE],
         channels: Literal[1, 3] = 3,
         val_fraction: Fraction = 0.1,
         test_fraction: Fraction = 0.1,

@@ -110,6 +110,7 @@ class TensorLoader:
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position."""
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        """Go to a saved position; one that lies behind the last batch is the beginning of the next epoch."""
+        epoch, step = int(state["epoch"]), int(state["step"])
+        self.epoch, self.step = (epoch, step) if 0 <= step < len(self) else (epoch + 1, 0)
         self._begun = False

@@ -1,14 +1,14 @@
 """MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): 70,000 gray 28×28 images each."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from torchvision import datasets
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.downloaded import TorchvisionData
-from flowdiff.options import Count, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Seed, checked
 
 FASHION_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
@@ -29,8 +29,8 @@ class MNIST(TorchvisionData):
     @checked
     def __init__(
         self,
-        root: str,
-        download: bool = False,
+        root: Annotated[str, OUTSIDE],
+        download: Annotated[bool, OUTSIDE] = False,
         batch_size: Count = 128,
         seed: Seed = 0,
         extractor: str | None = "lenet_mnist",
@@ -66,8 +66,8 @@ class FashionMNIST(MNIST):
     @checked
     def __init__(
         self,
-        root: str,
-        download: bool = False,
+        root: Annotated[str, OUTSIDE],
+        download: Annotated[bool, OUTSIDE] = False,
         batch_size: Count = 128,
         seed: Seed = 0,
         extractor: str | None = "lenet_fashion_mnist",

@@ -169,8 +169,11 @@ class Metric:
 
     Subclasses say what their numbers are (``quantities``: keys, units, which way is better; without them reports give
     no verdict), why they can't be measured (``unfit``), how many samples they will ask for (``num_needed``), and
-    measure (``__call__``).
+    measure (``__call__``). ``fetches``: it would ask the network for something; such a metric is measured where the
+    user's own command line names it.
     """
+
+    fetches: bool = False
 
     quantities: ClassVar[tuple[Quantity, ...]] = ()
 

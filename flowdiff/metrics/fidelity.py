@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
+import numpy as np
 import torch
 import torch_fidelity
 from torch import Tensor
@@ -25,8 +26,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.extractors import SHA256, Extractor
+from flowdiff.facts import one_line
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.options import Count, Range, checked
+from flowdiff.options import OUTSIDE, Count, Range, checked
+from flowdiff.paths import regular, shown
 from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,31 @@ def cache_name(images: Tensor, split: str, preprocessing: str, extractor: str) -
     digest = hashlib.sha256(f"{tuple(images.shape)}|{split}|{preprocessing}|{extractor}".encode())
     digest.update(images.contiguous().numpy().tobytes())
     return f"flowdiff-{digest.hexdigest()[:32]}"
+
+
+#: What numpy makes arrays of; it runs nothing.
+ARRAYS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    np.zeros(1).__reduce__()[0],
+    np.float64(0).__reduce__()[0],
+    *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.uint8)},
+]
+
+
+def check_tensors(key: str, path: str | Path) -> None:
+    """Raise unless a file of torch's holds tensors, arrays and plain values alone: torch-fidelity would run the rest.
+
+    Args:
+        key: of the configuration, for the message.
+        path: the file.
+    """
+    try:
+        with torch.serialization.safe_globals(ARRAYS):
+            torch.load(regular(path), map_location="cpu", weights_only=True)
+    except Exception as error:
+        allowed = f"not a file of tensors, it is not read ({one_line(error)[:120]})"
+        raise ConfigError(key, shown(path), allowed) from error
 
 
 class Images(Dataset[Tensor]):
@@ -125,11 +153,11 @@ class Fidelity(Metric):
         self,
         num_samples: Annotated[int, Range(2, 10000000)] = 10000,
         extractor: Literal["inception", "small"] = "inception",
-        weights_path: str | None = None,
+        weights_path: Annotated[str | None, OUTSIDE] = None,
         batch_size: Count = 64,
         num_reference: Count | None = None,
         real: bool = True,
-        cache_root: str | None = None,
+        cache_root: Annotated[str | None, OUTSIDE] = None,
     ) -> None:
         if num_samples < self.minimum:
             allowed = f"must be a whole number from {self.minimum} up"
@@ -144,6 +172,7 @@ class Fidelity(Metric):
         self.num_reference = num_reference
         self.real = real
         self.cache_root = cache_root
+        self.fetches = extractor == "inception" and weights_path is None
 
     def unfit(self, model: Evaluand) -> str | None:
         """Needs images and a sampler."""
@@ -187,6 +216,8 @@ class Fidelity(Metric):
     def compute(self, model: Evaluand, images: Tensor, reference: Tensor | None) -> dict[str, float]:
         """torch-fidelity's numbers for uint8 images (N, C, H, W) against a reference (M, C, H, W)."""
         name = self.extractor_name(model)
+        if name == INCEPTION and self.weights_path is not None:
+            check_tensors(f"metrics.{self.key}.weights_path", self.weights_path)
         options: dict[str, Any] = {
             "input1": Images(self.prepare(model, images)),
             self.option: True,
@@ -204,6 +235,8 @@ class Fidelity(Metric):
             options["feature_extractor_weights_path"] = self.weights_path
         if self.cache_root is not None:
             options["cache_root"] = self.cache_root
+            for file in sorted(Path(self.cache_root).rglob("flowdiff-*")):
+                check_tensors(f"metrics.{self.key}.cache_root", file)
         if reference is not None:
             options["input2"] = Images(self.prepare(model, reference))
             preprocessing = "rgb" if self.extractor == "inception" else "as it is"
