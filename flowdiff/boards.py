@@ -26,9 +26,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff import cli
 from flowdiff.callbacks import bucket_names
-from flowdiff.checkpoint import walk
 from flowdiff.errors import is_number
 from flowdiff.names import snake_case
+from flowdiff.options import leaves
 from flowdiff.swept import values_of
 
 Value = str | float
@@ -131,7 +131,7 @@ def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str,
     """
     composed, typed = OmegaConf.create(dict(config)), values_of(words)
     row: dict[str, Value] = {}
-    parts = list(walk(config.get("denoiser") or {}))
+    parts = [part for _, part in leaves(config.get("denoiser") or {})]
     for key in dict.fromkeys([*swept, *MAIN]):
         group = key.partition(".")[0]
         if key not in swept and group in PARTS and config.get(group) not in parts:

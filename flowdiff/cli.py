@@ -56,7 +56,7 @@ class JobFailed(Exception):
 def dataset_name(target: str) -> str:
     """The file in conf/dataset that names this class, or the class's own name: ``digits``."""
     for file in sorted((config_dir() / "dataset").glob("*.yaml")):
-        if OmegaConf.load(file).get("_target_") == target:
+        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
             return file.stem
     return snake_case(target.rpartition(".")[2])
 

@@ -80,7 +80,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     rival = cfg.get("denoiser")
     chosen = None if rival is None else OmegaConf.to_container(rival, resolve=False)
-    others = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "denoiser"])
+    others = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "denoiser"])
     check_request(EvaluateRequest, {**plain(others), "denoiser": chosen})
     model, batched = opened(cfg)
     if cfg.tile is None:
@@ -138,7 +138,7 @@ def final_columns(config: Mapping[str, Any], denoiser: Denoiser, data: ImageData
     """The metrics of TensorBoard's HParams that `evaluate_run` will measure of a model that is yet to be trained."""
     unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
     model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: torch.zeros(n, *data.shape))
-    metrics = build_metrics(config["metrics"], trusted=True)
+    metrics = build_metrics(config["metrics"], typed=True)
     return [name for metric in metrics.values() for name in metric.columns(model)]
 
 

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import text
 from flowdiff.errors import ConfigError, FlowdiffError, shown
+from flowdiff.options import leaves
 from flowdiff.words import override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -85,15 +86,6 @@ def locate(config: Mapping[str, Any], key: str, value: Any) -> str:
     end = key.rpartition(".")[2]
     places = [place for place in found if place.rpartition(".")[2] == end and _same(found[place], value)]
     return min(places, key=lambda place: place.count("."), default=key)
-
-
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of nested mappings with its value, the outer ones first."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            where = f"{key}.{name}" if key else str(name)
-            yield where, value
-            yield from leaves(value, where)
 
 
 def _same(one: Any, other: Any) -> bool:

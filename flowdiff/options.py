@@ -194,7 +194,7 @@ def _shown(value: Any) -> str:
 @functools.lru_cache(maxsize=1024)
 def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotation of each argument of a class or function, by name; ``**`` in it, if it takes any others."""
-    function = target.__init__ if isinstance(target, type) else target
+    function = inspect.unwrap(getattr(target, "__init__")) if isinstance(target, type) else target  # noqa: B009
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except Exception:  # a stranger's annotation that can't be resolved
@@ -318,6 +318,15 @@ def nodes(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             yield from nodes(f"{key}.{i}", value)
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested mappings with its value, the outer ones first."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            where = f"{key}.{name}" if key else str(name)
+            yield where, value
+            yield from leaves(value, where)
 
 
 def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -> dict[str, Any]:

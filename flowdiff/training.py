@@ -55,6 +55,7 @@ from flowdiff.losses import Mixture, Noised
 from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
+from flowdiff.options import leaves
 from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
@@ -120,7 +121,7 @@ def _train(
     set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
-    build_metrics(config.get("metrics") or {}, trusted=True)  # refuses wrong settings now, not after the training
+    build_metrics(config.get("metrics") or {}, typed=True)  # refuses wrong settings now, not after the training
     callbacks = [make(c, f"callbacks.{k}", Callback) for k, c in (config.get("callbacks") or {}).items() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
@@ -312,9 +313,7 @@ def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = str(error.full_key or "configuration")
         typed = OmegaConf.to_container(cfg, resolve=False)
-        raise ConfigError(
-            key, dict(mistakes.leaves(typed)).get(key), mistakes.one_line(error).split(" full_key:")[0]
-        ) from error
+        raise ConfigError(key, dict(leaves(typed)).get(key), mistakes.one_line(error).split(" full_key:")[0]) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 
