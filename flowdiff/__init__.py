@@ -1,8 +1,12 @@
 """flowdiff: diffusion models whose denoiser is a normalizing flow."""
 
+import os
 import sys
 from os import PathLike
 from typing import TYPE_CHECKING
+
+if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stranger's: no module is imported from there
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place) != os.getcwd()]
 
 from flowdiff import interrupts
 

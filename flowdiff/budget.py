@@ -19,20 +19,26 @@ CALLS, CALLS_EACH = 20_000, 500  # of torch's functions, and for each tensor
 
 
 class Budget(TorchDispatchMode):
-    """Within it tensors are made until there are far more than those of ``state``.
+    """Within it tensors are made until there are far more than were stored.
 
     Args:
-        state: the stored tensors.
+        stored: bytes of the stored tensors.
+        count: how many there are.
 
     Raises:
         FlowdiffError: of what is made in it.
     """
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, stored: int, count: int) -> None:
         super().__init__()
-        stored = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}.values())
         self.one, self.all = 2.0 * stored + SLACK, float(TIMES * (stored + SLACK))
-        self.calls = CALLS + CALLS_EACH * len(state)
+        self.calls = CALLS + CALLS_EACH * count
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Budget":
+        """That of some tensors."""
+        storages = [tensor.untyped_storage() for tensor in state.values()]
+        return cls(sum({each.data_ptr(): each.nbytes() for each in storages}.values()), len(state))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -19,11 +19,12 @@ A file is measured before it is read (`flowdiff.reading`), its entries are held 
 what its configuration names is built by `flowdiff.trusted`.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from flowdiff import paths, reading, seal, trusted
 from flowdiff.budget import Budget
 from flowdiff.data.base import ImageData
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.facts import FORMAT, about, check_content, check_entry, one_line
 from flowdiff.files import write_atomically
 
@@ -198,7 +199,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any =
     try:
         check_all_finite(found.state)
         shape = tuple(entry["shape"])
-        with Budget(found.state):
+        with Budget.of(found.state):
             denoiser = build_denoiser(entry["config"], shape, entry["num_classes"])
         reading.check_types(found.state, denoiser.state_dict())
         denoiser.load_state_dict(found.state)
@@ -235,6 +236,20 @@ def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classe
     """The denoiser of a plain resolved configuration, its weights fresh."""
     denoiser: nn.Module = trusted.build("denoiser", config["denoiser"], shape=list(shape), num_classes=num_classes)
     return denoiser
+
+
+@contextlib.contextmanager
+def within(path: str | None) -> Iterator[None]:
+    """Where a run goes on from a file, a model that is built in it is not larger than what the file holds."""
+    if not path:
+        yield
+        return
+    try:
+        file = paths.regular(path)
+        with Budget(file.stat().st_size, reading.count_records(file)):
+            yield
+    except FlowdiffError as error:
+        raise error if isinstance(error, ConfigError) else about(path, error) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

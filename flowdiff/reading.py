@@ -89,6 +89,8 @@ def _check_zip(opened: BinaryIO) -> None:
 
 def _entries(opened: BinaryIO, size: int) -> int | None:
     """How many records the zip's directory announces; None where the file doesn't end in one, as torch's do."""
+    if size < END.size:
+        return None
     opened.seek(size - END.size)
     signature, _, _, _, entries, _, _, comment = END.unpack(opened.read(END.size))
     if signature != b"PK\x05\x06" or comment:
@@ -100,6 +102,20 @@ def _entries(opened: BinaryIO, size: int) -> int | None:
         if LOCATOR.unpack(opened.read(LOCATOR.size))[0] == b"PK\x06\x07":
             return max(int(entries) if entries != 0xFFFF else 0, int(numbers[7]))
     return int(entries)
+
+
+def count_records(path: str | os.PathLike[str]) -> int:
+    """How many records a checkpoint has: at least as many as tensors.
+
+    Raises:
+        Unreadable: it is no zip.
+    """
+    file = regular(path)
+    with file.open("rb") as opened:
+        found = _entries(opened, file.stat().st_size)
+    if found is None:
+        raise _damaged(file)
+    return min(found, RECORDS)
 
 
 def check_crc(path: str | os.PathLike[str]) -> None:

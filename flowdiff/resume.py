@@ -4,7 +4,7 @@
 ``resume=last``, typed inside a run folder, goes on in that folder and appends to its metrics. Either way the
 checkpoint's own configuration is the base, and what is typed on the command line wins over it.
 
-The checkpoint may be a stranger's. Its words and values are data (`flowdiff.words`): what is built, and where a run
+The checkpoint may be a stranger's. Its words and values are data (`flowdiff.stored_words`): what is built, and where a run
 reads and writes, come from conf/ and from the user's own words; paths, services and the number of processes that it
 names are followed only where this user wrote it (`flowdiff.seal`), and where a run writes never.
 """
@@ -46,15 +46,15 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
         old, base = _followed(entry.get("overrides", []), own, folder)
     except FlowdiffError as error:
         raise about(path, error) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
         why = f"its command line doesn't fit the choices in conf/: {one_line(error)}"
         raise about(path, FlowdiffError(why)) from error
     keys = {word.split("=")[0].lstrip("+~") for word in overrides}
     kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
     theirs = mistakes.composed([*kept, *overrides], folder, "config")
     merged = _merge(plain(theirs, resolve=False), base, entry.get("source", entry["config"]), base, own, "")
-    if not own and not any(key.split(".")[0].partition("@")[0] == "metrics" for key in keys):
-        merged["metrics"] = _without_fetching(merged.get("metrics"))
+    if not own and "metrics" not in keys:
+        merged["metrics"] = _without_fetching(merged.get("metrics"), keys)
     merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
     return OmegaConf.create(merged), [*kept, *overrides]
 
@@ -115,11 +115,12 @@ def _is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _without_fetching(metrics: Any) -> Any:
-    """The metrics but those that would ask the network for something, of which a line says so."""
+def _without_fetching(metrics: Any, keys: set[str]) -> Any:
+    """The metrics but those that would ask the network for something and aren't named now; of them a line says so."""
     found = {}
     for name, node in (metrics or {}).items():
-        if node and trusted.build("metrics", node).fetches:
+        named = any(key == f"metrics.{name}" or key.startswith(f"metrics.{name}.") for key in keys)
+        if node and not named and trusted.build("metrics", node).fetches:
             print(f"skipped {name}: it would fetch a network's weights; metrics=[{name}] asks for that", flush=True)
         else:
             found[name] = node

@@ -38,9 +38,9 @@ def digest_of(content: Mapping[str, Any]) -> str:
 
 def _add(found: Any, value: Any) -> None:
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
         _head(found, b"T", f"{value.dtype}{tuple(value.shape)}".encode())
-        found.update(flat.view(torch.uint8).numpy())
+        if value.layout is torch.strided and not value.is_quantized and value.numel():  # others are not read back
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, Mapping):
         _head(found, b"M", str(len(value)).encode())
         for key in sorted(value, key=lambda key: (str(key), isinstance(key, str))):

@@ -27,6 +27,8 @@ TRAINER = (
     "strategy", "devices", "num_nodes", "plugins", "profiler", "logger", "callbacks", "default_root_dir",
     "enable_checkpointing", "fast_dev_run", "barebones", "sync_batchnorm", "model_registry",
 )  # fmt: skip
+OPTIONAL = ("logger", "callbacks", "metrics", "debug")  # keys of the whole that a run can be without
+MAPPINGS = ("callbacks", "logger", "metrics")  # groups of nodes by name
 SERVICES = frozenset({"flowdiff.loggers.wandb_logger"})
 
 
@@ -54,6 +56,8 @@ def _read(word: str) -> Override:
         raise _refused(word, "a sweep, or a package")
     if not KEY.fullmatch(key) or key.lower().startswith("hydra"):
         raise _refused(word, "not a key of a run's configuration")
+    if override.is_delete() and "." not in key and key not in OPTIONAL:
+        raise _refused(word, "a run can't be without it")
     if not _is_plain(value, 0):
         raise _refused(word, "its value is more than a plain value")
     if is_choice(override) and not override.is_delete():
@@ -154,6 +158,10 @@ def check_composed(config: Mapping[str, Any]) -> None:
         FlowdiffError: it holds an interpolation, a class or a key of Hydra's that conf/ has not there.
     """
     known = vocabulary()
+    for group in MAPPINGS:
+        content = config.get(group) or {}
+        if not isinstance(content, Mapping) or not all(isinstance(each, Mapping | None) for each in content.values()):
+            raise FlowdiffError(f"its command line leads to {group} that are no nodes")
     for group, content in config.items():
         if str(group).lower().startswith("hydra"):
             raise FlowdiffError(f"its command line leads to {group}, which is not followed")

@@ -155,7 +155,8 @@ def _train(
 
 def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]) -> Diffusion:
     """The denoiser, its loss and its noise; what an experiment chose and the model can't use is replaced."""
-    denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
+    with checkpoint.within(config.get("ckpt_path")):
+        denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     fall_back(config, denoiser, words)
     augmentation = build_augmentation(config, denoiser, data, words)
@@ -174,7 +175,9 @@ def build_autoencoder(
     config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]
 ) -> autoencoder.Autoencoder:
     """The autoencoder of the data's images."""
-    return autoencoder.build(config, data, describe(config, data, source, words))
+    entry = describe(config, data, source, words)
+    with checkpoint.within(config.get("ckpt_path")):
+        return autoencoder.build(config, data, entry)
 
 
 def describe(config: dict[str, Any], data: ImageData, source: dict[str, Any], words: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flowdiff.configs import vocabulary
 from flowdiff.errors import FlowdiffError
 from flowdiff.facts import LINE, check_plain, one_line
 
+COUNT = 10_000_000  # of anything, in a stored configuration
 PRIVATE = ("_target_", "_partial_")
 #: What talks to the network or starts processes when it is built: never from a stored configuration.
 NEVER = frozenset({"flowdiff.loggers.wandb_logger", "lightning.pytorch.Trainer"})
@@ -70,6 +71,8 @@ def _check_values(key: str, node: Any) -> None:
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             _check_values(f"{key}.{i}", value)
+    elif isinstance(node, int) and node > COUNT and not key.endswith("seed"):
+        raise FlowdiffError(f"{key}={node}: more than {COUNT:,}, which is not followed where a file says it")
     elif isinstance(node, str) and ("${" in node or node == "???"):
         raise FlowdiffError(f"its configuration holds an interpolation, {key}={one_line(Exception(node))[:100]}")
 

@@ -99,6 +99,17 @@ WORDS = (
     "denoiser=sdxl",
     "experiment=sdxl_latent",
     "~trainer.strategy",
+    "flow.n_flows=1000",
+    "flow.n_flows=10000000",
+    "flow.width=65536",
+    "dataset=toy",
+    "~trainer",
+    "~lr",
+    "lr=abc",
+    "trainer.max_steps=abc",
+    "flow=null",
+    "callbacks.progress=5",
+    "+callbacks.x=abc",
     "no such word",
     "=",
 )
@@ -262,6 +273,14 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
     yield "dtype", _weights(lambda t: t.to(torch.int64))
     yield "many", _config("denoiser", "flow", "n_flows", value=10**7)
     yield "thousand", _config("denoiser", "flow", "n_flows", value=1000)
+
+    def whole(content: Content) -> None:
+        entry = content["flowdiff"]
+        entry["overrides"].append(f"flow.n_flows={10**7}")
+        for flow in (entry["source"]["flow"], entry["config"]["flow"], entry["config"]["denoiser"]["flow"]):
+            flow["n_flows"] = 10**7
+
+    yield "many_of_all", whole
     yield "wide", _config("denoiser", "flow", "width", value=65_536)
     yield "deep", _config("denoiser", "flow", "depth", value=1000)
     yield "negative", _config("denoiser", "flow", "width", value=-5)

@@ -93,7 +93,7 @@ def test_the_model_hears_of_it_for_the_step_only() -> None:
     ("values", "message"),
     [
         ({"probability": 1.5}, r"probability=1\.5: must be a number from 0 to 1"),
-        ({"rotation": -0.1}, r"rotation=-0\.1: must be a number from 0 up"),
+        ({"rotation": -0.1}, r"rotation=-0\.1: must be a number from 0 to 10"),
         ({"shift": math.inf}, r"shift=inf: "),
         ({"shear": "no"}, r"shear=no: "),
     ],

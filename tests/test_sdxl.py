@@ -136,8 +136,8 @@ def test_folders_that_are_refused(change: Callable[[Path], object], message: str
         ({"path": None}, "denoiser.path=null: "),
         ({"path": "./nowhere"}, "denoiser.path=./nowhere: there is no such folder"),
         ({"prompts": ["one"]}, "denoiser.prompts=.*must be 2"),
-        ({"dtype": "int8"}, "denoiser.dtype=int8: must be one of float32"),
-        ({"image_size": [64]}, "denoiser.image_size="),
+        ({"dtype": "int8"}, "dtype=int8: must be one of float32"),
+        ({"image_size": [64]}, "image_size="),
     ],
 )
 def test_mistakes(values: dict[str, Any], message: str) -> None:

@@ -4,14 +4,17 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import BARE, TINY, Compose
-from hostile import MARK, Runs
+from conftest import BARE, TINY, Compose, environment
+from hostile import MARK, WORDS, Runs
 from PIL import Image
 from trained import checkpoint, composed, edited
 
@@ -203,6 +206,28 @@ def test_masks_and_data_of_strangers(tmp_path: Path) -> None:
     with pytest.raises(FlowdiffError, match=r"dataset\.root=.*no MNIST files"):
         MNIST(str(tmp_path)).setup()
     assert not Path(MARK).exists()
+
+
+def test_the_command_line_follows_no_word_of_a_stranger(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "evil.yaml").write_text(f"_target_: os.system\ncommand: touch {MARK}\n")
+    for name, said in (("a", WORDS[:1]), ("b", ["hydra.searchpath=[file://.]", "dataset=evil"])):
+        edited(checkpoint("digits"), tmp_path / f"{name}.ckpt", lambda c, w=said: c["flowdiff"]["overrides"].extend(w))
+        done = command("train", f"ckpt_path={name}.ckpt", cwd=tmp_path)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert "its command line holds the word" in done.stderr and "not followed" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "a.ckpt", "b.ckpt", "outputs"}
+
+
+def test_no_module_is_imported_from_a_run_folder(tmp_path: Path) -> None:
+    for name in ("omegaconf", "yaml", "hydra"):
+        (tmp_path / f"{name}.py").write_text(f"open('{MARK}', 'w').close()\n")
+    words = [sys.executable, "-m", "flowdiff.train", "resume=last"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.startswith("resume=last: "), done.stderr
+    assert not (tmp_path / MARK).exists()
 
 
 # -- places -------------------------------------------------------------------------------------------------

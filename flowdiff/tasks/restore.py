@@ -26,6 +26,9 @@ from flowdiff.options import Range, Steps, checked
 from flowdiff.samplers import BlockMean, Known, Mask
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
 
+Completions = Annotated[int, Range(1, 1000)]
+Correctors = Annotated[int, Range(0, 1000)]
+
 
 class Restore(Task):
     """Completes images of the dataset. A subclass says what is known of them.
@@ -41,8 +44,8 @@ class Restore(Task):
     @checked
     def __init__(
         self,
-        completions: Annotated[int, Range(1, 1000)],
-        n_corrector: Annotated[int, Range(0, 1000)],
+        completions: Completions,
+        n_corrector: Correctors,
         num_steps: Steps | None = None,
         split: Literal["train", "val", "test"] = "test",
         index: int | Sequence[int] | None = None,
@@ -119,7 +122,7 @@ class Inpaint(Restore):
     """
 
     @checked
-    def __init__(self, mask: str | None, completions: int, n_corrector: int, **which: Any) -> None:
+    def __init__(self, mask: str | None, completions: Completions, n_corrector: Correctors, **which: Any) -> None:
         super().__init__(completions, n_corrector, **which)
         self.mask = "left" if mask is None else mask
 
@@ -143,7 +146,13 @@ class SuperResolution(Restore):
     """
 
     @checked
-    def __init__(self, factor: Annotated[int, Range(2, 64)], completions: int, n_corrector: int, **which: Any) -> None:
+    def __init__(
+        self,
+        factor: Annotated[int, Range(2, 64)],
+        completions: Completions,
+        n_corrector: Correctors,
+        **which: Any,
+    ) -> None:
         super().__init__(completions, n_corrector, **which)
         self.factor = factor
 
