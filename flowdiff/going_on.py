@@ -8,8 +8,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from flowdiff.errors import ConfigError, FlowdiffError, is_number
+from flowdiff.errors import ConfigError, FlowdiffError, is_number, shown
 from flowdiff.interrupts import scheduled
+from flowdiff.options import leaves
 from flowdiff.words import is_typed
 
 
@@ -44,6 +45,26 @@ def check_left(content: Mapping[str, Any], config: Mapping[str, Any], words: Seq
         if is_number(done) and is_number(most) and 0 <= most <= done:
             reason = f"{path} is at {done:.9g} of {most:.9g} {unit}: raise trainer.{key}"
             raise ConfigError(f"trainer.{key}", trainer[key], reason)
+
+
+def changes_of_model(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What was asked for that makes another model of the checkpoint's, in words: ``flow.n_flows=3 was 2``.
+
+    Args:
+        theirs, ours: configurations, of the checkpoint and of the run that goes on.
+    """
+    before, now = (dict(leaves(config.get("denoiser"))) for config in (theirs, ours))
+    typed, said = dict(leaves(ours)), []
+    for key, value in now.items():
+        if before.get(key) == value or isinstance(value, Mapping):
+            continue
+        known = key if typed.get(key) == value else f"denoiser.{key}"  # denoiser.flow is flow, as it is typed
+        if key.endswith("_target_"):
+            new, old = (str(each).rpartition(".")[2] for each in (value, before.get(key)))
+            said.append(f"{known.removesuffix('._target_')} is {new} and was {old}")
+        else:
+            said.append(f"{known}={shown(value)} was {shown(before.get(key))}")
+    return f"{', '.join(said[:5]) or 'its weights are those of another one'}; leave it out, or begin a new run"
 
 
 def config_dir() -> str | None:

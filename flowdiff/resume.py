@@ -4,9 +4,9 @@
 ``resume=last``, typed inside a run folder, goes on in that folder and appends to its metrics. Either way the
 checkpoint's own configuration is the base, and what is typed on the command line wins over it.
 
-The checkpoint may be a stranger's. Its words and values are data (`flowdiff.stored_words`): what is built, and where a run
-reads and writes, come from conf/ and from the user's own words; paths, services and the number of processes that it
-names are followed only where this user wrote it (`flowdiff.seal`), and where a run writes never.
+The checkpoint may be a stranger's. Its words and values are data (`flowdiff.stored_words`): what is built, and where a
+run reads and writes, come from conf/ and from the user's own words; paths, services and the number of processes that
+it names are followed only where this user wrote it (`flowdiff.seal`), and where a run writes never.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import checkpoint, cli, mistakes, seal, stored_words, trusted
+from flowdiff import checkpoint, cli, going_on, mistakes, seal, stored_words, trusted
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.facts import about, one_line
 from flowdiff.paths import expanded, shown
@@ -42,6 +42,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
     path = str(cfg.ckpt_path)
     content = checkpoint.read(path)
     entry, own, folder = content["flowdiff"], seal.is_own(content), cli.config_dir()
+    going_on.check_config_dir(entry, path)
     try:
         old, base = _followed(entry.get("overrides", []), own, folder)
     except FlowdiffError as error:

@@ -6,7 +6,6 @@ What needs torch is imported when a run begins, so that --help and tab completio
 import sys
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from flowdiff import below, cli
@@ -22,7 +21,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 def task(cfg: DictConfig) -> dict[str, Any]:
     """One job of the command line: a new run, or a run that goes on (`flowdiff.resume`)."""
-    from flowdiff import checkpoint, going_on, resume, training
+    from flowdiff import resume, training
 
     path, words = resume.find_checkpoint(cfg), training.given_overrides()
     if path:
@@ -30,11 +29,7 @@ def task(cfg: DictConfig) -> dict[str, Any]:
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
-        try:
-            cfg, words = resume.resumed(cfg, typed)
-        except HydraException:
-            going_on.check_config_dir(checkpoint.read(path)["flowdiff"], path)
-            raise
+        cfg, words = resume.resumed(cfg, typed)
     return training.train(cfg, words)
 
 

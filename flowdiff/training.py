@@ -90,7 +90,6 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
     step, classes = -1, None  # the last one behind the run, and the names of its classes
     if config.get("ckpt_path"):
         content = checkpoint.read(config["ckpt_path"])  # says what is wrong with it, if anything is
-        going_on.check_config_dir(content["flowdiff"], config["ckpt_path"])
         going_on.check_left(content, config, words)
         step, classes = int(content["global_step"]), content["flowdiff"].get("class_names")
         del content
@@ -238,8 +237,10 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
         raise
     except Exception as error:
         if path and not module.has_begun and not str(error).startswith("ckpt_path="):
-            what = "the model is not the checkpoint's" if "state_dict for" in str(error) else "can't be gone on from"
-            raise about(path, FlowdiffError(f"{what}: {one_line(error)}")) from error
+            if "state_dict for" in str(error):
+                changed = going_on.changes_of_model(checkpoint.read(path)["flowdiff"]["config"], config)
+                raise about(path, FlowdiffError(f"the model is not the checkpoint's: {changed}")) from error
+            raise about(path, FlowdiffError(f"can't be gone on from: {one_line(error)}")) from error
         raise
 
 

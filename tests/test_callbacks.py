@@ -104,8 +104,8 @@ def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: 
     )
     run = tmp_path / "run"
     assert 2 < result["metrics"]["bits_per_dim"]["value"] < 4.1, "between a good model and equal levels, log2 17"
-    assert (run / "json").is_file()
-    with (run / "csv" / "csv").open() as lines:
+    assert (run / "metrics.json").is_file()
+    with (run / "csv" / "metrics.csv").open() as lines:
         columns = set(next(csv.reader(lines)))
     wanted = {"train/loss", "train/nll", "train/grad_norm", "train/lr", "train/images_per_second"}
     wanted |= {"train/loss_by_sigma/0.2-0.5", "val/loss", "val/bits_per_dim"}
@@ -118,7 +118,7 @@ def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: 
     assert "_hparams_/session_start_info" in events.summary_metadata
     for folder in ("samples", "denoising"):
         assert len(list((run / folder).glob("step_*.png"))) == 2
-    with (run / "csv" / "csv").open() as lines:
+    with (run / "csv" / "metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row["train/lr"]]
     assert float(rows[-1]["train/lr"]) < float(rows[0]["train/lr"])
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)

@@ -12,7 +12,7 @@ from conftest import BARE, TINY
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
-from flowdiff import cli, mistakes, train
+from flowdiff import cli, configs, mistakes, train
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -159,7 +159,7 @@ def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch,
     package = tmp_path / "site-packages" / "flowdiff"
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "config.yaml").touch()
-    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    monkeypatch.setattr(configs, "__file__", str(package / "configs.py"))
     assert cli.config_dir() == package / "conf"
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
-from flowdiff.errors import ConfigError
-from flowdiff.splines import Knots, knots, log_slope_bound, slope_bounds, spline, spline_inverse
+from flowdiff.options import LogSlope, problem
+from flowdiff.splines import Knots, knots, slope_bounds, spline, spline_inverse
 
 BINS, BOUND, MOST = 8, 4.0, 2.0
 
@@ -130,6 +130,5 @@ def test_strength_mixes_the_knots_with_the_identity() -> None:
 
 @pytest.mark.parametrize("value", [0, -1.0, 6.5, "two", None, True, math.nan])
 def test_bound_of_the_slopes(value: object) -> None:
-    assert log_slope_bound("activation.max_log_slope", 6) == 6
-    with pytest.raises(ConfigError, match=rf"activation\.max_log_slope={value}: "):
-        log_slope_bound("activation.max_log_slope", value)
+    assert problem(6, LogSlope) is None
+    assert problem(value, LogSlope) == "must be a number above 0 and at most 6"

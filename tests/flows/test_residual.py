@@ -317,7 +317,7 @@ def test_bits_per_dim_of_an_estimate_says_so(caplog: pytest.LogCaptureFixture) -
     data.setup()
     found = {}
     for exact_dim in (64, 4):
-        denoiser = make((1, 8, 8), 10, flow="residual", overrides={"exact_dim": exact_dim}).eval()
+        denoiser = make((1, 8, 8), 10, flow="residual", overrides={"flow.exact_dim": exact_dim}).eval()
         assert isinstance(denoiser, ScoreFlow)
         denoiser.fit(data.statistics(10))
         randomise(denoiser)

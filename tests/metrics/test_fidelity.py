@@ -173,6 +173,6 @@ def test_no_network_is_one_clear_line(monkeypatch):
         raise URLError("no route")
 
     monkeypatch.setattr(torch_fidelity, "calculate_metrics", offline)
-    with pytest.raises(FlowdiffError, match=r"weights_path=null: .*no route.*weights_path") as caught:
+    with pytest.raises(FlowdiffError, match=r"metrics\.fid\.weights_path=null: .*no route.*weights_path") as caught:
         FID(num_samples=6)(Evaluand(Bright(), TwoTones(), sample=Bright()))
     assert "\n" not in str(caught.value)
