@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import choices, node
 from conftest import BARE, TINY, Compose, environment
 from hostile import MARK, WORDS, Runs
 from PIL import Image
@@ -49,6 +50,12 @@ def test_what_is_outside_is_left_out_unless_the_user_has_said_it(tmp_path: Path)
     assert isinstance(built, MNIST) and built.root == "/x"
     with pytest.raises(FlowdiffError, match=r"dataset\.extra=1: unknown key"):
         trusted.build("dataset", node | {"extra": 1})
+
+
+@pytest.mark.parametrize("name", choices("metrics"))
+def test_a_metric_says_whether_it_fetches(name: str) -> None:
+    for key, config in node("metrics", name).items():
+        assert trusted.build("metrics", config).fetches == (key in ("fid", "kid", "isc", "prc"))
 
 
 # -- who wrote it ---------------------------------------------------------------------------------------------
