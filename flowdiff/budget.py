@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowdiff.errors import FlowdiffError
 
-SLACK = 16 << 20  # bytes that any model may take beside its tensors
-TIMES = 16  # its tensors' bytes that are made on the way, in all
+ONE, ONE_TIMES = 16 << 20, 6  # bytes of one tensor that is made, beside so many times those of all that are stored
+ALL, ALL_TIMES = 256 << 20, 48  # bytes that are made on the way, in all: zuko's masks are 39 times its weights
 CALLS, CALLS_EACH = 20_000, 500  # of torch's functions, and for each tensor
 
 
@@ -31,7 +31,7 @@ class Budget(TorchDispatchMode):
 
     def __init__(self, stored: int, count: int) -> None:
         super().__init__()
-        self.one, self.all = 2.0 * stored + SLACK, float(TIMES * (stored + SLACK))
+        self.one, self.all = float(ONE + ONE_TIMES * stored), float(ALL + ALL_TIMES * stored)
         self.calls = CALLS + CALLS_EACH * count
 
     @classmethod

@@ -19,8 +19,8 @@ SECONDS, MEGABYTES = 5, 500
 #: What a file holds that is only looked at by a run that goes on from it.
 GOING_ON = (
     "word", "optimizer", "many_of", "lr_sched", "loops", "callbacks_", "averaging", "current", "pytorch", "source",
-    "micro",
-    "moment", "betas", "rate", "position", "dtype", "nan", "inf", "more", "flipped", "state_dict", "global", "config",
+    "micro", "moment", "betas", "rate", "position", "dtype", "nan", "inf", "more", "flipped", "state_dict", "global",
+    "config",
 )  # fmt: skip
 
 

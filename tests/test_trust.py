@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from configs import choices, node
 from conftest import BARE, TINY, Compose, environment
 from hostile import MARK, WORDS, Runs
 from PIL import Image
 from trained import checkpoint, composed, edited
 
 from flowdiff import api, below, masks, resume, seal, sweeps, trusted
+from flowdiff import checkpoint as checkpoints
+from flowdiff.budget import Budget
 from flowdiff.configs import config_dir, vocabulary
 from flowdiff.data import MNIST
 from flowdiff.errors import ConfigError, FlowdiffError
@@ -28,6 +31,7 @@ from flowdiff.facts import check_entry
 from flowdiff.metrics.fidelity import check_tensors
 from flowdiff.sampling import data_of
 from flowdiff.train import train
+from flowdiff.training import plain
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
 
@@ -49,6 +53,23 @@ def test_what_is_outside_is_left_out_unless_the_user_has_said_it(tmp_path: Path)
     assert isinstance(built, MNIST) and built.root == "/x"
     with pytest.raises(FlowdiffError, match=r"dataset\.extra=1: unknown key"):
         trusted.build("dataset", node | {"extra": 1})
+
+
+@pytest.mark.parametrize("name", choices("metrics"))
+def test_a_metric_says_whether_it_fetches(name: str) -> None:
+    for key, config in node("metrics", name).items():
+        assert trusted.build("metrics", config).fetches == (key in ("fid", "kid", "isc", "prc"))
+
+
+@pytest.mark.parametrize("flow", choices("flow"))
+def test_every_flow_is_built_within_the_budget_of_its_own_tensors(flow: str) -> None:
+    config = plain(composed("config", f"flow={flow}", "run_dir=unused"))
+    state = checkpoints.build_denoiser(config, (1, 8, 8), 10).state_dict()
+    checkpoints.check_all_finite(state)
+    with Budget.of(state):
+        checkpoints.build_denoiser(config, (1, 8, 8), 10)
+    with pytest.raises(FlowdiffError, match="a larger model than the file holds"), Budget(-(1 << 22), 0):
+        checkpoints.build_denoiser(config, (1, 8, 8), 10)
 
 
 # -- who wrote it ---------------------------------------------------------------------------------------------
