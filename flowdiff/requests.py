@@ -57,6 +57,16 @@ Partly = Annotated[Mapping[str, Any] | None, LATER]
 
 
 @dataclass
+class Duration:
+    """A time as a mapping, as {minutes: 30}."""
+
+    days: NonNegative | None
+    hours: NonNegative | None
+    minutes: NonNegative | None
+    seconds: NonNegative | None
+
+
+@dataclass
 class TrainerOptions:
     """conf/trainer: of Lightning's Trainer what flowdiff's training stands for. Its other arguments can be added."""
 
@@ -68,7 +78,9 @@ class TrainerOptions:
     matmul_precision: Literal["highest", "high", "medium"] | None
     max_steps: Count
     max_epochs: Count | None
-    max_time: Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "a time DD:HH:MM:SS, as 00:00:30:00")] | None
+    max_time: (
+        Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "a time DD:HH:MM:SS, as 00:00:30:00")] | Duration | None
+    )
     val_check_interval: Part
     check_val_every_n_epoch: Count | None
     log_every_n_steps: Count

@@ -239,7 +239,7 @@ def test_the_command_line_follows_no_word_of_a_stranger(
         done = command("train", f"ckpt_path={name}.ckpt", cwd=tmp_path)
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         assert "its command line holds the word" in done.stderr and "not followed" in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "a.ckpt", "b.ckpt", "outputs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"dataset", "a.ckpt", "b.ckpt"}
 
 
 def test_no_module_is_imported_from_a_run_folder(tmp_path: Path) -> None:
