@@ -35,11 +35,12 @@ from omegaconf.errors import OmegaConfBaseException
 from flowdiff import cluster, interrupts, lock, mistakes, search, sweeps
 from flowdiff.collect import read_job
 from flowdiff.configs import config_dir
-from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, shown
 from flowdiff.files import there, write_atomically, write_text
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.names import snake_case
 from flowdiff.text import one_line
+from flowdiff.words import typed_words
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -139,6 +140,8 @@ def _arrange(arguments: list[str]) -> None:
     words = [word for word in arguments[1:] if word in {*found.overrides, *rest}]
     for word in words:
         key, _, value = word.partition("=")
+        if not key:
+            raise FlowdiffError(f"{shown(word)}: not understood; write key=value")
         if key in FOLDERS and value in ("", "null"):
             raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
     arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
@@ -176,7 +179,7 @@ def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
         Interrupts.be_worker()
     folder = Path(hydra_cfg.runtime.output_dir)
-    status = Status(folder, list(hydra_cfg.overrides.task))
+    status = Status(folder, typed_words())
     try:
         with lock.occupied(folder, exclusive) as killed:
             return _attempt(task, cfg, hydra_cfg, status, killed)
@@ -234,15 +237,15 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
     """Say what was wrong, and write it down where the folder is this job's own."""
     name = str(hydra_cfg.job.config_name)
     line = mistakes.explain(error, status.overrides, config_dir(), name, _plain(cfg))
-    shown = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
+    reason = line or f"this is a bug: {type(error).__name__}: {mistakes.one_line(error)}"
     if not isinstance(error, lock.OtherJob):
-        status.write("failed", shown)
+        status.write("failed", reason)
         trace = "".join(traceback.format_exception(error))
         if not _to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
-    said = f"job {hydra_cfg.job.num}: {shown}" if hydra_cfg.mode == RunMode.MULTIRUN else shown
+    said = f"job {hydra_cfg.job.num}: {reason}" if hydra_cfg.mode == RunMode.MULTIRUN else reason
     _say(said)
-    failures.append(shown)
+    failures.append(reason)
     if _sought(hydra_cfg) and isinstance(error, NonFiniteError):
         return search.worst(hydra_cfg.sweeper)
     if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):

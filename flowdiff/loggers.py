@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers import csv_logs
@@ -19,6 +18,7 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.files import there, write_atomically
 from flowdiff.options import OUTSIDE
 from flowdiff.swept import run_name, swept_keys, values_of
+from flowdiff.words import typed_words
 
 _traceback = threading.excepthook
 
@@ -174,7 +174,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 def named() -> str:
     """What the present job's sweep varies, with this job's values; "" where there is no sweep."""
     keys = swept_keys()
-    words = values_of(HydraConfig.get().overrides.task) if keys else {}
+    words = values_of(typed_words()) if keys else {}
     return run_name({key: value for key, value in words.items() if key in keys})
 
 

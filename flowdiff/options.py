@@ -105,6 +105,8 @@ Sigma = Annotated[float, Range(0, 1e6, above=True)]
 """A noise level, in units of the data."""
 Steps = Annotated[int, Range(1, 100_000)]
 """Of a sampler."""
+Workers = Annotated[int, Range(0, 64)]
+"""Threads that make batches ahead of the step; none: each batch when it is asked for."""
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Power = Annotated[float, Range(-10, 10)]
 """An exponent."""

@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from omegaconf import read_write
 
 from flowdiff.errors import ConfigError
-from flowdiff.words import assignment
+from flowdiff.words import assignment, typed_words
 
 SECONDS = 30.0  # that the other processes have to end by themselves
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
@@ -98,7 +98,7 @@ def _as_single_run(config: Mapping[str, Any]) -> Iterator[None]:
     for option, value in zip(arguments[1:], [*arguments[2:], ""], strict=True):
         if option.startswith("-") and option not in ("-m", "--multirun"):
             options += [option, value] if option in WITH_VALUE else [option]
-    words = [word for word in job.overrides.task if not word.lstrip("+").startswith(NOT_THEIRS)]
+    words = [word for word in typed_words() if not word.lstrip("+").startswith(NOT_THEIRS)]
     words += [assignment("ckpt_path", config["ckpt_path"])] if config.get("ckpt_path") else []
     before = run.dir
     sys.argv = [arguments[0], *options, *words]

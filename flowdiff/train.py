@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from flowdiff import below, cli
 from flowdiff.errors import FlowdiffError
+from flowdiff.words import typed_words
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def task(cfg: DictConfig) -> dict[str, Any]:
     """One job of the command line: a new run, or a run that goes on (`flowdiff.resume`)."""
     from flowdiff import resume, training
 
-    path, words = resume.find_checkpoint(cfg), training.given_overrides()
+    path, words = resume.find_checkpoint(cfg), typed_words()
     if path:
         below.check_links(cfg.run_dir)
         with open_dict(cfg):

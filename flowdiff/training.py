@@ -59,7 +59,7 @@ from flowdiff.options import leaves
 from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request
 from flowdiff.swept import swept_keys
-from flowdiff.words import command, is_typed, override
+from flowdiff.words import command, is_typed, override, typed_words
 
 
 def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     source = plain(cfg, resolve=False)
     check_request(TrainRequest, source)  # first: what is wrong here is what an interpolation would stumble over
     config = plain(cfg)
-    words = given_overrides() if words is None else words
+    words = typed_words() if words is None else words
     check_request(TrainRequest, config)
     with matmul_precision(config["trainer"].get("matmul_precision")):
         return train_plain(config, words, source)
@@ -498,8 +498,3 @@ def recipe(choices: Mapping[str, Any]) -> str:
     of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
-
-
-def given_overrides() -> list[str]:
-    """What was typed on the command line, as far as Hydra runs this job."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []

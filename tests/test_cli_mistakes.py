@@ -12,7 +12,7 @@ from conftest import BARE, TINY
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
-from flowdiff import cli, configs, mistakes, train
+from flowdiff import checkpoint, cli, configs, mistakes, train
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -67,6 +67,102 @@ def test_one_line(word: str, line: str, run: Run) -> None:
     assert code == 1
     assert err.count("\n") == 1, err
     assert line in err
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        *((word, f"{word}: must be one of ")
+          for word in ("flow=null", "flow={a:1}", "flow=", "dataset=null", "logger=3", "logger=false", "metrics=null",
+                       "conditioning=false", "trainer=null")),
+        ("=3", "=3: not understood; write key=value"),
+        ("lr", "lr: not understood; write key=value"),
+        ("", "'': not understood"),
+        ("--lr=3", "--lr=3: no such option; keys are typed without dashes, lr=3"),
+        ("--fast", "--fast: no such option"),
+        ("ckpt_path=", "ckpt_path='': must be a checkpoint"),
+        ("ckpt_path={a:1}", "ckpt_path="),
+        ("ckpt_path=/a=b", """ckpt_path=/a=b: not understood; quote the value for Hydra too: 'ckpt_path="/a=b"'"""),
+        ("ckpt_path=/a,b", "ckpt_path=/a,b: several values want --multirun; one value with a comma in it is 'ckpt"),
+        ("run_dir=afile", "can't write to run_dir=afile: "),
+        ("hydra.run.dir=afile", "can't write afile: "),
+        ("hydra.run.dir=", "hydra.run.dir='': must be a folder; is a variable of the shell not set?"),
+        ("hydra.launcher.nope=1", "hydra.launcher.nope=1: unknown key of Hydra's"),
+        ("n_flows=5", "n_flows=5: unknown key; did you mean flow.n_flows=5?"),
+        ("batch_size=3", "batch_size=3: unknown key; did you mean dataset.batch_size=3?"),
+        ("max_epochs=2", "max_epochs=2: unknown key; did you mean trainer.max_epochs=2?"),
+        ("gradient_clip_val=1", "gradient_clip_val=1: unknown key; did you mean trainer.gradient_clip_val=1?"),
+        ("p_mean=0", "p_mean=0: unknown key; did you mean noise.p_mean=0?"),
+        ("p_std=1", "p_std=1: unknown key; did you mean noise.p_std=1?"),
+        ("sigma_embed_dim=8", "sigma_embed_dim=8: unknown key; did you mean conditioning.sigma_embed_dim=8?"),
+        ("base_learning_rate=1e-4", "base_learning_rate=1e-4: unknown key; did you mean lr=1e-4?"),
+        ("use_conditioning=false", "use_conditioning=false: unknown key; did you mean conditioning=none"),
+        ("data_dim=784", "data_dim=784: unknown key; leave it out"),
+        ("num_workers=2", "num_workers=2: unknown key; did you mean dataset.num_workers=2?"),
+        ("evaluate=worst", "evaluate=worst: must be one of best, last or null"),
+        ("sigma_start=500", "sigma_start=500: must be at most sigma_max=80"),
+        ("lr=${nope}", "lr=${nope}: Interpolation key 'nope' not found"),
+        ("resume_sweep=maybe", "resume_sweep=maybe: must be true or false"),
+        ("callbacks.checkpoints.monitor=val/los", "callbacks.checkpoints.monitor=val/los: must be one of val/loss, "),
+        ("+callbacks.mine={_target_:os.getcwd}", "callbacks.mine._target_=os.getcwd: must be a Callback"),
+        ("trainer.devices=[0,1]", "trainer.devices=[0, 1]: must be a number of processes on the CPU"),
+    ],
+)  # fmt: skip
+def test_words_of_all_kinds(word: str, line: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    code, out, err = run(*TINY, *BARE, word)
+    assert code == 1
+    assert err.startswith(line) and err.count("\n") == 1, err
+    assert "Traceback" not in out and not list(tmp_path.rglob("status.json")), "nothing half made"
+
+
+def test_the_key_is_the_one_that_was_typed(run: Run) -> None:
+    bare = (*BARE, "trainer.max_steps=1")
+    for words, line in (
+        (("flow=stack", "flow.flows.pixels.n_flows=0"), "flow.flows.pixels.n_flows=0: must be a whole number from 1"),
+        (("flow=stack", "flow.flows.pixels.factors=[3]"), "flow.flows.pixels.factors=[3]: each must divide"),
+        (("activation=swish", "activation.leak=0"), "activation.leak=0: must be larger than 0.09"),
+        (("denoiser=unet", "denoiser.width=-1"), "denoiser.width=-1: must be a whole number"),
+    ):
+        code, _, err = run(*bare, *words)
+        assert (code, err.startswith(line), err.count("\n")) == (1, True, 1), err
+
+
+def test_options_may_stand_between_words(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(*TINY, *BARE, "trainer.max_steps=1", "--multirun", "flow.n_flows=1,2")
+    assert code == 0, err
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 2
+
+
+def test_epochs_count(run: Run, tmp_path: Path) -> None:
+    for words, said, steps in (
+        (["trainer.max_epochs=2"], "training for 2 steps: trainer.max_epochs=2\n", 2),
+        (
+            ["trainer.max_epochs=2", "trainer.max_steps=1"],
+            "trainer.max_epochs=2 and trainer.max_steps=1, the smaller",
+            1,
+        ),
+        (
+            ["trainer.max_epochs=2", "trainer.max_steps=9"],
+            "trainer.max_epochs=2 and trainer.max_steps=9, the smaller",
+            2,
+        ),
+    ):
+        folder = tmp_path / "-".join(words)
+        code, out, err = run(*TINY, *BARE, "dataset.batch_size=1257", *words, f"hydra.run.dir='{folder}'")
+        assert code == 0 and said in out, out + err
+        assert (folder / "checkpoints" / "best.ckpt").is_file(), "it was validated at its end"
+        content = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+        assert content["global_step"] == steps == content["flowdiff"]["config"]["decay_steps"]
+
+
+def test_the_name_and_the_recipe_of_other_data(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(
+        *TINY, *BARE, "dataset=toy", "dataset.num_train=64", "dataset.num_test=8", "trainer.max_steps=1"
+    )
+    assert code == 0, err
+    assert "recipe: experiment=digits; made for these data is experiment=toy\n" in out
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["toy"]
 
 
 def test_no_gpu(run: Run) -> None:

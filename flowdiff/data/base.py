@@ -11,7 +11,7 @@ from torch import Tensor
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.options import Count, Seed, checked
+from flowdiff.options import Count, Seed, Workers, checked
 from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
@@ -34,6 +34,7 @@ class ImageData(lightning.LightningDataModule):
         seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
         extractor: the feature extractor in ``flowdiff.extractors`` for these images; None if there is none.
         class_names: names of the classes, in the order of the labels.
+        num_workers: threads that make batches ahead of the step (`flowdiff.data.loader`).
 
     Attributes:
         notes: what a user should know of the files, a few lines that a training prints; set by ``load``.
@@ -50,6 +51,7 @@ class ImageData(lightning.LightningDataModule):
         seed: Seed = 0,
         extractor: str | None = None,
         class_names: Sequence[str] | None = None,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__()
         self.name = name
@@ -58,6 +60,7 @@ class ImageData(lightning.LightningDataModule):
         self.levels = levels
         self.batch_size = batch_size
         self.seed = seed
+        self.num_workers = num_workers
         self.extractor = extractor
         self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
         self.notes: list[str] = []
@@ -171,6 +174,7 @@ class ImageData(lightning.LightningDataModule):
             self.seed,
             rank=rank,
             world_size=world_size,
+            num_workers=self.num_workers,
         )
 
     def _check(self, split: str, k: Tensor, labels: Tensor) -> None:

@@ -7,7 +7,7 @@ from torchvision import datasets
 
 from flowdiff.data.base import Split
 from flowdiff.data.downloaded import TorchvisionData
-from flowdiff.options import OUTSIDE, Count, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Seed, Workers, checked
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -29,9 +29,17 @@ class CIFAR10(TorchvisionData):
         download: Annotated[bool, OUTSIDE] = False,
         batch_size: Count = 128,
         seed: Seed = 0,
+        num_workers: Workers = 0,
     ) -> None:
         super().__init__(
-            root, download, name="cifar10", shape=(3, 32, 32), batch_size=batch_size, seed=seed, class_names=NAMES
+            root,
+            download,
+            name="cifar10",
+            shape=(3, 32, 32),
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            class_names=NAMES,
         )
 
     def tensors(self, data: Any) -> Split:

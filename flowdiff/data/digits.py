@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.options import Count, Seed, checked
+from flowdiff.options import Count, Seed, Workers, checked
 
 
 class Digits(ImageData):
@@ -19,7 +19,7 @@ class Digits(ImageData):
     """
 
     @checked
-    def __init__(self, batch_size: Count = 128, seed: Seed = 0) -> None:
+    def __init__(self, batch_size: Count = 128, seed: Seed = 0, num_workers: Workers = 0) -> None:
         super().__init__(
             name="digits",
             shape=(1, 8, 8),
@@ -27,6 +27,7 @@ class Digits(ImageData):
             levels=17,
             batch_size=batch_size,
             seed=seed,
+            num_workers=num_workers,
             extractor="mlp_digits",
         )
 

@@ -14,7 +14,7 @@ from flowdiff.data.folders import left_out_line, listed, readable, scan
 from flowdiff.data.pictures import Picture, colour, read_picture
 from flowdiff.data.splits import stratified
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
 
 Fraction = Annotated[float, Range(0, 0.5, above=True, below=True)]
@@ -50,6 +50,7 @@ class ImageFolder(ImageData):
         white: Positive | None = None,
         batch_size: Count = 128,
         seed: Seed = 0,
+        num_workers: Workers = 0,
         extractor: str | None = None,
     ) -> None:
         self.root = existing(root)
@@ -73,6 +74,7 @@ class ImageFolder(ImageData):
             levels=256,
             batch_size=batch_size,
             seed=seed,
+            num_workers=num_workers,
             extractor=extractor,
             class_names=self.found.classes,
         )

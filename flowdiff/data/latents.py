@@ -106,6 +106,7 @@ class LatentData(ImageData):
             seed=pixels.seed,
             extractor=pixels.extractor,
             class_names=pixels.class_names,
+            num_workers=pixels.num_workers,
         )
         self.pixels, self.first_stage, self.pixel_levels = pixels, first_stage, pixels.levels
         default = os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff"

@@ -6,7 +6,9 @@ The state is two integers, (epoch, step), so a run that resumes in the middle of
 would have seen.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +39,8 @@ class TensorLoader:
             into its last batch.
         seed: fixes the order.
         rank, world_size: this process and the number of processes, for distributed training.
+        num_workers: threads that read batches ahead, as many batches as threads. What is read, and in which order, is
+            the same without them; rows on disk (latents) are there when the step wants them.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class TensorLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        num_workers: int = 0,
     ) -> None:
         self.tensors = tensors
         self.shuffle = shuffle
@@ -55,6 +60,7 @@ class TensorLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.num_workers = num_workers
         self.rows = len(tensors[0]) // world_size
         self.batch_size = max(1, min(batch_size, self.rows))
         self.epoch = 0
@@ -78,16 +84,32 @@ class TensorLoader:
         return self._batches()
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
-        order = self.order(self.epoch)
-        for step in range(self.step, len(self)):
-            whole = step + 1 < len(self) or self.drop_last
-            rows = order[step * self.batch_size :][: self.batch_size if whole else None]
+        steps = range(self.step, len(self))
+        for step, batch in zip(steps, self._read(steps, self.order(self.epoch)), strict=True):
             # the position moves on before the batch is used: a state saved after its step names the next
             # batch
             last = step + 1 == len(self)
             self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, step + 1)
             self._begun = True
-            yield tuple(tensor[rows] for tensor in self.tensors)
+            yield batch
+
+    def _read(self, steps: range, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of some steps of an epoch, with ``num_workers`` threads that many batches ahead."""
+        if not self.num_workers:
+            yield from (self._batch(step, order) for step in steps)
+            return
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            ahead = deque(pool.submit(self._batch, step, order) for step in steps[: self.num_workers])
+            for step in steps:
+                batch = ahead.popleft().result()
+                if step + self.num_workers in steps:
+                    ahead.append(pool.submit(self._batch, step + self.num_workers, order))
+                yield batch
+
+    def _batch(self, step: int, order: Tensor) -> tuple[Tensor, ...]:
+        whole = step + 1 < len(self) or self.drop_last
+        rows = order[step * self.batch_size :][: self.batch_size if whole else None]
+        return tuple(tensor[rows] for tensor in self.tensors)
 
     def order(self, epoch: int) -> Tensor:
         """Row numbers of this process in the given epoch, int64."""

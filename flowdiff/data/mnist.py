@@ -8,7 +8,7 @@ from torchvision import datasets
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.downloaded import TorchvisionData
-from flowdiff.options import OUTSIDE, Count, Seed, checked
+from flowdiff.options import OUTSIDE, Count, Seed, Workers, checked
 
 FASHION_NAMES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
@@ -33,6 +33,7 @@ class MNIST(TorchvisionData):
         download: Annotated[bool, OUTSIDE] = False,
         batch_size: Count = 128,
         seed: Seed = 0,
+        num_workers: Workers = 0,
         extractor: str | None = "lenet_mnist",
         name: str = "mnist",
         class_names: tuple[str, ...] | None = None,
@@ -44,6 +45,7 @@ class MNIST(TorchvisionData):
             shape=(1, 28, 28),
             batch_size=batch_size,
             seed=seed,
+            num_workers=num_workers,
             extractor=extractor,
             class_names=class_names,
         )
@@ -70,9 +72,10 @@ class FashionMNIST(MNIST):
         download: Annotated[bool, OUTSIDE] = False,
         batch_size: Count = 128,
         seed: Seed = 0,
+        num_workers: Workers = 0,
         extractor: str | None = "lenet_fashion_mnist",
     ) -> None:
-        super().__init__(root, download, batch_size, seed, extractor, "fashion_mnist", FASHION_NAMES)
+        super().__init__(root, download, batch_size, seed, num_workers, extractor, "fashion_mnist", FASHION_NAMES)
 
     def out_of_distribution(self) -> dict[str, Callable[[str], Tensor]]:
         """MNIST below the same root, then the own images transposed."""

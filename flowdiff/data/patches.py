@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.options import Count, Range, Seed, checked
+from flowdiff.options import Count, Range, Seed, Workers, checked
 
 NAMES = ("china", "flower")
 BANDS = {"train": ((0, 256), (320, 512)), "val": ((256, 320),), "test": ((512, 640),)}
@@ -45,9 +45,19 @@ class Patches(ImageData):
         stride: Annotated[int, Range(1, 1000)] = 6,
         batch_size: Count = 128,
         seed: Seed = 0,
+        num_workers: Workers = 0,
     ) -> None:
         self.size, self.stride = size, stride
-        super().__init__("patches", (3, size, size), 2, 256, batch_size=batch_size, seed=seed, class_names=NAMES)
+        super().__init__(
+            "patches",
+            (3, size, size),
+            2,
+            256,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            class_names=NAMES,
+        )
 
     def load(self) -> dict[str, Split]:
         """Read the photographs and cut them."""

@@ -10,7 +10,7 @@ from flowdiff.data.base import ImageData, Split
 from flowdiff.data.distributions import Curve, Distribution
 from flowdiff.errors import ConfigError
 from flowdiff.names import classes_of
-from flowdiff.options import Count, Positive, Range, Seed, checked
+from flowdiff.options import Count, Positive, Range, Seed, Workers, checked
 
 DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
 
@@ -36,6 +36,7 @@ class Toy(ImageData):
         num_test: Annotated[int, Range(1, 10000000)] = 10000,
         batch_size: Count = 512,
         seed: Seed = 0,
+        num_workers: Workers = 0,
     ) -> None:
         if name not in DISTRIBUTIONS:
             raise ConfigError("dataset.name", name, f"must be one of {', '.join(DISTRIBUTIONS)}")
@@ -48,6 +49,7 @@ class Toy(ImageData):
             levels=None,
             batch_size=batch_size,
             seed=seed,
+            num_workers=num_workers,
         )
 
     def load(self) -> dict[str, Split]:

@@ -1,7 +1,10 @@
 """The order of the data is a function of (seed, epoch), and a loader goes on where it was saved."""
 
+import threading
+
 import pytest
 import torch
+from torch import Tensor
 
 from flowdiff.data.loader import TensorLoader
 
@@ -116,3 +119,38 @@ def test_lightning_takes_its_state():
     next(iterator)
     next(iterator)
     assert combined._state_dicts() == [{"epoch": 0, "step": 2}]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 50])
+def test_threads_change_no_batch_and_no_position(num_workers: int) -> None:
+    def loader(workers: int) -> TensorLoader:
+        return TensorLoader((torch.arange(103), torch.arange(103) % 7), 10, seed=3, num_workers=workers)
+
+    plain, ahead = loader(0), loader(num_workers)
+    for _ in range(2):
+        for one, other in zip(plain, ahead, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            assert plain.state_dict() == ahead.state_dict()
+    before = threading.active_count()
+    epoch = iter(ahead)
+    next(epoch)
+    state = ahead.state_dict()
+    assert threading.active_count() > before
+    epoch.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before, "an epoch that is left leaves no thread"
+    fresh = loader(num_workers)
+    fresh.load_state_dict(state)
+    plain.load_state_dict(state)
+    assert torch.equal(next(iter(fresh))[0], next(iter(plain))[0])
+
+
+def test_an_error_of_a_thread_arrives() -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, index: object) -> Tensor:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(TensorLoader((Broken(),), 10, num_workers=2))
