@@ -10,15 +10,12 @@ import contextlib
 import functools
 import gc
 import importlib
-import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -36,9 +33,10 @@ from flowdiff import cluster, interrupts, lock, mistakes, search, sweeps
 from flowdiff.collect import read_job
 from flowdiff.configs import config_dir
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, shown
-from flowdiff.files import there, write_atomically, write_text
+from flowdiff.files import write_text
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.names import snake_case
+from flowdiff.status import Status, to_log_file
 from flowdiff.text import one_line
 from flowdiff.words import typed_words
 
@@ -241,7 +239,7 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
     if not isinstance(error, lock.OtherJob):
         status.write("failed", reason)
         trace = "".join(traceback.format_exception(error))
-        if not _to_log_file(trace) or line is None:
+        if not to_log_file(trace) or line is None:
             print(trace if line is None else "", end="", file=sys.stderr)
     said = f"job {hydra_cfg.job.num}: {reason}" if hydra_cfg.mode == RunMode.MULTIRUN else reason
     _say(said)
@@ -316,57 +314,8 @@ def _plain_sweep(hydra_cfg: Any) -> bool:
     return not search.searches(hydra_cfg) and "Basic" in str(hydra_cfg.launcher.get("_target_"))
 
 
-class Status:
-    """``status.json`` of a run: what state it is in, why, since when, for how long, with which words."""
-
-    def __init__(self, folder: Path, overrides: list[str]) -> None:
-        self.file, self.overrides = folder / "status.json", overrides
-        self.start = time.time()
-
-    def write(self, state: str, error: str | None = None) -> None:
-        """Write it; a disk that can't take it is no reason to lose the error that is being reported.
-
-        Raises:
-            FlowdiffError: the folder isn't there any more, where all seemed to be done.
-        """
-        if not interrupts.is_first():
-            return
-        if state in ("running", "done"):
-            there(self.file.parent)
-        elif not self.file.parent.is_dir():  # it isn't made again, only to say this
-            return
-        content = {
-            "status": state,
-            "error": error,
-            "seconds": round(time.time() - self.start, 1),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.start)),
-            "overrides": self.overrides,
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "job_id": cluster.job_id(),
-        }
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        try:
-            write_atomically(self.file, lambda file: file.write(text.encode()))
-        except OSError as problem:
-            if state != "failed":
-                raise
-            _say(f"{self.file} could not be written: {problem.strerror}")
-
-
 def _say(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
-
-
-def _to_log_file(text: str) -> bool:
-    """Write to the job's log file, not to the terminal. False if there is none."""
-    written = False
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.emit(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, None, None))
-            handler.flush()
-            written = True
-    return written
 
 
 def quiet() -> None:

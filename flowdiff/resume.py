@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import checkpoint, cli, going_on, mistakes, seal, stored_words, trusted
+from flowdiff.building import plain
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.facts import about, one_line
 from flowdiff.paths import expanded, shown
-from flowdiff.training import plain
 
 OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
 WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from flowdiff import checkpoint, cli, mistakes, training
+from flowdiff import building, checkpoint, cli, mistakes
 from flowdiff.evaluation import evaluation_tile
 from flowdiff.metrics.base import rows_at_once
 
@@ -43,9 +43,9 @@ def peak_of(work: Callable[[], Any]) -> float:
 def peaks(flow: str) -> dict[str, float]:
     """Of one flow."""
     words = ["dataset=mnist", f"flow={flow}", "run_dir=."]
-    config = training.plain(mistakes.composed(words, cli.config_dir(), "config"))
+    config = building.plain(mistakes.composed(words, cli.config_dir(), "config"))
     model = checkpoint.build_denoiser(config, SHAPE, CLASSES)
-    loss, size = training.make(config["loss"]), int(config["dataset"]["batch_size"])
+    loss, size = building.make(config["loss"]), int(config["dataset"]["batch_size"])
     optimizer, average = torch.optim.AdamW(model.parameters()), copy.deepcopy(model)
 
     def noised(n: int) -> tuple[torch.Tensor, torch.Tensor]:

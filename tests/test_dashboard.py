@@ -18,7 +18,7 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from flowdiff import boards, cli, dashboard, swept, training
+from flowdiff import boards, building, cli, dashboard, swept, training
 from flowdiff.errors import FlowdiffError
 from flowdiff.loggers import TensorBoardLogger
 
@@ -220,7 +220,7 @@ def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [("flow", "spline"), ("flow", "coupling"), ("noise", "wide")])
 def test_choices_of_one_class_are_told_apart(group: str, name: str, config: Compose) -> None:
-    chosen = training.plain(config(f"{group}={name}"))[group]
+    chosen = building.plain(config(f"{group}={name}"))[group]
     assert boards.choice(group, chosen) == name
     assert boards.choice(group, {"_target_": "elsewhere.OtherFlow"}) == "other_flow"
 
@@ -284,8 +284,8 @@ def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compo
 
 
 def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> None:
-    cfg = training.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
-    data = training.loaded(training.make(cfg["dataset"]))
+    cfg = building.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
+    data = training.loaded(building.make(cfg["dataset"]))
     module = training.build_diffusion(cfg, data, [], cfg)
     trainer = training.build_trainer(cfg["trainer"], [], [], 5)
     assert training.columns(cfg, trainer, module, data) == []

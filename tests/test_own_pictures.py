@@ -148,7 +148,7 @@ def test_other_classes_are_said_when_a_run_goes_on(
 
 
 def test_downloaded_data_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowdiff.training import located
+    from flowdiff.building import located
 
     source = {"root": "${oc.env:FLOWDIFF_DATA,data}"}
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from trained import checkpoint, composed, edited
 from flowdiff import api, below, masks, resume, seal, sweeps, trusted
 from flowdiff import checkpoint as checkpoints
 from flowdiff.budget import Budget
+from flowdiff.building import plain
 from flowdiff.configs import config_dir, vocabulary
 from flowdiff.data import MNIST
 from flowdiff.errors import ConfigError, FlowdiffError
@@ -31,7 +32,6 @@ from flowdiff.facts import check_entry
 from flowdiff.metrics.fidelity import check_tensors
 from flowdiff.sampling import data_of
 from flowdiff.train import train
-from flowdiff.training import plain
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
 

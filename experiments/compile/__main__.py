@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff import checkpoint, cli, mistakes, training
+from flowdiff import building, checkpoint, cli, mistakes
 from flowdiff.compilation import compiled
 from flowdiff.data.base import loaded
 from flowdiff.denoisers import Denoiser
@@ -39,9 +39,9 @@ ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
 def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Tensor]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
-    config = training.plain(mistakes.composed(words, cli.config_dir(), "config"))
-    training.seed(0)
-    data = loaded(training.make(config["dataset"]))
+    config = building.plain(mistakes.composed(words, cli.config_dir(), "config"))
+    building.seed(0)
+    data = loaded(building.make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     denoiser.fit(data.statistics(denoiser.num_classes))
@@ -51,10 +51,10 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
             parameter.add_(torch.randn_like(parameter), alpha=0.3 / fan_in**0.5)
     k, labels = next(iter(data.train_dataloader()))
     x0 = data.to_model(k)
-    sigma = training.make(config["noise"])(len(x0), x0.device)
+    sigma = building.make(config["noise"])(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1
     batch = [x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)]
-    return denoiser.to(device), training.make(config["loss"]), [tensor.to(device) for tensor in batch]
+    return denoiser.to(device), building.make(config["loss"]), [tensor.to(device) for tensor in batch]
 
 
 def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Tensor]) -> list[Tensor]:

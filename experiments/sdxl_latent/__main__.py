@@ -21,12 +21,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from flowdiff import checkpoint, cli
+from flowdiff.building import plain
 from flowdiff.denoisers import Denoiser, ScoreFlow
 from flowdiff.files import write_text
 from flowdiff.first_stage import AutoencoderKL
 from flowdiff.losses import Likelihood, Mixture
 from flowdiff.statistics import DataStatistics
-from flowdiff.training import plain
 
 LOSSES = {"likelihood": Likelihood, "mixture": Mixture}
 ADDRESS_SPACE = 18 << 30
