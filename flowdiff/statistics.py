@@ -128,7 +128,7 @@ class DataStatistics:
     def wiener(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The Wiener filter's estimate of x0 from x (B, *shape) at σ (B,); labels (B,), or None for no class."""
         flat = x.flatten(1)
-        rows = self.class_means[-1:] if labels is None else self.class_means[labels]
+        rows = self.class_means[-1:] if labels is None else self.class_means[labels.to(self.class_means.device)]
         rows = rows.to(flat)
         values = self.eigenvalues.to(flat)
         gain = values / (values + sigma.to(flat).reshape(-1, 1).square())

@@ -17,8 +17,10 @@ from configs import build, choices
 from conftest import BARE, Compose
 from models import IMAGE, make, points, random_flow, randomise, statistics
 from torch import Tensor
+from trained import checkpoint, composed
 
 from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.evaluate import evaluate
 from flowdiff.samplers import IndexedNoise
 from flowdiff.schedules import Karras
 from flowdiff.train import train
@@ -132,3 +134,18 @@ def test_the_commands(command: Command, tmp_path: Path) -> None:
     images = [np.load(tmp_path / device / "samples.npz")["images"].astype(float) for device in ("cuda", "cpu")]
     assert np.abs(images[0] - images[1]).mean() < 1, "of 255"
     assert math.isfinite(numbers["bits_per_dim"]["value"])
+
+
+def test_metrics_are_those_of_the_cpu(tmp_path: Path) -> None:
+    """All of conf/metrics that fit digits and need no weights from elsewhere, on few images."""
+    names = [name for name in choices("metrics") if name not in ("fid", "kid", "isc", "prc", "toy", "cost")]
+    few = {"num_images": ("denoising", "nll_by_sigma", "ood_auroc", "class_posterior", "conservative", "fokker_planck")}
+    words = [f"metrics.{name}.num_images=8" for name in few["num_images"]]
+    words += [f"metrics.{name}.num_samples=32" for name in ("fd", "recognised")]
+    found = {}
+    for device in ("cpu", "cuda"):
+        given = [f"ckpt_path={checkpoint('digits')}", f"metrics=[{','.join(names)}]", "num_steps=4", f"device={device}"]
+        found[device] = evaluate(composed("evaluate", *given, *words, f"output_dir={tmp_path / device}"))["metrics"]
+    assert found["cpu"].keys() == found["cuda"].keys() and len(found["cpu"]) > len(names)
+    for name, entry in found["cpu"].items():
+        assert found["cuda"][name]["value"] == pytest.approx(entry["value"], rel=2e-2, abs=2e-2), name
