@@ -87,6 +87,7 @@ def describe(
     overrides: list[str] | None = None,
 ) -> dict[str, Any]:
     """The entry ``"flowdiff"`` of a checkpoint: plain values, which ``weights_only=True`` reads."""
+    goes_on = bool(config.get("ckpt_path"))
     return {
         "format": FORMAT,
         "config": config,
@@ -100,7 +101,7 @@ def describe(
         "notes": list(data.notes),
         "first_stage": data.first_stage_facts,
         "versions": package_versions(),
-        "git": git_commit(),
+        "git": git_commit(ask=not goes_on),
     }
 
 
@@ -285,11 +286,19 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout this package is in, with ``+`` for changed files; None outside one."""
+def git_commit(ask: bool = True) -> str | None:
+    """The commit of the checkout this package is in; None outside one.
+
+    Args:
+        ask: git whether files are changed: ``+`` behind the commit. False: no process is started, and ``?`` stands
+            there; so it is in a run that goes on from a file that may be a stranger's.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
+    if not ask:
+        commit = _head(root / ".git")
+        return None if commit is None else f"{commit}?"
     try:
         commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
         commit, changed = (
@@ -299,3 +308,18 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changed else "")
+
+
+def _head(folder: Path) -> str | None:
+    """The commit that a .git folder's HEAD names, read from its files; None where they say it in another way."""
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        ref = head.removeprefix("ref: ")
+        if ref == head:
+            return head
+        if (folder / ref).is_file():
+            return (folder / ref).read_text().strip()
+        packed = (folder / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {ref}")), None)
+    except OSError:
+        return None

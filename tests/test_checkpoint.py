@@ -51,6 +51,8 @@ def test_a_checkpoint_holds_what_a_stranger_needs(trained: Path) -> None:
     assert (entry["num_classes"], entry["levels"], entry["data"]) == (10, 17, "digits")
     assert {"torch", "lightning", "python"} <= entry["versions"].keys()
     assert entry["git"] is None or len(entry["git"].rstrip("+")) == 40
+    asked, read = (checkpoint.git_commit(ask) for ask in (True, False))
+    assert (asked is None) == (read is None) and (asked or "").rstrip("+") == (read or "").rstrip("?")
 
 
 def test_ema_and_raw_weights_are_read_back(trained: Path) -> None:

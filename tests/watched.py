@@ -61,7 +61,7 @@ class Watch:
             file = args[0].co_filename
             if not file.startswith("<") and not self.known & {part.removesuffix(".py") for part in file.split("/")}:
                 self.noted.append(f"exec {file}")
-        elif event.startswith(NEVER) and event not in HARMLESS and "git" not in str(args)[:60]:
+        elif event.startswith(NEVER) and event not in HARMLESS:
             self.noted.append(f"{event} {str(args)[:200]}")
 
     def _path(self, event: str, path: Any) -> None:
