@@ -78,14 +78,14 @@ def seed(number: int) -> None:
     torch.manual_seed(number)
 
 
-def make(config: Mapping[str, Any], key: str = "", kind: type = object) -> Any:
-    """Build what a plain configuration describes.
+def make(config: Mapping[str, Any], key: str = "", kind: type = object, **arguments: Any) -> Any:
+    """Build what a plain configuration describes, with further arguments of the outermost class.
 
     Raises:
         FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
     """
     try:
-        built = instantiate(dict(config), _convert_="all")
+        built = instantiate(dict(config), _convert_="all", **arguments)
     except InstantiationException as error:
         raise generate.user_error(key, error) from error
     if not isinstance(built, kind):

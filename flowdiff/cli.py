@@ -266,7 +266,10 @@ def _remove_unbegun(folder: Path, job: str) -> None:
     own = {".hydra", "status.json", "config.yaml", lock.NAME, f"{job}.log"}
     if folder == Path.cwd() or not {path.name for path in folder.iterdir()} <= own:
         return
-    logging.shutdown()
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.absolute()):
+            logging.getLogger().removeHandler(handler)  # it would open its file again
+            handler.close()
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # until one holds something else
         for parent in folder.parents:

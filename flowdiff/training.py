@@ -56,7 +56,7 @@ from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
 from flowdiff.precondition import Gaussianised
-from flowdiff.requests import TrainRequest, check_request
+from flowdiff.requests import TrainRequest, check_request, find_target
 from flowdiff.swept import swept_keys
 from flowdiff.words import command, override, typed_words
 
@@ -153,9 +153,15 @@ def _train(
 
 def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], source: dict[str, Any]) -> Diffusion:
     """The denoiser, its loss and its noise; what an experiment chose and the model can't use is replaced."""
-    with checkpoint.within(config.get("ckpt_path")):
-        denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
-    assert isinstance(denoiser, Denoiser)
+    if config.get("ckpt_path"):  # a stranger's, it may be
+        with checkpoint.within(config["ckpt_path"]):
+            denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
+        assert isinstance(denoiser, Denoiser)
+    else:
+        frozen = getattr(find_target("denoiser._target_", config["denoiser"]["_target_"]), "frozen", None)
+        if frozen:
+            raise FlowdiffError(frozen)
+        denoiser = make(config["denoiser"], "denoiser", Denoiser, shape=list(data.shape), num_classes=data.num_classes)
     fall_back(config, denoiser, words)
     augmentation = build_augmentation(config, denoiser, data, words)
     generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now

@@ -57,9 +57,18 @@ def check(group: str, config: Any) -> None:
     """
     check_plain(f"its {group}", config)
     for key, node in options.nodes(group, config):
-        find(group, f"{key}._target_", node["_target_"])
+        accepted = options.options_of(find(group, f"{key}._target_", node["_target_"]))
+        for name, value in node.items():
+            if isinstance(value, int) and value > COUNT and name != "seed" and _counts(accepted.get(name)):
+                why = f"more than {COUNT:,}, which is not followed where a file says it"
+                raise FlowdiffError(f"{key}.{name}={value}: {why}")
     _check_values(group, config)
     options.check(group, config, functools.partial(find, group))
+
+
+def _counts(annotation: Any) -> bool:
+    """Whether an option takes whole numbers alone: how many, how large."""
+    return options.problem(0.5, annotation) is not None
 
 
 def _check_values(key: str, node: Any) -> None:
@@ -71,8 +80,6 @@ def _check_values(key: str, node: Any) -> None:
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             _check_values(f"{key}.{i}", value)
-    elif isinstance(node, int) and node > COUNT and not key.endswith("seed"):
-        raise FlowdiffError(f"{key}={node}: more than {COUNT:,}, which is not followed where a file says it")
     elif isinstance(node, str) and ("${" in node or node == "???"):
         raise FlowdiffError(f"its configuration holds an interpolation, {key}={one_line(Exception(node))[:100]}")
 
