@@ -25,8 +25,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from flowdiff import tables
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import made, write_text
+from flowdiff.paths import Unreadable
 from flowdiff.quantities import Better, Quantity, stored
-from flowdiff.runfiles import Unreadable, read, read_json
+from flowdiff.runfiles import read, read_json
 from flowdiff.text import cut, one_line
 
 MOST = 300  # words, and metrics, of one job that are read

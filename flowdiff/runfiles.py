@@ -8,16 +8,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from flowdiff.paths import Unreadable
 from flowdiff.text import cut
 
 MOST_JSON = 2**22
 MOST_LOG = 2**26
 MOST_PICTURE = 2**25
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Unreadable(ValueError):
-    """A file is there, and is not read. The message is one line that says why."""
 
 
 def own(folder: Path, name: str, most: int) -> Path | None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from flowdiff.collect import collect, main, read_job
+from flowdiff.paths import Unreadable
 from flowdiff.report import figures
-from flowdiff.runfiles import MOST_JSON, Unreadable, picture, read_json
+from flowdiff.runfiles import MOST_JSON, picture, read_json
 from flowdiff.text import TURNING
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from flowdiff.collect import Job, better
 from flowdiff.files import write_whole
+from flowdiff.paths import Unreadable
 from flowdiff.report import summary
-from flowdiff.runfiles import MOST_LOG, Unreadable, read
+from flowdiff.runfiles import MOST_LOG, read
 from flowdiff.text import to_label
 
 CURVES = ("train/loss", "val/loss", "val/bits_per_dim")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from flowdiff.collect import Job, swept_keys
 from flowdiff.errors import FlowdiffError
+from flowdiff.paths import Unreadable
 from flowdiff.report import summary
-from flowdiff.runfiles import Unreadable, picture
+from flowdiff.runfiles import picture
 from flowdiff.text import one_line
 
 COLUMNS = 10
