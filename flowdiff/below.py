@@ -1,6 +1,7 @@
 """All that a run writes lies below its own folder, whatever its configuration says."""
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ def _written(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def check_links(folder: str | os.PathLike[str]) -> None:
-    """Refuse a run folder that holds links which lead out of it: what is written there would be written elsewhere.
+    """Refuse a run folder that holds links which lead out of it, or pipes and the like: what is written there would be
+    written elsewhere, or wait for ever.
 
     Raises:
-        FlowdiffError: names one.
+        FlowdiffError: names one; or there are more files than can be looked at.
     """
     count = 0
     for place, folders, names in os.walk(folder):
@@ -64,5 +66,9 @@ def check_links(folder: str | os.PathLike[str]) -> None:
             path, count = os.path.join(place, name), count + 1
             if os.path.islink(path) and not is_below(path, folder):
                 raise FlowdiffError(f"{shown(path)}: a link that leads out of the run folder; remove it")
-        if count > ENTRIES:
-            return
+            if name in names and not os.path.islink(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                raise FlowdiffError(f"{shown(path)}: not a regular file; remove it")
+            if count > ENTRIES:
+                raise FlowdiffError(
+                    f"{shown(folder)}: more than {ENTRIES:,} files, which no run writes; move some away"
+                )

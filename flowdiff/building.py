@@ -94,7 +94,7 @@ def make(config: Mapping[str, Any], key: str = "", kind: type = object, **argume
 
 
 def says_outside(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration says something that is not followed from a stranger's file (`flowdiff.words`)."""
+    """Whether a configuration says something that is not followed from a stranger's file (`flowdiff.stored_words`)."""
     usual = (os.environ.get("FLOWDIFF_DATA"), "data")
     found = {
         key: value
@@ -104,7 +104,7 @@ def says_outside(config: Mapping[str, Any]) -> bool:
     }
     trainer = config["trainer"]
     processes = any(trainer.get(name) not in stored_words.USUAL for name in ("strategy", "devices", "num_nodes"))
-    return bool(found) or processes or "wandb" in (config.get("logger") or {})
+    return bool(found) or processes or bool(config.get("compile")) or "wandb" in (config.get("logger") or {})
 
 
 def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], batches: int) -> Trainer:
@@ -184,12 +184,12 @@ def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> N
     onto (leak 0) keeps a loss=likelihood, which then refuses it.
     """
     asked = {word.split("=")[0].lstrip("+") for word in words}
-    loss = make(config["loss"])
+    loss = make(config["loss"], "loss")
     unusable = loss.needs_likelihood and not denoiser.normalized
     if "loss" not in asked and unusable and (isinstance(loss, Mixture) or not denoiser.has_density):
         config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
         print("this model has no likelihood of x: training with loss=denoising", flush=True)
-    sampler = make(config["sampler"])
+    sampler = make(config["sampler"], "sampler")
     lacking = sampler.lacks(denoiser)
     if "sampler" not in asked and lacking is not None:
         steps = sampler.num_steps if "num_steps" in asked else 64

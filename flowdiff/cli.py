@@ -20,7 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -73,14 +73,14 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
     """
     _complete(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    words: list[str] = []
     job = functools.partial(_job, task, exclusive)
     functools.update_wrapper(job, _job)
     failures.clear()
     try:
         with Interrupts() as signals, sweeps.held:
             try:
-                _arrange(sys.argv)
+                words += _arrange(sys.argv)
                 sweeps.prepare(words, sys.argv, config_dir(), config_name)
                 hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
             except Exception as error:
@@ -118,18 +118,26 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
     sys.exit(code)
 
 
-def _arrange(arguments: list[str]) -> None:
+def _arrange(arguments: list[str]) -> list[str]:
     """Put options before words, as Hydra wants them; refuse in one line what it would answer with its usage.
+
+    Returns:
+        The words.
 
     Raises:
         FlowdiffError: an option that there isn't, or a folder that is an empty word.
     """
     parser = get_args_parser()
     parser.exit_on_error = False
+    parser.error = _refuse  # type: ignore[method-assign]
     try:
         found, rest = parser.parse_known_args(arguments[1:])
     except argparse.ArgumentError as error:
-        raise FlowdiffError(f"{error}; --help says more") from error
+        _refuse(str(error))
+    if found.resolve and not (found.cfg or found.help):
+        _refuse("--resolve goes with --cfg")
+    if sum(map(bool, (found.run, found.multirun, found.cfg, found.help, found.hydra_help, found.info))) > 1:
+        _refuse("one of --run, --multirun, --cfg, --info and --help at a time")
     for word in rest:
         if word.startswith("-"):
             key, equals, value = word.lstrip("-").partition("=")
@@ -140,9 +148,14 @@ def _arrange(arguments: list[str]) -> None:
         key, _, value = word.partition("=")
         if not key:
             raise FlowdiffError(f"{shown(word)}: not understood; write key=value")
-        if key in FOLDERS and value in ("", "null"):
+        if key in FOLDERS and (value in ("", "null") or value.startswith(("[", "{"))):
             raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
     arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
+    return words
+
+
+def _refuse(message: str) -> NoReturn:
+    raise FlowdiffError(f"{message}; --help says more")
 
 
 COMPLETION = """\
@@ -248,7 +261,7 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
         return search.worst(hydra_cfg.sweeper)
     if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
         raise JobFailed(said) from None
-    if hydra_cfg.mode == RunMode.RUN and isinstance(error, FlowdiffError) and not isinstance(error, lock.OtherJob):
+    if hydra_cfg.mode == RunMode.RUN and _is_of_words(error):
         _remove_unbegun(status.file.parent, str(hydra_cfg.job.name))
     return None  # Hydra would print the failure once more, after the last job
 
@@ -276,6 +289,11 @@ def _remove_unbegun(folder: Path, job: str) -> None:
             if parent == Path.cwd():
                 break
             parent.rmdir()
+
+
+def _is_of_words(error: Exception) -> bool:
+    """Whether it is a mistake in what was asked for, and not what became of it."""
+    return isinstance(error, FlowdiffError | OmegaConfBaseException) and not isinstance(error, lock.OtherJob)
 
 
 def _sought(hydra_cfg: Any) -> bool:

@@ -221,6 +221,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.metrics:
             keep_metrics(jobs, given.metrics.split(","))
         baselines = summary.baselines(jobs, given.baseline)
+        if given.output is None and (given.folder / "report").is_symlink():
+            raise FlowdiffError(f"{given.folder / 'report'}: a link, which is not followed; give --output FOLDER")
         output = made(given.output or given.folder / "report", "--output")
         write_text(output / "results.csv", tables.to_csv(header, table))
         command = shlex.join(["python", "-m", "flowdiff.collect", *(sys.argv[1:] if words is None else words)])

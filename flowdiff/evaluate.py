@@ -25,8 +25,13 @@ def run_of(ckpt_path: str | None) -> str:
         return "outputs"
     folder = Path(ckpt_path).parent
     run = folder.parent if folder.name == "checkpoints" else folder
-    inside = os.path.realpath(run / "evaluate") == os.path.join(os.path.realpath(run), "evaluate")  # no link elsewhere
-    return str(run) if inside and os.access(run, os.W_OK) else "outputs"
+    return str(run) if not _leads_elsewhere(run) and os.access(run, os.W_OK) else "outputs"
+
+
+def _leads_elsewhere(run: str | os.PathLike[str]) -> bool:
+    """Whether RUN/evaluate, or a day's folder in it, is a link: the folder may be a stranger's."""
+    results = Path(run, "evaluate")
+    return any(os.path.islink(path) for path in (results, *results.glob("*"), *results.glob("*/*")))
 
 
 OmegaConf.register_new_resolver("run_of", run_of, replace=True)
@@ -68,6 +73,7 @@ def expanded(arguments: list[str]) -> list[str]:
         words += [] if {"-m", "--multirun"} & set(words) else ["--multirun"]
         if not any(word.startswith("output_dir=") for word in words):  # one folder for all, beside their runs
             common = os.path.commonpath([os.path.dirname(os.path.dirname(os.path.dirname(path))) for path in found])
+            common = "outputs" if _leads_elsewhere(common) else common
             folder = os.path.join(common, time.strftime("evaluate/%Y-%m-%d/%H-%M-%S"))
             words.append(assignment("output_dir", folder))
     return words

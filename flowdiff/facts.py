@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowdiff.data.quantise import MAX_LEVELS
 from flowdiff.errors import FlowdiffError
+from flowdiff.options import Guidance, Sigma, Steps, problem
 from flowdiff.paths import Unreadable, printable, shown
 from flowdiff.reading import check_tensor
 
@@ -20,9 +21,16 @@ VALUES = 1_000_000  # in a whole checkpoint, tensors counted as one
 NUMBERS = 1 << 24  # in one sample
 DEPTH, NODES, LENGTH = 30, 10_000, 4096  # of a configuration: nested, values in all, characters of one
 LARGEST = 2**63 - 1
+LETTERS = 1 << 20  # of all names of classes
 LINE = 500  # characters of an error
 GROUPS = ("denoiser", "dataset", "sampler", "schedule")  # that every model's configuration has
-NUMBERS_OR_NULL = ("num_steps", "sigma_min", "sigma_max", "sigma_start", "guidance_scale")
+SAMPLING: dict[str, Any] = {
+    "num_steps": Steps | None,
+    "sigma_min": Sigma | None,
+    "sigma_max": Sigma | None,
+    "sigma_start": Sigma | None,
+    "guidance_scale": Guidance | None,
+}
 
 
 def is_int(value: Any, low: int, high: int) -> bool:
@@ -66,8 +74,7 @@ def _is_config(value: Any) -> bool:
     """Whether it has what a model is built and sampled with; what that may be is `flowdiff.trusted`'s to say."""
     if not isinstance(value, dict) or not all(isinstance(value.get(group), dict) for group in GROUPS):
         return False
-    numbers = [value.get(key) for key in NUMBERS_OR_NULL]
-    return all(n is None or (isinstance(n, int | float) and not isinstance(n, bool)) for n in numbers) and all(
+    return all(problem(value.get(key), allowed) is None for key, allowed in SAMPLING.items()) and all(
         isinstance(value.get(group), dict | None) for group in ("first_stage", "metrics", "autoencoder")
     )
 
@@ -79,7 +86,10 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shape": (_is_shape, f"1 to 4 sizes, {NUMBERS:,} numbers at most"),
     "num_classes": (lambda v: is_int(v, 0, 1_000_000), "a whole number from 0 to 1,000,000"),
     "levels": (lambda v: v is None or is_int(v, 2, MAX_LEVELS), f"null or a whole number from 2 to {MAX_LEVELS}"),
-    "class_names": (lambda v: v is None or _is_list(v, is_text, 1_000_000), "null or a list of names"),
+    "class_names": (
+        lambda v: v is None or (_is_list(v, is_text, 1_000_000) and sum(map(len, v)) <= LETTERS),
+        f"null or a list of names, {LETTERS:,} characters at most",
+    ),
     "data": (is_text, "a name"),
     "first_stage": (_is_first_stage, "null, or sha256 and levels"),
     "versions": (_is_versions, "names and versions"),
@@ -139,7 +149,7 @@ def check_entry(entry: Any) -> dict[str, Any]:
         if name in entry and not is_right(entry[name]):
             raise Unreadable(f"damaged or foreign: its {name} is not {allowed}")
     names = entry.get("class_names")
-    if names and entry["num_classes"] and len(names) != entry["num_classes"]:
+    if names and len(names) != entry["num_classes"]:
         raise Unreadable(f"damaged or foreign: it has {entry['num_classes']} classes and {len(names)} class_names")
     for name in ("config", "source"):
         check_plain(f"its {name}", entry.get(name, {}))

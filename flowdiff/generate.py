@@ -40,8 +40,10 @@ def seeds_from(seed: int, n: int) -> Tensor:
 
 
 def default_tile(shape: Sequence[int]) -> int:
-    """512 points, 64 images of 8×8, 32 of 28×28 or larger: small samples are cheap, a call is not."""
-    return max(32, min(512, 4096 // prod(shape)))
+    """512 points, 64 images of 8×8, 32 of 28×28 or larger, fewer above 2^16 numbers: a small sample is cheap, a call
+    is not."""
+    numbers = prod(shape)
+    return max(1, min(32, (1 << 21) // numbers), min(512, 4096 // numbers))
 
 
 FIT_ROWS = 64
@@ -149,6 +151,8 @@ class BatchedSampler:
             What it returned, (n, ...) float32 on the CPU.
         """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
+        if not len(seeds):
+            raise FlowdiffError("0 samples were asked for: at least 1 is needed")
         tile = self.tile or 1
         n, size = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
         if labels is not None and len(labels) != n:

@@ -120,5 +120,5 @@ def _seconds(duration: Any) -> float | None:
         found = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", str(duration).strip())
         names = ("days", "hours", "minutes", "seconds")
         return found and timedelta(**dict(zip(names, map(int, found.groups()), strict=True))).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -73,13 +73,21 @@ class Rows(csv_logs.ExperimentWriter):
         write_atomically(self.file, lambda file: file.write(text.getvalue().encode()), sync=False)
 
 
+MOST = 1 << 28  # bytes of metrics.csv
+
+
 def _rows(file: Path) -> list[dict[str, str]]:
     """The rows of a CSV file without empty cells; a last line that is not whole is none."""
     if not file.is_file():
         return []
+    if file.stat().st_size > MOST:
+        raise FlowdiffError(f"{file}: more than {MOST:,} bytes, which no run writes; move it away")
     text = file.read_text(errors="replace")
     whole = text[: text.rfind("\n") + 1]
-    rows = list(csv.reader(io.StringIO(whole, newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(whole, newline="")))
+    except csv.Error as error:
+        raise FlowdiffError(f"{file}: can't be read ({error}); move it away") from error
     header = rows[0] if rows else []
     return [
         {name: cell for name, cell in zip(header, row, strict=True) if cell}
@@ -178,9 +186,15 @@ def named() -> str:
     return run_name({key: value for key, value in words.items() if key in keys})
 
 
-def wandb_logger(save_dir: Annotated[str, OUTSIDE], **settings: Any) -> loggers.Logger:
+def wandb_logger(
+    save_dir: Annotated[str, OUTSIDE],
+    project: str = "flowdiff",
+    name: str | None = None,
+    offline: bool = False,
+    **settings: Any,
+) -> loggers.Logger:
     """Lightning's `WandbLogger`; a clear line where wandb isn't installed."""
     try:
-        return loggers.WandbLogger(save_dir=save_dir, **settings)
+        return loggers.WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
     except ModuleNotFoundError as error:
         raise FlowdiffError("logger=wandb: wandb is not installed; pip install 'flowdiff[wandb]'") from error

@@ -31,7 +31,7 @@ from flowdiff.options import leaves
 from flowdiff.words import override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-UNFIT = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 #: Choices that a plugin of Hydra's brings.
 PLUGINS = ("joblib", "submitit_local", "submitit_slurm", "optuna")
 #: What other programs, and the guide that this project began from, call a key; the key here, or what to do instead.
@@ -103,7 +103,10 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
     if isinstance(error, InstantiationException):
         root = list(_causes(error))[-1]
         return f"{_target(error)}{one_line(root)}" if isinstance(root, TypeError | ValueError | ImportError) else None
-    if isinstance(error, OmegaConfBaseException | HydraException):
+    if isinstance(error, OmegaConfBaseException):
+        key, said = getattr(error, "full_key", None), one_line(error).split(" full_key:")[0]
+        return f"{key}: {said}" if key else said
+    if isinstance(error, HydraException):
         return one_line(error)
     if type(error).__name__ == "UncompletedJobError":  # submitit's; the job's log follows in it
         return " ".join(str(error).splitlines()[:2])
@@ -112,7 +115,11 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
     if isinstance(error, OSError) and error.errno in FULL | UNFIT:
         hint = "; free some space or set hydra.run.dir=…" if error.errno in FULL else ""
         return f"can't write {error.filename or 'to the disk'}: {error.strerror}{hint}"
-    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in str(error):
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    ):
         hint = "lower dataset.batch_size and raise trainer.accumulate_grad_batches by as much"
         return f"out of memory: {hint} ({one_line(error)[:120]})"
     return None

@@ -95,11 +95,12 @@ Size = Annotated[int, Range(1, 65_536)]
 """Of what is held in memory: widths, lengths of embeddings."""
 Layers = Annotated[int, Range(1, 1000)]
 """Steps, blocks or layers of a network."""
-Positive = Annotated[float, Range(0, math.inf, above=True, below=True)]
+LARGEST = 1e30  # of a number that float32 computes with
+Positive = Annotated[float, Range(0, LARGEST, above=True)]
+Guidance = Annotated[float, Range(0, 1e6)]
 LogScale = Annotated[float, Range(0, 20, above=True)]
 """Bound of the logarithms of scales."""
-NonNegative = Annotated[float, Range(0, math.inf, below=True)]
-Finite = Annotated[float, Range(-math.inf, math.inf, above=True, below=True)]
+NonNegative = Annotated[float, Range(0, LARGEST)]
 Share = Annotated[float, Range(0, 1)]
 Sigma = Annotated[float, Range(0, 1e6, above=True)]
 """A noise level, in units of the data."""

@@ -21,8 +21,10 @@ from torch import Tensor
 from flowdiff.paths import Unreadable, regular, shown
 
 RECORDS = 50_000  # of a checkpoint: a record is a tensor's storage
-PICKLE = 1 << 20  # bytes of its pickle, and PICKLE_EACH for every record: 100 in fact
-PICKLE_EACH = 1000
+PICKLE = 1 << 20  # bytes of its pickle, and PICKLE_EACH for every record (100 in fact), up to PICKLE_MOST
+PICKLE_EACH = 200
+PICKLE_MOST = 4 << 20
+DIRECTORY_EACH = 1000  # bytes of the zip's directory for a record: 100 in fact
 HEADER = 1 << 24  # bytes of the header of a safetensors file
 END = struct.Struct("<4s4H2LH")  # the end of a zip: disks, entries, length and offset of the directory, of a comment
 END64 = struct.Struct("<4sQ2H2L4Q")  # the same of one with larger numbers, which lies before its locator
@@ -82,9 +84,20 @@ def _check_zip(opened: BinaryIO) -> None:
     names = [r.filename.partition("/")[2] for r in records]
     if "constants.pkl" in names:
         raise Unreadable("a TorchScript archive, which holds code; not a checkpoint")
-    largest = PICKLE + PICKLE_EACH * len(records)
-    if any(r.file_size > largest for r, name in zip(records, names, strict=True) if name == "data.pkl"):
-        raise Unreadable(f"its list of contents has more than {largest:,} bytes")
+    largest = min(PICKLE + PICKLE_EACH * len(records), PICKLE_MOST)
+    for record, place in zip(records, names, strict=True):
+        if place != "data.pkl":
+            continue
+        if record.file_size > largest:
+            raise Unreadable(f"its list of contents has more than {largest:,} bytes")
+        opened.seek(0)
+        with zipfile.ZipFile(opened) as archive:
+            try:
+                contents = archive.read(record)
+            except zipfile.BadZipFile as error:
+                raise _damaged(Path(opened.name)) from error
+        if b"bytearray" in contents:  # torch would make one of any size
+            raise Unreadable("it holds Python objects, which are not run; only tensors and plain values are read")
 
 
 def _entries(opened: BinaryIO, size: int) -> int | None:
@@ -92,14 +105,18 @@ def _entries(opened: BinaryIO, size: int) -> int | None:
     if size < END.size:
         return None
     opened.seek(size - END.size)
-    signature, _, _, _, entries, _, _, comment = END.unpack(opened.read(END.size))
+    signature, _, _, _, entries, length, _, comment = END.unpack(opened.read(END.size))
     if signature != b"PK\x05\x06" or comment:
+        return None
+    if length != 0xFFFFFFFF and length > DIRECTORY_EACH * (entries + 1):
         return None
     before = size - END.size - LOCATOR.size - END64.size
     if before > 0:
         opened.seek(before)
         numbers = END64.unpack(opened.read(END64.size))
         if LOCATOR.unpack(opened.read(LOCATOR.size))[0] == b"PK\x06\x07":
+            if numbers[8] > DIRECTORY_EACH * (numbers[7] + 1):
+                return None
             return max(int(entries) if entries != 0xFFFF else 0, int(numbers[7]))
     return int(entries)
 

@@ -30,6 +30,7 @@ from flowdiff.options import (
     LATER,
     MANY,
     Count,
+    Guidance,
     Length,
     NonNegative,
     Pattern,
@@ -56,6 +57,9 @@ Partly = Annotated[Mapping[str, Any] | None, LATER]
 """A choice of a group, or some of its keys, over what the checkpoint has."""
 
 
+Time = Annotated[str, Pattern(r"(?!00:00:00:00)\d{2}:\d{2}:\d{2}:\d{2}", "a time above 0, DD:HH:MM:SS, as 00:00:30:00")]
+
+
 @dataclass
 class Duration:
     """A time as a mapping, as {minutes: 30}."""
@@ -78,9 +82,7 @@ class TrainerOptions:
     matmul_precision: Literal["highest", "high", "medium"] | None
     max_steps: Count
     max_epochs: Count | None
-    max_time: (
-        Annotated[str, Pattern(r"\d{2}:\d{2}:\d{2}:\d{2}", "a time DD:HH:MM:SS, as 00:00:30:00")] | Duration | None
-    )
+    max_time: Time | Duration | None
     val_check_interval: Part
     check_val_every_n_epoch: Count | None
     log_every_n_steps: Count
@@ -122,7 +124,7 @@ class TrainRequest:
     sigma_min: Sigma
     sigma_max: Sigma
     sigma_start: Sigma
-    guidance_scale: NonNegative
+    guidance_scale: Guidance
     evaluate: Literal["best", "last"] | None
     optimized_metric: str
     dataset: ImageData
@@ -170,7 +172,7 @@ class DrawRequest(CheckpointRequest):
     """What every command takes that draws samples; None is the checkpoint's own."""
 
     data_root: str | None
-    guidance_scale: NonNegative | None
+    guidance_scale: Guidance | None
     seed: Seed
     num_steps: Steps | None
     sigma_min: Sigma | None
@@ -228,15 +230,23 @@ def check_request(request: type[Any], config: Mapping[str, Any]) -> None:
 
 def check_levels(config: Mapping[str, Any]) -> None:
     """Refuse noise levels of sampling that don't stand in their order; None is not known yet."""
-    low, high, start = (config.get(key) for key in ("sigma_min", "sigma_max", "sigma_start"))
-    if any(isinstance(level, str) for level in (low, high, start)):  # an interpolation
-        return
+    low, high = (_level(config, key) for key in ("sigma_min", "sigma_max"))
     if low is not None and high is not None and low >= high:
         raise ConfigError("sigma_min", low, f"must be smaller than sigma_max={high:g}")
-    if start is not None and high is not None and start > high:
-        raise ConfigError("sigma_start", start, f"must be at most sigma_max={high:g}")
-    if start is not None and low is not None and start < low:
-        raise ConfigError("sigma_start", start, f"must be at least sigma_min={low:g}")
+    for key in ("sigma_start", "sampler.sigma_start", "task.sigma_start"):
+        start = _level(config, key)
+        if start is not None and high is not None and start > high:
+            raise ConfigError(key, start, f"must be at most sigma_max={high:g}")
+        if start is not None and low is not None and start < low:
+            raise ConfigError(key, start, f"must be at least sigma_min={low:g}")
+
+
+def _level(config: Mapping[str, Any], key: str) -> float | None:
+    """A noise level of a configuration; None where there is none, or an interpolation yet."""
+    group, _, name = key.rpartition(".")
+    node = config.get(group) if group else config
+    found = node.get(name) if isinstance(node, Mapping) else None
+    return found if isinstance(found, int | float) else None
 
 
 def find_target(key: str, target: Any) -> Callable[..., Any]:

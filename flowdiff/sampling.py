@@ -196,7 +196,7 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
     for key in KEPT:
         if filled.get(key) is None:
             filled[key] = model.config.get(key)
-    check_levels({key: filled.get(key) for key in KEPT})
+    check_levels({**{key: filled.get(key) for key in KEPT}, **{k: plain(filled.get(k)) for k in ("sampler", "task")}})
     config = dict(model.config)
     annotation: Any
     for group, annotation in (("sampler", Sampler), ("schedule", Schedule)):

@@ -204,7 +204,7 @@ class Adaptive(Geometric):
         self,
         sigma_min: Sigma,
         sigma_max: Sigma,
-        grid: Annotated[int, Range(2, 100000)] = 64,
+        grid: Annotated[int, Range(2, 10_000)] = 64,
         even: Annotated[float, Range(0, 1, above=True)] = 0.1,
     ) -> None:
         super().__init__(sigma_min, sigma_max)

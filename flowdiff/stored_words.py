@@ -110,7 +110,7 @@ def is_outside(key: str, config: Mapping[str, Any]) -> bool:
         config: the composed configuration that it is part of.
     """
     group, _, rest = key.partition(".")
-    if group in ("logger", "run_dir", "ckpt_path", "resume", "resume_sweep"):
+    if group in ("logger", "run_dir", "ckpt_path", "resume", "resume_sweep", "compile"):  # compile starts compilers
         return True
     if group == "trainer" and rest:
         return rest.split(".")[0] in TRAINER

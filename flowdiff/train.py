@@ -4,12 +4,13 @@ What needs torch is imported when a run begins, so that --help and tab completio
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from flowdiff import below, cli
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.words import typed_words
 
 
@@ -38,10 +39,14 @@ def main() -> None:
     """The command line."""
     if "resume=last" in sys.argv and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
         sys.argv.append("hydra.run.dir=.")  # the run folder one is in
-        try:
-            below.check_links(".")  # Hydra writes to it first
+        try:  # before Hydra writes to it
+            if not Path("checkpoints", "last.ckpt").is_file():
+                hint = "has no checkpoints/last.ckpt; cd into a run folder, or give ckpt_path=FILE"
+                raise ConfigError("resume", "last", f"{Path.cwd()} {hint}")
+            below.check_links(".")
         except FlowdiffError as error:
-            sys.exit(str(error))
+            print(error, file=sys.stderr)
+            sys.exit(1)
     cli.run(task, "config", exclusive=True)
 
 

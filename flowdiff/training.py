@@ -44,7 +44,7 @@ from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.denoisers import Denoiser, ScoreFlow
-from flowdiff.errors import FlowdiffError, NonFiniteError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
 from flowdiff.facts import about, one_line
 from flowdiff.files import made, noticing_removal, there
@@ -115,7 +115,7 @@ def _train(
 ) -> dict[str, Any]:
     seed(config["seed"])
     config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
-    data = seen_through(make(config["first_stage"]), loaded(make(config["dataset"])))
+    data = seen_through(make(config["first_stage"], "first_stage"), loaded(make(config["dataset"], "dataset")))
     set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
@@ -169,7 +169,9 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
     if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
         print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)
     entry = describe(config, data, source, words)
-    module = Diffusion(denoiser, make(config["loss"]), make(config["noise"]), augmentation, config, entry)
+    module = Diffusion(
+        denoiser, make(config["loss"], "loss"), make(config["noise"], "noise"), augmentation, config, entry
+    )
     if not config.get("ckpt_path"):
         initialise(denoiser, data, module.noise)
     return module
@@ -241,7 +243,8 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
             stop.say(how_to_go_on(trainer.global_step, saver))
         raise
     except Exception as error:
-        if path and not module.has_begun and not str(error).startswith("ckpt_path="):
+        of_others = isinstance(error, ConfigError) or str(error).startswith(("ckpt_path=", str(config["run_dir"])))
+        if path and not module.has_begun and not of_others:
             if "state_dict for" in str(error):
                 changed = going_on.changes_of_model(checkpoint.read(path)["flowdiff"]["config"], config)
                 raise about(path, FlowdiffError(f"the model is not the checkpoint's: {changed}")) from error

@@ -37,7 +37,8 @@ def find(group: str, key: str, target: Any) -> Callable[..., Any]:
     allowed = vocabulary().targets.get(group, frozenset()) - NEVER
     if not isinstance(target, str) or target not in allowed:
         shown = one_line(Exception(repr(target) if not isinstance(target, str) else target))[:100]
-        raise FlowdiffError(f"its configuration names {key}={shown}: only what conf/{group} names is built")
+        own = "a class of your own: give --config-dir"
+        raise FlowdiffError(f"its configuration names {key}={shown}: only what conf/{group} names is built ({own})")
     module, _, name = target.rpartition(".")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)

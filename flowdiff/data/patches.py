@@ -35,14 +35,14 @@ class Patches(ImageData):
         stride: pixels from one crop to the next.
 
     Raises:
-        ConfigError: a ``size`` that fits no band, or is below 2; a ``stride`` below 1.
+        ConfigError: a ``size`` that fits no band, or is below 2; a ``stride`` below 2.
     """
 
     @checked
     def __init__(
         self,
         size: Annotated[int, Range(2, LARGEST)] = 32,
-        stride: Annotated[int, Range(1, 1000)] = 6,
+        stride: Annotated[int, Range(2, 1000)] = 6,
         batch_size: Count = 128,
         seed: Seed = 0,
         num_workers: Workers = 0,

@@ -69,7 +69,7 @@ class SpectralFlow(Composite):
         activation: ActivationFactory,
         n_flows: Layers = 10,
         leading: Annotated[int, Range(2, 65536)] = 144,
-        nested: Annotated[Sequence[Annotated[float, Range(0, 1, above=True)]], Length(0, 1000)] = (1.0, 1.0, 0.5, 0.5),
+        nested: Annotated[Sequence[Annotated[float, Range(0, 1, above=True)]], Length(1, 1000)] = (1.0, 1.0, 0.5, 0.5),
         width: Size = 384,
         depth: Layers = 2,
         max_log_scale: LogScale = 2.0,
