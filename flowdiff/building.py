@@ -3,7 +3,8 @@
 import math
 import os
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,24 @@ def recipe(choices: Mapping[str, Any]) -> str:
     of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
+
+
+PARTS = ("activation", "conditioning", "denoiser", "flow", "precondition")
+
+
+def unused(source: Mapping[str, Any], words: Iterable[str]) -> list[str]:
+    """A line for each word that changes a part which the model doesn't have, as flow.n_flows=3 with denoiser=mlp.
+
+    Args:
+        source: the configuration before its resolution: a part is in the model if one that is in it refers to it.
+        words: the command line's.
+    """
+    model = "autoencoder" if source.get("autoencoder") else "denoiser"
+    used, found = set[str](), {model}
+    while found:
+        part = found.pop()
+        used.add(part)
+        found |= set(re.findall(r"\$\{(\w+)", str(source.get(part)))) - used
+    name = str(source[model]["_target_"]).rpartition(".")[2]
+    parts = [(word, re.split(r"[.=@]", word.lstrip("+~"), maxsplit=1)[0]) for word in words]
+    return [f"{word}: not used, {name} has no {part}" for word, part in parts if part in PARTS and part not in used]

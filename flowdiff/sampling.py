@@ -182,6 +182,9 @@ def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:
     """The model that ``ckpt_path``, ``weights`` and ``device`` name, and its sampler as the command line wants it."""
     device = pick_device(cfg.device)
     model = Model(load_checkpoint(cfg.ckpt_path, cfg.weights), cfg.first_stage.path).to(device)
+    root, is_typed = given_root(cfg)
+    if is_typed and root is not None and model.config["dataset"].get("root") is None:
+        raise ConfigError("data_root", root, f"not needed: the data {model.data} are not read from a folder")
     return model, configured_sampler(model, cfg)
 
 

@@ -37,6 +37,7 @@ from flowdiff.building import (
     says_outside,
     seed,
     set_budget,
+    unused,
 )
 from flowdiff.callbacks import EMA, Checkpoints
 from flowdiff.compilation import check_compiler
@@ -137,6 +138,7 @@ def _train(
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
             *data.notes,
+            *unused(source, words),
             sep="\n",
             flush=True,
         )

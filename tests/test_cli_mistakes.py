@@ -11,8 +11,9 @@ from configs import choices
 from conftest import BARE, TINY
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
+from trained import composed
 
-from flowdiff import checkpoint, cli, configs, mistakes, train
+from flowdiff import building, checkpoint, cli, configs, mistakes, train
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -163,6 +164,30 @@ def test_the_name_and_the_recipe_of_other_data(run: Run, tmp_path: Path) -> None
     assert code == 0, err
     assert "recipe: experiment=digits; made for these data is experiment=toy\n" in out
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["flow.n_flows=3", "activation=elu"], []),
+        (
+            ["denoiser=mlp", "flow.n_flows=3", "activation=elu", "conditioning=none", "lr=1e-3"],
+            [
+                "flow.n_flows=3: not used, MLPDenoiser has no flow",
+                "activation=elu: not used, MLPDenoiser has no activation",
+            ],
+        ),
+        (["flow=stack", "flow.flows.pixels.n_flows=2", "activation=elu"], []),
+    ],
+)
+def test_a_part_that_the_model_does_not_have_is_said(words: list[str], lines: list[str]) -> None:
+    assert building.unused(building.plain(composed("config", *words), resolve=False), words) == lines
+
+
+def test_what_is_said_of_a_part_is_printed(run: Run) -> None:
+    code, out, err = run(*TINY, *BARE, "trainer.max_steps=1", "denoiser=mlp", "flow.n_flows=3")
+    assert code == 0, err
+    assert "\nflow.n_flows=3: not used, MLPDenoiser has no flow\n" in out
 
 
 def test_no_gpu(run: Run) -> None:

@@ -110,6 +110,7 @@ def test_results_stand_beside_the_run_by_default(tmp_path: Path) -> None:
         (["metrics=[fd]", "metrics.fd.extractor=nothing"], "nothing"),
         (["metrics=[fd]", "batch_size=0"], "batch_size=0"),
         (["metrics=[fd]", "device=tpu"], "device=tpu"),
+        (["metrics=[fd]", "data_root=/x"], "data_root=/x: not needed: the data digits are not read from a folder"),
         (["ckpt_path=null"], "ckpt_path=null: must be a checkpoint"),
         ([], "metrics="),  # the checkpoint was trained without metrics, and none are given
     ],
