@@ -54,6 +54,12 @@ MAIN: dict[str, tuple[float, float] | None] = {
 PARTS = ("flow", "activation", "conditioning", "precondition")
 
 
+def missing_parts(config: Mapping[str, Any], model: str = "denoiser") -> set[str]:
+    """The groups of parts, and the denoiser, that the model of a resolved configuration doesn't refer to."""
+    referred = [value for _, value in leaves(config.get(model) or {})]
+    return {group for group in {"denoiser", *PARTS} - {model} if config.get(group) not in referred}
+
+
 def begin(
     writer: SummaryWriter,
     config: Mapping[str, Any],
@@ -131,10 +137,10 @@ def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str,
     """
     composed, typed = OmegaConf.create(dict(config)), values_of(words)
     row: dict[str, Value] = {}
-    parts = [part for _, part in leaves(config.get("denoiser") or {})]
+    missing = missing_parts(config)
     for key in dict.fromkeys([*swept, *MAIN]):
         group = key.partition(".")[0]
-        if key not in swept and group in PARTS and config.get(group) not in parts:
+        if key not in swept and group in missing:
             continue
         value = OmegaConf.select(composed, key)
         if is_number(value):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -21,17 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 from flowdiff import (
     checkpoint,
     cli,
-    generate,
     mistakes,
     stored_words,
     trusted,
 )
 from flowdiff.augment import Augmentation
+from flowdiff.boards import missing_parts
 from flowdiff.callbacks import Checkpoints
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.embeddings import Conditioning
 from flowdiff.errors import ConfigError
+from flowdiff.generate import make
 from flowdiff.losses import Mixture
 from flowdiff.options import leaves
 from flowdiff.words import is_typed
@@ -77,21 +77,6 @@ def seed(number: int) -> None:
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)
-
-
-def make(config: Mapping[str, Any], key: str = "", kind: type = object, **arguments: Any) -> Any:
-    """Build what a plain configuration describes, with further arguments of the outermost class.
-
-    Raises:
-        FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
-    """
-    try:
-        built = instantiate(dict(config), _convert_="all", **arguments)
-    except InstantiationException as error:
-        raise generate.user_error(key, error) from error
-    if not isinstance(built, kind):
-        raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
-    return built
 
 
 def says_outside(config: Mapping[str, Any]) -> bool:
@@ -184,16 +169,15 @@ def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> N
     Where the command line asked for neither, the ones that every denoiser has take their place. A flow that is not
     onto (leak 0) keeps a loss=likelihood, which then refuses it.
     """
-    asked = {word.split("=")[0].lstrip("+") for word in words}
     loss = make(config["loss"], "loss")
     unusable = loss.needs_likelihood and not denoiser.normalized
-    if "loss" not in asked and unusable and (isinstance(loss, Mixture) or not denoiser.has_density):
+    if unusable and not is_typed("loss", words) and (isinstance(loss, Mixture) or not denoiser.has_density):
         config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
         print("this model has no likelihood of x: training with loss=denoising", flush=True)
     sampler = make(config["sampler"], "sampler")
     lacking = sampler.lacks(denoiser)
-    if "sampler" not in asked and lacking is not None:
-        steps = sampler.num_steps if "num_steps" in asked else 64
+    if lacking is not None and not is_typed("sampler", words):
+        steps = sampler.num_steps if is_typed("num_steps", words) else 64
         config["sampler"] = {"_target_": "flowdiff.samplers.Ancestral", "num_steps": steps}
         print(f"this model has no {lacking}: sampling with sampler=ancestral num_steps={steps}", flush=True)
 
@@ -227,22 +211,15 @@ def recipe(choices: Mapping[str, Any]) -> str:
     return f"recipe: experiment={experiment or 'null'}{better}"
 
 
-PARTS = ("activation", "conditioning", "denoiser", "flow", "precondition")
-
-
-def unused(source: Mapping[str, Any], words: Iterable[str]) -> list[str]:
+def unused(config: Mapping[str, Any], words: Iterable[str]) -> list[str]:
     """A line for each word that changes a part which the model doesn't have, as flow.n_flows=3 with denoiser=mlp.
 
     Args:
-        source: the configuration before its resolution: a part is in the model if one that is in it refers to it.
+        config: resolved, plain values.
         words: the command line's.
     """
-    model = "autoencoder" if source.get("autoencoder") else "denoiser"
-    used, found = set[str](), {model}
-    while found:
-        part = found.pop()
-        used.add(part)
-        found |= set(re.findall(r"\$\{(\w+)", str(source.get(part)))) - used
-    name = str(source[model]["_target_"]).rpartition(".")[2]
+    model = "autoencoder" if config.get("autoencoder") else "denoiser"
+    missing = missing_parts(config, model)
+    name = str(config[model]["_target_"]).rpartition(".")[2]
     parts = [(word, re.split(r"[.=@]", word.lstrip("+~"), maxsplit=1)[0]) for word in words]
-    return [f"{word}: not used, {name} has no {part}" for word, part in parts if part in PARTS and part not in used]
+    return [f"{word}: not used, {name} has no {part}" for word, part in parts if part in missing]

@@ -23,9 +23,9 @@ from flowdiff.collect import Job, better, compare_by_rmse, read_job
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_text
-from flowdiff.generate import BatchedSampler
+from flowdiff.generate import BatchedSampler, make
 from flowdiff.samplers import Ancestral
-from flowdiff.sampling import instantiate_choice, pick_device
+from flowdiff.sampling import pick_device
 from flowdiff.tables import Bold
 from flowdiff.text import to_markdown
 
@@ -101,8 +101,8 @@ def ready_made(chosen: DictConfig, ours: Checkpoint) -> Denoiser:
         raise ConfigError("denoiser", choice, f"{allowed} (ready-made is denoiser=sdxl)")
     for key in config.keys() - {"_target_", *inspect.signature(found).parameters}:
         raise ConfigError(f"denoiser.{key}", config[key], "unknown key")
-    make = instantiate_choice("denoiser", {**config, "_partial_": True})
-    return make(shape=ours.shape, num_classes=ours.num_classes, class_names=ours.class_names)
+    build = make({**config, "_partial_": True}, "denoiser")
+    return build(shape=ours.shape, num_classes=ours.num_classes, class_names=ours.class_names)
 
 
 def compared(folder: Path, title: str, columns: Mapping[str, Path], about: Mapping[str, str]) -> list[Path]:

@@ -22,12 +22,12 @@ from flowdiff.data import ImageData
 from flowdiff.denoisers import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json
-from flowdiff.generate import BatchedSampler, default_tile, from_config, user_error
+from flowdiff.generate import BatchedSampler, default_tile, from_config, make
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
 from flowdiff.requests import EvaluateRequest, check_request
-from flowdiff.sampling import data_of, density_of, given_root, instantiate_choice, opened, output_folder, plain
+from flowdiff.sampling import data_of, density_of, given_root, opened, output_folder, plain
 from flowdiff.statistics import DataStatistics
 from flowdiff.words import override
 
@@ -115,16 +115,11 @@ def build_metrics(config: Mapping[str, Any], typed: bool) -> dict[str, Metric]:
         typed: the user's command line names them. Those that a checkpoint names read no file and fetch nothing: one
             that would is left out, and that is said.
     """
-    from hydra.errors import InstantiationException
-
     found = {}
     for name, entry in config.items():
         if not entry:
             continue
-        try:
-            metric = instantiate_choice(f"metrics.{name}", entry) if typed else trusted.build("metrics", entry)
-        except InstantiationException as error:
-            raise user_error(f"metrics.{name}", error) from error
+        metric = make(entry, f"metrics.{name}") if typed else trusted.build("metrics", entry)
         if not isinstance(metric, Metric):
             raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
         if not typed and metric.fetches:
@@ -134,11 +129,10 @@ def build_metrics(config: Mapping[str, Any], typed: bool) -> dict[str, Metric]:
     return found
 
 
-def final_columns(config: Mapping[str, Any], denoiser: Denoiser, data: ImageData) -> list[str]:
+def final_columns(metrics: Mapping[str, Metric], denoiser: Denoiser, data: ImageData) -> list[str]:
     """The metrics of TensorBoard's HParams that `evaluate_run` will measure of a model that is yet to be trained."""
     unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
     model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: torch.zeros(n, *data.shape))
-    metrics = build_metrics(config["metrics"], typed=True)
     return [name for metric in metrics.values() for name in metric.columns(model)]
 
 

@@ -104,7 +104,7 @@ NEEDED = ("config", "shape", "num_classes", "levels", "data")
 def _is_progress(value: Any) -> bool:
     """Of Lightning's loops: counts and switches."""
     return isinstance(value, dict) and all(
-        isinstance(inner, dict | list | bool | None) or is_int(inner, 0, LARGEST) for _, inner in _values(value)
+        isinstance(inner, dict | list | bool | None) or is_int(inner, 0, LARGEST) for _, inner in values(value)
     )
 
 
@@ -162,7 +162,7 @@ def check_plain(what: str, config: Any) -> None:
     Raises:
         Unreadable: says what it holds.
     """
-    for count, (depth, value) in enumerate(_values(config), start=1):
+    for count, (depth, value) in enumerate(values(config), start=1):
         if depth > DEPTH:
             raise Unreadable(f"{what} is nested more than {DEPTH} deep")
         if count > NODES:
@@ -180,7 +180,7 @@ def check_plain(what: str, config: Any) -> None:
             raise Unreadable(f"{what} holds a {type(value).__name__}")
 
 
-def _values(node: Any) -> Iterator[tuple[int, Any]]:
+def values(node: Any) -> Iterator[tuple[int, Any]]:
     """Every value inside nested dicts and lists with its depth, itself first; as long as one goes on asking."""
     stack = [(0, node)]
     while stack:
@@ -205,7 +205,7 @@ def check_content(content: Any, size: int) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("flowdiff"), dict):
         raise Unreadable("not a checkpoint of flowdiff (it has no entry 'flowdiff')")
     storages: dict[int, int] = {}
-    for count, (depth, value) in enumerate(_values(content)):
+    for count, (depth, value) in enumerate(values(content)):
         if count > VALUES or depth > 2 * DEPTH:
             raise Unreadable(f"it is nested too deep, or has more than {VALUES:,} values")
         if isinstance(value, Tensor):

@@ -307,6 +307,26 @@ def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     return trusted.build(key, wanted)
 
 
+def make(config: Mapping[str, Any], key: str = "", kind: type = object, **arguments: Any) -> Any:
+    """Build what a plain configuration describes, with further arguments of the outermost class.
+
+    It is the user's own: here any class may be named, where a stored one has `flowdiff.trusted`.
+
+    Raises:
+        FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        built = instantiate(dict(config), _convert_="all", **arguments)
+    except InstantiationException as error:
+        raise user_error(key, error) from error
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
+    return built
+
+
 def user_error(key: str, error: BaseException) -> FlowdiffError:
     """The one line in what Hydra raises when a class refuses its arguments."""
     cause: BaseException | None = error

@@ -27,8 +27,8 @@ from flowdiff.generate import (
     SETTINGS,
     BatchedSampler,
     from_config,
+    make,
     seeds_from,
-    user_error,
 )
 from flowdiff.labels import resolve_labels, typed_labels
 from flowdiff.options import check
@@ -81,7 +81,7 @@ def build_task(cfg: DictConfig) -> Any:
     config = plain(cfg.get("task"))
     if cfg.mask is not None and "mask" not in (config or {}):
         raise ConfigError("mask", cfg.mask, "needs task=inpaint")
-    return None if config is None else instantiate_choice("task", config)
+    return None if config is None else make(config, "task")
 
 
 def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
@@ -206,22 +206,11 @@ def configured_sampler(model: Model, cfg: DictConfig) -> BatchedSampler:
         choice = plain(filled.get(group)) or {}
         if "_target_" in choice:
             check(group, choice, find_target, annotation)
-            config[group] = instantiate_choice(group, choice)
+            config[group] = make(choice, group)
         else:
             config[group] = {**config[group], **choice}
             trusted.check(group, config[group])
     return from_config(model.denoiser, config, model.levels is not None, cfg.batch_size, cfg.tile, **given)
-
-
-def instantiate_choice(key: str, config: Mapping[str, Any]) -> Any:
-    """Build what the user's own command line names; here any class may be named."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(dict(config), _convert_="all")
-    except InstantiationException as error:
-        raise user_error(key, error) from error
 
 
 def pick_device(device: str) -> torch.device:

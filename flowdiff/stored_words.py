@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from flowdiff import mistakes, options, trusted
 from flowdiff.configs import choice_of, folders, has_choice, vocabulary
 from flowdiff.errors import FlowdiffError
-from flowdiff.facts import LENGTH, is_text
+from flowdiff.facts import LENGTH, is_text, values
 from flowdiff.paths import printable
 
 LETTERS = 32_768  # of all words together
@@ -165,19 +165,9 @@ def check_composed(config: Mapping[str, Any]) -> None:
     for group, content in config.items():
         if str(group).lower().startswith("hydra"):
             raise FlowdiffError(f"its command line leads to {group}, which is not followed")
-        for value in _values(content):
+        for _, value in values(content):
             if isinstance(value, str) and "${" in value and value not in known.interpolations:
                 raise FlowdiffError(f"its command line leads to {group}: {value[:80]}, which is not followed")
         for key, node in options.nodes(str(group), content):
             if node["_target_"] not in known.targets.get(str(group), ()) or node["_target_"] in SERVICES:
                 raise FlowdiffError(f"its command line leads to {key}._target_={str(node['_target_'])[:80]}")
-
-
-def _values(node: Any) -> Iterator[Any]:
-    yield node
-    if isinstance(node, Mapping):
-        for value in node.values():
-            yield from _values(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _values(value)

@@ -30,7 +30,6 @@ from flowdiff.building import (
     check_devices,
     fall_back,
     located,
-    make,
     plain,
     recipe,
     saver_of,
@@ -50,9 +49,11 @@ from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, repo
 from flowdiff.facts import about, one_line
 from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
+from flowdiff.generate import make
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.losses import Noised
+from flowdiff.metrics import Metric
 from flowdiff.module import Diffusion
 from flowdiff.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
@@ -120,7 +121,8 @@ def _train(
     set_budget(config, words, len(data.train_dataloader()))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
-    build_metrics(config.get("metrics") or {}, typed=True)  # refuses wrong settings now, not after the training
+    # now: wrong settings are refused before the training
+    metrics = build_metrics(config.get("metrics") or {}, typed=True)
     callbacks = [make(c, f"callbacks.{k}", Callback) for k, c in (config.get("callbacks") or {}).items() if c]
     callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
     loggers = [make(c, f"logger.{k}", Logger) for k, c in (config.get("logger") or {}).items() if c]
@@ -130,7 +132,7 @@ def _train(
     trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
     processes.check(trainer)
     boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
-    shown = columns(config, trainer, module, data) if boarded else []
+    shown = columns(config, trainer, module, data, metrics) if boarded else []
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
         if HydraConfig.initialized() and not config["ckpt_path"]:
@@ -138,7 +140,7 @@ def _train(
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
             *data.notes,
-            *unused(source, words),
+            *unused(config, words),
             sep="\n",
             flush=True,
         )
@@ -194,13 +196,15 @@ def describe(config: dict[str, Any], data: ImageData, source: dict[str, Any], wo
     return entry | {"config_dir": going_on.config_dir()}
 
 
-def columns(config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData) -> list[str]:
+def columns(
+    config: Mapping[str, Any], trainer: Trainer, module: Optimised, data: ImageData, metrics: Mapping[str, Metric]
+) -> list[str]:
     """The scalars that the run will write and that are columns of TensorBoard's HParams: of validation, and final."""
     found = module.validated(data) if trainer.limit_val_batches else []
     if config["evaluate"] and saver_of(trainer) is not None:
         final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
-        if isinstance(module, Diffusion) and config.get("metrics"):
-            final = final_columns(config, module.denoiser, data)
+        if isinstance(module, Diffusion):
+            final = final_columns(metrics, module.denoiser, data)
         found += [f"final/{name}" for name in final]
     return found
 

@@ -16,6 +16,7 @@ from flowdiff import options
 from flowdiff.configs import vocabulary
 from flowdiff.errors import FlowdiffError
 from flowdiff.facts import LINE, check_plain, one_line
+from flowdiff.paths import printable
 
 COUNT = 10_000_000  # of anything, in a stored configuration
 PRIVATE = ("_target_", "_partial_")
@@ -36,7 +37,7 @@ def find(group: str, key: str, target: Any) -> Callable[..., Any]:
     """
     allowed = vocabulary().targets.get(group, frozenset()) - NEVER
     if not isinstance(target, str) or target not in allowed:
-        shown = one_line(Exception(repr(target) if not isinstance(target, str) else target))[:100]
+        shown = printable(target if isinstance(target, str) else repr(target))[:100]
         own = "a class of your own: give --config-dir"
         raise FlowdiffError(f"its configuration names {key}={shown}: only what conf/{group} names is built ({own})")
     module, _, name = target.rpartition(".")
@@ -82,7 +83,7 @@ def _check_values(key: str, node: Any) -> None:
         for i, value in enumerate(node):
             _check_values(f"{key}.{i}", value)
     elif isinstance(node, str) and ("${" in node or node == "???"):
-        raise FlowdiffError(f"its configuration holds an interpolation, {key}={one_line(Exception(node))[:100]}")
+        raise FlowdiffError(f"its configuration holds an interpolation, {key}={printable(node)[:100]}")
 
 
 def outside(group: str, config: Any) -> dict[str, Any]:

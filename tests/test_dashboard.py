@@ -288,4 +288,4 @@ def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> No
     data = training.loaded(building.make(cfg["dataset"]))
     module = training.build_diffusion(cfg, data, [], cfg)
     trainer = training.build_trainer(cfg["trainer"], [], [], 5)
-    assert training.columns(cfg, trainer, module, data) == []
+    assert training.columns(cfg, trainer, module, data, {}) == []
