@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stranger's: no module is imported from there
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != os.getcwd()]
 
+
 from flowdiff import interrupts
 
 if TYPE_CHECKING:

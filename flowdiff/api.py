@@ -19,24 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff import samplers, schedules, trusted
+from flowdiff import samplers, trusted
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
-from flowdiff.completion import complete, from_the_top
+from flowdiff.data.first_stage import FirstStage, Identity, posterior_sample
+from flowdiff.data.labels import Labels, resolve_labels
 from flowdiff.data.quantise import centres, from_uint8, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
-from flowdiff.first_stage import FirstStage, Identity, posterior_sample
-from flowdiff.generate import (
-    BatchedSampler,
-    from_config,
-    seeds_from,
-)
 from flowdiff.inputs import Array, Classes, Numbers, as_floats, as_labels, as_samples, as_sigma, listed_seeds, whole
-from flowdiff.labels import Labels, resolve_labels
-from flowdiff.masks import missing_pixels
+from flowdiff.model.construction import from_config
 from flowdiff.names import classes_of
 from flowdiff.paths import shown
-from flowdiff.samplers import BlockMean, Known, Mask
+from flowdiff.samplers import schedules
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.completion import complete, from_the_top
+from flowdiff.samplers.conditional import BlockMean, Known, Mask
+from flowdiff.samplers.masks import missing_pixels
 
 
 class Model(nn.Module):
@@ -184,7 +182,7 @@ class Model(nn.Module):
             num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
             seed: sample i has the seed ``seed + i``.
             seeds: n seeds in place of those.
-            batch_size, tile: see `flowdiff.generate.BatchedSampler`.
+            batch_size, tile: see `flowdiff.samplers.batched.BatchedSampler`.
             quiet: no progress.
 
         Returns:
@@ -221,7 +219,7 @@ class Model(nn.Module):
 
         Args:
             x: (n, C, H, W) in [-1, 1]; the missing pixels are not looked at.
-            mask: what is missing: left, right, top, bottom, center, random:P, a file (`flowdiff.masks`), or a bool
+            mask: what is missing: left, right, top, bottom, center, random:P, a file (`samplers.masks`), or a bool
                 tensor, True where a pixel is missing, that broadcasts to x.
             labels: the class of each image, see `Labels`.
             completions: of each image; number c of image i has the seed ``seed + i·completions + c``.

@@ -1,4 +1,4 @@
-r"""Training an autoencoder for `flowdiff.first_stage`: reconstruction + KL.
+r"""Training an autoencoder for `flowdiff.data.first_stage`: reconstruction + KL.
 
     loss = mean over pixels of (x − x̂)²/(2s²)  +  kl_weight · KL(q(z|x) ‖ N(0, I)) / pixels,
     z = μ(x) + ς(x)·ε,    x̂ = decoder(z),    KL = ½ Σ (μ² + ς² − 1 − log ς²)
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from flowdiff import checkpoint, plots, trusted
 from flowdiff.data.base import ImageData
+from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.extractors import Extractor
 from flowdiff.files import write_json
-from flowdiff.first_stage import AutoencoderKL
 from flowdiff.metrics.base import Result
+from flowdiff.metrics.extractors.extractor import Extractor
 from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
+from flowdiff.metrics.quantities import Quantity, resolved
 from flowdiff.optimisation import Optimised
 from flowdiff.options import Length, Positive, Range, Size, checked
-from flowdiff.quantities import Quantity, resolved
 
 FOLDER = "autoencoder"  # in the run's folder
 MEASURED = 2000  # images that scale and shift, and the errors, are measured on

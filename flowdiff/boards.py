@@ -27,9 +27,9 @@ from torch.utils.tensorboard import SummaryWriter
 from flowdiff import cli
 from flowdiff.callbacks import bucket_names
 from flowdiff.errors import is_number
-from flowdiff.names import snake_case
 from flowdiff.options import leaves
 from flowdiff.swept import values_of
+from flowdiff.text import snake_case
 
 Value = str | float
 #: Columns of HParams: None, a configuration group, whose choice is shown; or the least and greatest sensible number.

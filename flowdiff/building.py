@@ -17,22 +17,16 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import (
-    checkpoint,
-    cli,
-    mistakes,
-    stored_words,
-    trusted,
-)
-from flowdiff.augment import Augmentation
+from flowdiff import checkpoint, cli, mistakes, stored_words, trusted
 from flowdiff.boards import missing_parts
 from flowdiff.callbacks import Checkpoints
 from flowdiff.data.base import ImageData
-from flowdiff.denoisers import Denoiser
-from flowdiff.embeddings import Conditioning
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
-from flowdiff.generate import make
-from flowdiff.losses import Mixture
+from flowdiff.model.construction import make
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.objectives.augmentation import Augmentation
+from flowdiff.objectives.losses import Mixture
 from flowdiff.options import leaves
 from flowdiff.words import is_typed
 
@@ -172,7 +166,7 @@ def fall_back(config: dict[str, Any], denoiser: Denoiser, words: list[str]) -> N
     loss = make(config["loss"], "loss")
     unusable = loss.needs_likelihood and not denoiser.normalized
     if unusable and not is_typed("loss", words) and (isinstance(loss, Mixture) or not denoiser.has_density):
-        config["loss"] = {"_target_": "flowdiff.losses.Denoising"}
+        config["loss"] = {"_target_": "flowdiff.objectives.losses.Denoising"}
         print("this model has no likelihood of x: training with loss=denoising", flush=True)
     sampler = make(config["sampler"], "sampler")
     lacking = sampler.lacks(denoiser)
@@ -196,7 +190,7 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
         for word in words:
             if word.split("=")[0].lstrip("+") == "augment":
                 raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")
-        config["augment"] = {"_target_": "flowdiff.augment.Augmentation", "_partial_": True}
+        config["augment"] = {"_target_": "flowdiff.objectives.augmentation.Augmentation", "_partial_": True}
         print(f"augmentation needs {lacking}: training with augment=none", flush=True)
         return Augmentation(context_dim)
     return augmentation

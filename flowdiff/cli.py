@@ -35,9 +35,8 @@ from flowdiff.configs import config_dir
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, shown
 from flowdiff.files import write_text
 from flowdiff.interrupts import Interrupted, Interrupts
-from flowdiff.names import snake_case
 from flowdiff.status import Status, to_log_file
-from flowdiff.text import one_line
+from flowdiff.text import one_line, snake_case
 from flowdiff.words import typed_words
 
 Task = Callable[[DictConfig], Any]

@@ -25,8 +25,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from flowdiff import tables
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.files import made, write_text
+from flowdiff.metrics.quantities import Better, Quantity, stored
 from flowdiff.paths import Unreadable
-from flowdiff.quantities import Better, Quantity, stored
 from flowdiff.runfiles import read, read_json
 from flowdiff.text import cut, one_line
 
@@ -212,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--samples", type=int, default=20, help="images drawn for each value of a key; 0: none")
     given = parser.parse_args(words)
-    from flowdiff.report import page, summary  # they read this module
+    from flowdiff.report import page, summary
 
     try:
         at_least("--samples", given.samples, 0)

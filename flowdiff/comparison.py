@@ -20,11 +20,12 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import Checkpoint
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.collect import Job, better, compare_by_rmse, read_job
-from flowdiff.denoisers import Denoiser
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import write_text
-from flowdiff.generate import BatchedSampler, make
-from flowdiff.samplers import Ancestral
+from flowdiff.model.construction import make
+from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.batched import BatchedSampler
 from flowdiff.sampling import pick_device
 from flowdiff.tables import Bold
 from flowdiff.text import to_markdown

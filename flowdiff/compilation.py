@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.denoisers import Denoiser
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
 from flowdiff.flows.logdet import Probes
-from flowdiff.losses import Loss
+from flowdiff.objectives.losses import Loss
 
 BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 

@@ -18,17 +18,18 @@ from flowdiff import tables, trusted
 from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.comparison import Rival, compared, opened_rival
-from flowdiff.data import ImageData
-from flowdiff.denoisers import Denoiser
+from flowdiff.data.base import ImageData
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json
-from flowdiff.generate import BatchedSampler, default_tile, from_config, make
 from flowdiff.metrics.base import Evaluand, Metric, measure
+from flowdiff.model.construction import from_config, make
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.progress import Progress
 from flowdiff.requests import EvaluateRequest, check_request
+from flowdiff.samplers.batched import BatchedSampler, default_tile
 from flowdiff.sampling import data_of, density_of, given_root, opened, output_folder, plain
-from flowdiff.statistics import DataStatistics
 from flowdiff.words import override
 
 

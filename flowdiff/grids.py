@@ -14,12 +14,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from flowdiff import generate, plots
+from flowdiff import plots
 from flowdiff.autoencoder import Autoencoder
 from flowdiff.metrics.base import Evaluand, Metric, measure
+from flowdiff.model.construction import from_config
 from flowdiff.module import Diffusion
 from flowdiff.optimisation import Optimised
 from flowdiff.options import Length, Range, Sigma, checked
+from flowdiff.samplers.batched import seeds_from
 
 
 class Picture(Callback):
@@ -63,10 +65,10 @@ class SampleGrid(Picture):
         data, denoiser = module.data, module.denoiser
         images = data.has_images
         n = self.rows * self.columns if images else 2000
-        sampler = generate.from_config(denoiser, module.config, images=data.levels is not None)
+        sampler = from_config(denoiser, module.config, images=data.levels is not None)
         classes = denoiser.num_classes
         labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
-        x = sampler(labels, generate.seeds_from(0, n), what="sample grid")
+        x = sampler(labels, seeds_from(0, n), what="sample grid")
         if images:
             return plots.image_grid(data.to_uint8(x), columns=self.columns)
         log_prob = None
@@ -136,7 +138,7 @@ class ValidationMetrics(Callback):
 
         assert isinstance(pl_module, Diffusion)
         denoiser, data, config = pl_module.denoiser, pl_module.data, pl_module.config
-        batched = generate.from_config(denoiser, config, images=data.levels is not None)
+        batched = from_config(denoiser, config, images=data.levels is not None)
         device = next(denoiser.parameters()).device
         sample, sigma = SeededSampler(batched), float(config["sigma_min"])
         model = Evaluand(denoiser, data, sample=sample, sigma_min=sigma, device=device, split="val")

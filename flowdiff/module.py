@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.augment import Augmentation, augmented
 from flowdiff.compilation import compiled
 from flowdiff.data.base import ImageData
-from flowdiff.denoisers import Denoiser
-from flowdiff.dropout import dropout
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.flows.logdet import fresh_probes
-from flowdiff.losses import Loss
-from flowdiff.noise import NoiseDistribution
+from flowdiff.nn.dropout import dropout
+from flowdiff.objectives.augmentation import Augmentation, augmented
+from flowdiff.objectives.losses import Loss
+from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
 
 

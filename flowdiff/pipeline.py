@@ -32,13 +32,13 @@ from PIL import Image
 from torch import Tensor
 
 from flowdiff.checkpoint import Stored, build_denoiser
+from flowdiff.data.first_stage import units
+from flowdiff.data.labels import resolve_labels
 from flowdiff.data.quantise import to_levels, to_uint8
+from flowdiff.denoisers.wrappers import Clipped, Guided
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.facts import check_entry
 from flowdiff.files import write_json, write_text
-from flowdiff.first_stage import units
-from flowdiff.labels import resolve_labels
-from flowdiff.samplers import Clipped, Guided
 
 CODE = '"""The class is part of the package flowdiff."""\n\nfrom flowdiff.pipeline import FlowdiffPipeline\n'
 #: The schedules that EulerDiscreteScheduler has too, by their names in conf/schedule.

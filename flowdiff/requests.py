@@ -14,18 +14,19 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 
-from flowdiff.activations import Activation
-from flowdiff.augment import Augmentation
 from flowdiff.autoencoder import Autoencoder
-from flowdiff.data import ImageData
-from flowdiff.denoisers import Denoiser
-from flowdiff.embeddings import Conditioning
+from flowdiff.bijections.activations import Activation
+from flowdiff.data.base import ImageData
+from flowdiff.data.first_stage import FirstStage
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.precondition import Precondition
 from flowdiff.errors import ConfigError
-from flowdiff.first_stage import FirstStage
 from flowdiff.flows.base import Flow
-from flowdiff.losses import Loss
-from flowdiff.metrics import Metric
-from flowdiff.noise import NoiseDistribution
+from flowdiff.metrics.base import Metric
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.objectives.augmentation import Augmentation
+from flowdiff.objectives.losses import Loss
+from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.options import (
     LATER,
     MANY,
@@ -42,10 +43,9 @@ from flowdiff.options import (
     Steps,
     check,
 )
-from flowdiff.precondition import Precondition
-from flowdiff.samplers import Sampler
-from flowdiff.schedules import Schedule
-from flowdiff.tasks import Task
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.schedules import Schedule
+from flowdiff.tasks.base import Task
 
 Some = Annotated[int, Range(0, MANY)]
 """How many, none among them."""

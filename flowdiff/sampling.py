@@ -20,23 +20,18 @@ from flowdiff.api import Model
 from flowdiff.checkpoint import load as load_checkpoint
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.folders import listed
+from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.data.latents import seen_through
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made, write_json, write_whole
-from flowdiff.generate import (
-    SETTINGS,
-    BatchedSampler,
-    from_config,
-    make,
-    seeds_from,
-)
-from flowdiff.labels import resolve_labels, typed_labels
+from flowdiff.model.construction import SETTINGS, from_config, make
 from flowdiff.options import check
 from flowdiff.paths import shown
 from flowdiff.plots import density_scatter, image_grid, save_png
 from flowdiff.requests import SampleRequest, check_levels, check_request, find_target
-from flowdiff.samplers import Sampler
-from flowdiff.schedules import Schedule
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.schedules import Schedule
 
 KEPT = (*SETTINGS, "guidance_scale")
 
@@ -86,7 +81,7 @@ def build_task(cfg: DictConfig) -> Any:
 
 def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
     """Do a task, write and print what came of it."""
-    from flowdiff.tasks import Request
+    from flowdiff.tasks.base import Request
 
     data = functools.cache(lambda: data_of(model, *given_root(cfg)))
     wanted = typed_labels(plain(cfg.class_label), model.class_names)

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from flowdiff.errors import ConfigError
-from flowdiff.quantities import declared
+from flowdiff.metrics.quantities import declared
 
 KEY = "optimized_metric"
 

@@ -63,3 +63,8 @@ def to_label(text: object) -> str:
 def is_number(word: str) -> bool:
     """Whether it is one, as a spreadsheet reads it."""
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word.strip()) is not None
+
+
+def snake_case(name: str) -> str:
+    """``TwoMoons`` to ``two_moons``, ``Dpmpp2mSde`` to ``dpmpp_2m_sde``."""
+    return re.sub(r"(?<=.)([A-Z]|(?<!\d)\d)", r"_\1", name).lower()

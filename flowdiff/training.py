@@ -13,17 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import (
-    autoencoder,
-    below,
-    boards,
-    checkpoint,
-    generate,
-    going_on,
-    lock,
-    processes,
-    seal,
-)
+from flowdiff import autoencoder, below, boards, checkpoint, going_on, lock, processes, seal
 from flowdiff.building import (
     build_augmentation,
     build_trainer,
@@ -43,22 +33,24 @@ from flowdiff.compilation import check_compiler
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
-from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.precondition import Gaussianised
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.evaluation import build_metrics, evaluate_run, final_columns, report_autoencoder
 from flowdiff.facts import about, one_line
 from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
-from flowdiff.generate import make
 from flowdiff.interrupts import Interrupted, Interrupts
 from flowdiff.loggers import CSVLogger, TensorBoardLogger
-from flowdiff.losses import Noised
-from flowdiff.metrics import Metric
+from flowdiff.metrics.base import Metric
+from flowdiff.model.construction import make
 from flowdiff.module import Diffusion
-from flowdiff.noise import NoiseDistribution
+from flowdiff.objectives.losses import Noised
+from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.optimisation import Optimised
-from flowdiff.precondition import Gaussianised
 from flowdiff.requests import TrainRequest, check_request, find_target
+from flowdiff.samplers import batched
 from flowdiff.swept import swept_keys
 from flowdiff.words import command, override, typed_words
 
@@ -168,7 +160,7 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
         denoiser = make(config["denoiser"], "denoiser", Denoiser, shape=list(data.shape), num_classes=data.num_classes)
     fall_back(config, denoiser, words)
     augmentation = build_augmentation(config, denoiser, data, words)
-    generate.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
+    batched.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
     if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
         print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)

@@ -113,8 +113,8 @@ WORDS = (
     "no such word",
     "=",
 )
-SDXL = {"_target_": "flowdiff.sdxl.SDXL", "path": "someone/something"}
-HUB = {"_target_": "flowdiff.first_stage.AutoencoderKL", "path": "someone/something", "cache": "OUTSIDE"}
+SDXL = {"_target_": "flowdiff.denoisers.sdxl.SDXL", "path": "someone/something"}
+HUB = {"_target_": "flowdiff.data.first_stage.AutoencoderKL", "path": "someone/something", "cache": "OUTSIDE"}
 
 
 def nested(depth: int) -> list[Any]:
@@ -180,13 +180,13 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
         "command": "os.system",
         "collect": "torch.utils.collect_env.run",
         "function": "flowdiff.files.write_text",
-        "trains": "flowdiff.extractors.train.main",
+        "trains": "flowdiff.metrics.extractors.train.main",
         "module": "flowdiff.checkpoint.subprocess.run",
         "look": "flowdiff.activаtions.ELU",
         "wandb": "flowdiff.loggers.wandb_logger",
         "logger": "flowdiff.loggers.CSVLogger",
         "trainer": "lightning.pytorch.Trainer",
-        "hub": "flowdiff.first_stage.AutoencoderKL",
+        "hub": "flowdiff.data.first_stage.AutoencoderKL",
     }.items():
         node = {"_target_": target, "command": SHELL, "save_dir": "OUTSIDE", "path": "someone/something"}
         yield f"flow_{name}", _config("denoiser", "flow", value=node)

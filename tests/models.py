@@ -10,10 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from flowdiff.activations import Context, GatedActivation
-from flowdiff.denoisers import Denoiser, ScoreFlow
-from flowdiff.marginals import PIECES, Marginals
-from flowdiff.statistics import DataStatistics
+from flowdiff.bijections.marginals import PIECES, Marginals
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.score_flow import ScoreFlow
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
 
 IMAGE = (1, 4, 4)
 CLASSES = 3

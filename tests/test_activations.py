@@ -6,20 +6,11 @@ from configs import build, choices, node
 from hydra.utils import instantiate
 from torch import Tensor
 
-from flowdiff.activations import (
-    ELU,
-    Activation,
-    Context,
-    GatedActivation,
-    Identity,
-    LeakyReLU,
-    Softplus,
-    Spline,
-    Swish,
-    Tanh,
-)
+from flowdiff.bijections.activations import ELU, Activation, Identity, LeakyReLU, Softplus, Spline, Swish, Tanh
+from flowdiff.bijections.splines import knots, spline
 from flowdiff.errors import ConfigError, shown
-from flowdiff.splines import knots, spline
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
 
 ACTIVATIONS = choices("activation")
 every = pytest.mark.parametrize("name", ACTIVATIONS)

@@ -8,9 +8,9 @@ import torch
 from configs import build, choices
 from models import points, random_flow
 
-from flowdiff.augment import Affine, Augmentation, augmented
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 from flowdiff.errors import ConfigError
+from flowdiff.objectives.augmentation import Affine, Augmentation, augmented
 
 every = pytest.mark.parametrize("name", choices("augment"))
 LEVELS = 17

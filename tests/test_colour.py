@@ -15,11 +15,13 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10 as Torchvision
 from trained import composed
 
-from flowdiff.data import CIFAR10, ImageData, Patches
+from flowdiff.data.base import ImageData
+from flowdiff.data.cifar10 import CIFAR10
+from flowdiff.data.patches import Patches
+from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
 from flowdiff.plots import image_grid
 from flowdiff.sample import sample
-from flowdiff.statistics import DataStatistics
 from flowdiff.train import train
 
 STEPS = (

@@ -23,11 +23,11 @@ from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
 from flowdiff import checkpoint, compilation, training
-from flowdiff.augment import augmented
 from flowdiff.compilation import check_compiler, compiled
-from flowdiff.denoisers import Denoiser
-from flowdiff.dropout import dropout
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
+from flowdiff.nn.dropout import dropout
+from flowdiff.objectives.augmentation import augmented
 from flowdiff.train import train
 
 Graphs = list[torch.fx.GraphModule]

@@ -15,10 +15,13 @@ from models import CLASSES, IMAGE, make, points, random_flow, randomise, statist
 from sdxl import tiny_sdxl
 from torch import Tensor
 
-from flowdiff import denoisers
-from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.denoisers import base
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.score_flow import ScoreFlow
+from flowdiff.denoisers.wrappers import Clipped
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.samplers import Clipped, Heun, IndexedNoise
+from flowdiff.samplers.noise import IndexedNoise
+from flowdiff.samplers.ode import Heun
 
 sys.path.insert(0, str(Path(__file__).parent / "samplers"))
 from k_diffusion_sampling import sampling  # noqa: E402
@@ -255,7 +258,7 @@ def test_bits_under_autocast(flow: str) -> None:
 def test_a_loss_makes_no_tensor_of_another_device(flow: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device a tensor of the CPU would be refused, as on a GPU."""
     model = make(flow=flow, precondition="gaussianised" if flow == "coupling" else "annealed").to("meta")
-    monkeypatch.setattr(denoisers, "check_labels", lambda *given: None)  # it looks at values
+    monkeypatch.setattr(base, "check_labels", lambda *given: None)  # it looks at values
     for name_of, nothing in (("autocast", nullcontext()), ("is_autocast_enabled", False), ("get_autocast_dtype", None)):
         monkeypatch.setattr(torch, name_of, lambda *given, value=nothing, **options: value)  # meta has none
     x0, eps = torch.empty(2, 5, *IMAGE, device="meta")

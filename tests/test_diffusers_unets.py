@@ -9,9 +9,9 @@ from conftest import BARE, Compose
 from models import CLASSES, make, points, randomise, statistics
 
 from flowdiff.checkpoint import load
-from flowdiff.diffusers_unets import DiffusersDenoiser, sdxl_unet
-from flowdiff.dropout import dropout
+from flowdiff.denoisers.diffusers_unets import DiffusersDenoiser, sdxl_unet
 from flowdiff.errors import ConfigError
+from flowdiff.nn.dropout import dropout
 from flowdiff.training import train
 
 SHAPE = (1, 7, 7)

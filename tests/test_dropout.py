@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import IMAGE, make, randomise
 
-from flowdiff.dropout import Dropout, dropout
+from flowdiff.nn.dropout import Dropout, dropout
 
 
 @pytest.mark.parametrize("flow", ["coupling", "conv", "spectral", "residual", "transformer"])

@@ -11,13 +11,14 @@ import pytest
 import torch
 from trained import checkpoint, composed, edited
 
-from flowdiff import evaluation, generate
+from flowdiff import evaluation
 from flowdiff.checkpoint import load
 from flowdiff.collect import collect
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluate import checkpoints_of, evaluate, expanded, run_of
 from flowdiff.evaluation import evaluate_run
 from flowdiff.report import summary
+from flowdiff.samplers import batched
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -146,7 +147,7 @@ def test_a_checkpoint_does_not_choose_what_is_called(tmp_path: Path) -> None:
 def test_evaluations_with_other_seeds_share_no_sample() -> None:
     seen: list[list[int]] = []
 
-    class Recorded(generate.BatchedSampler):
+    class Recorded(batched.BatchedSampler):
         def __init__(self) -> None:
             self.nonfinite = 0
 

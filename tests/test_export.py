@@ -21,7 +21,7 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.export import export
 from flowdiff.pipeline import scheduler_of
 from flowdiff.sample import sample
-from flowdiff.samplers import IndexedNoise
+from flowdiff.samplers.noise import IndexedNoise
 
 diffusers = pytest.importorskip("diffusers")
 LABELS = [0, 1, 2, 3]

@@ -10,8 +10,8 @@ import torch
 from autoencoders import network, saved
 from torch import Tensor
 
+from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.errors import ConfigError
-from flowdiff.first_stage import AutoencoderKL
 
 
 def images(n: int = 5, channels: int = 1, size: int = 8) -> Tensor:

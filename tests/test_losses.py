@@ -9,10 +9,10 @@ from configs import build, choices
 from models import IMAGE, make, points, random_flow, randomise
 from torch import Tensor
 
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.fokker_planck import rademacher
-from flowdiff.losses import AnnealedMixture, Denoising, FokkerPlanck, Likelihood, Loss, Mixture
+from flowdiff.objectives.fokker_planck import rademacher
+from flowdiff.objectives.losses import AnnealedMixture, Denoising, FokkerPlanck, Likelihood, Loss, Mixture
 
 every = pytest.mark.parametrize("name", choices("loss"))
 WITH_LIKELIHOOD = [name for name in choices("loss") if build("loss", name).needs_likelihood]

@@ -7,9 +7,9 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
+from flowdiff.bijections.marginals import BROAD, PIECES, Marginals, gaussianise, pull, pull_inverse
 from flowdiff.data.base import loaded
 from flowdiff.data.digits import Digits
-from flowdiff.marginals import BROAD, PIECES, Marginals, gaussianise, pull, pull_inverse
 
 
 @pytest.fixture

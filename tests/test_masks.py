@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from flowdiff.errors import ConfigError
-from flowdiff.masks import SHAPES, missing_pixels
+from flowdiff.samplers.masks import SHAPES, missing_pixels
 
 SHAPE = (3, 6, 8)
 SEEDS = torch.arange(4)

@@ -12,9 +12,9 @@ from conftest import ROOT, environment
 from peaks import peak_of
 from torch import Tensor
 
-from flowdiff.denoisers import Denoiser
-from flowdiff.generate import BatchedSampler
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.metrics.base import rows_at_once
+from flowdiff.samplers.batched import BatchedSampler
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel is not Linux")
 

@@ -8,7 +8,7 @@ import torch
 from configs import build, choices
 
 from flowdiff.errors import ConfigError
-from flowdiff.noise import Fixed, LogNormal, LogUniform
+from flowdiff.objectives.noise import Fixed, LogNormal, LogUniform
 
 
 @pytest.mark.parametrize("name", choices("noise"))

@@ -11,9 +11,9 @@ from PIL import Image
 from trained import composed
 
 import flowdiff
+from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluate import evaluate
-from flowdiff.labels import resolve_labels, typed_labels
 from flowdiff.resume import resumed
 from flowdiff.sample import sample
 from flowdiff.training import train

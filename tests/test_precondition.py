@@ -9,9 +9,10 @@ from configs import build, choices
 from models import CLASSES, statistics
 from torch import Tensor
 
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 from flowdiff.data.quantise import centres, dequantise
-from flowdiff.precondition import (
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.precondition import (
     Annealed,
     Gaussian,
     Gaussianised,
@@ -20,7 +21,6 @@ from flowdiff.precondition import (
     Standardized,
     normal_log_prob,
 )
-from flowdiff.statistics import DataStatistics
 
 D = 6
 every = pytest.mark.parametrize("name", choices("precondition"))
@@ -158,7 +158,7 @@ def test_many_coordinates_have_a_diagonal_covariance(name: str, monkeypatch: pyt
     s = moments()
     full = build("precondition", name)(dim=D, num_classes=CLASSES).double()
     full.fit(dataclasses.replace(s, eigenvectors=torch.eye(D, dtype=torch.float64)))
-    monkeypatch.setattr("flowdiff.precondition.MOST_DIM", D - 1)
+    monkeypatch.setattr("flowdiff.denoisers.precondition.MOST_DIM", D - 1)
     diagonal = build("precondition", name)(dim=D, num_classes=CLASSES).double()
     diagonal.fit(dataclasses.replace(s, eigenvectors=None))
     assert diagonal.eigenvectors.numel() == 0
@@ -172,7 +172,7 @@ def test_statistics_of_many_coordinates(monkeypatch: pytest.MonkeyPatch) -> None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 4, generator=generator) * torch.tensor([1.0, 2.0, 0.5, 0.1])
     full = DataStatistics.from_data(x, None, 0, noise_variance=0.01)
-    monkeypatch.setattr("flowdiff.statistics.MOST_DIM", 3)
+    monkeypatch.setattr("flowdiff.data.statistics.MOST_DIM", 3)
     diagonal = DataStatistics.from_data(x, None, 0, noise_variance=0.01)
     assert diagonal.eigenvectors is None
     torch.testing.assert_close(diagonal.eigenvalues, x.var(0, correction=0) + 0.01)

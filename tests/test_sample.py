@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from trained import checkpoint, composed, edited
 
-from flowdiff import cli, plots, samplers, schedules
+from flowdiff import cli, plots, samplers
+from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.generate import BatchedSampler, seeds_from
-from flowdiff.labels import resolve_labels
 from flowdiff.progress import Progress
 from flowdiff.sample import sample
+from flowdiff.samplers import schedules
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
 
 
 def draw(folder: Path, *words: str, model: str = "digits") -> Any:

@@ -6,9 +6,10 @@ from analytic import GaussianDenoiser
 from configs import build, choices
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Clipped
 from flowdiff.errors import ConfigError, shown
-from flowdiff.samplers import Clipped, Euler, Heun
-from flowdiff.schedules import Adaptive, Cosine, Geometric, Karras, Linear, Polyexponential, Schedule, Vp
+from flowdiff.samplers.ode import Euler, Heun
+from flowdiff.samplers.schedules import Adaptive, Cosine, Geometric, Karras, Linear, Polyexponential, Schedule, Vp
 
 SCHEDULES = choices("schedule")
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from flowdiff import cli, collect, search
 from flowdiff.errors import ConfigError
-from flowdiff.metrics import Metric
-from flowdiff.quantities import Quantity
+from flowdiff.metrics.base import Metric
+from flowdiff.metrics.quantities import Quantity
 
 WORDS = (
     *("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"),

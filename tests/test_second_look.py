@@ -14,8 +14,8 @@ from flowdiff import below, collect, stored_words
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluate import expanded, run_of
 from flowdiff.facts import check_entry
-from flowdiff.generate import default_tile
 from flowdiff.loggers import MOST, Rows
+from flowdiff.samplers.batched import default_tile
 
 
 class Reserved:

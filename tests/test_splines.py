@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
+from flowdiff.bijections.splines import Knots, knots, slope_bounds, spline, spline_inverse
 from flowdiff.options import LogSlope, problem
-from flowdiff.splines import Knots, knots, slope_bounds, spline, spline_inverse
 
 BINS, BOUND, MOST = 8, 4.0, 2.0
 

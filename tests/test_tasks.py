@@ -14,7 +14,7 @@ from trained import checkpoint, composed
 
 import flowdiff
 from flowdiff.api import Model
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.sample import sample
 from flowdiff.tasks.latent import slerp

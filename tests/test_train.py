@@ -18,8 +18,8 @@ from torch import Tensor
 from flowdiff import checkpoint, cli, mistakes, training
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.losses import AnnealedMixture
 from flowdiff.module import Diffusion
+from flowdiff.objectives.losses import AnnealedMixture
 from flowdiff.train import train
 
 #: Words that a choice needs beside it to train in a test: its own sizes in place of those of the default flow.
@@ -396,7 +396,7 @@ def test_without_a_likelihood_the_default_loss_says_what_it_does(
     train(config(*BARE, word, *small, "trainer.max_steps=1", "trainer.limit_val_batches=1"))
     assert "no likelihood of x: training with loss=denoising" in capsys.readouterr().out
     stored = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["flowdiff"]["config"]
-    assert stored["loss"] == {"_target_": "flowdiff.losses.Denoising"}
+    assert stored["loss"] == {"_target_": "flowdiff.objectives.losses.Denoising"}
 
 
 def test_an_experiment_made_for_flows_trains_the_unet(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,17 +19,18 @@ from hostile import MARK, WORDS, Runs
 from PIL import Image
 from trained import checkpoint, composed, edited
 
-from flowdiff import api, below, masks, resume, seal, sweeps, trusted
+from flowdiff import api, below, resume, seal, sweeps, trusted
 from flowdiff import checkpoint as checkpoints
 from flowdiff.budget import Budget
 from flowdiff.building import plain
 from flowdiff.configs import config_dir, vocabulary
-from flowdiff.data import MNIST
+from flowdiff.data.mnist import MNIST
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluate import run_of
 from flowdiff.exporting import export
 from flowdiff.facts import check_entry
 from flowdiff.metrics.fidelity import check_tensors
+from flowdiff.samplers import masks
 from flowdiff.sampling import data_of
 from flowdiff.train import train
 
@@ -38,7 +39,7 @@ from flowdiff.train import train
 
 def test_a_group_may_name_what_its_files_name_and_those_they_refer_to() -> None:
     targets = vocabulary().targets
-    assert "flowdiff.activations.ELU" in targets["denoiser"], "by way of the flow"
+    assert "flowdiff.bijections.activations.ELU" in targets["denoiser"], "by way of the flow"
     assert "flowdiff.metrics.FrechetDistance" in targets["callbacks"], "by way of a list of defaults"
     assert not any(target.startswith(("flowdiff.callbacks", "lightning")) for target in targets["denoiser"])
     assert targets["trainer"] == {"lightning.pytorch.Trainer"}

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from flowdiff import api
-from flowdiff.activations import GatedActivation
 from flowdiff.collect import collect
-from flowdiff.data import Digits
 from flowdiff.data.base import loaded
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.data.digits import Digits
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_text
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.tables import to_csv, to_markdown
 
 SIGMAS = (0.05, 0.2, 0.5, 1.0)

@@ -30,11 +30,12 @@ from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
 from flowdiff import cli, mistakes
-from flowdiff.data import ImageData
-from flowdiff.data.base import loaded
+from flowdiff.data.base import ImageData, loaded
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_json
-from flowdiff.metrics import BitsPerDim, Evaluand, FrechetDistance, Metric, Recognised, measure
+from flowdiff.metrics.base import Evaluand, Metric, measure
+from flowdiff.metrics.frechet import FrechetDistance, Recognised
+from flowdiff.metrics.likelihood import BitsPerDim
 
 VALIDATIONS = 12
 

@@ -27,9 +27,9 @@ from experiments.benchmarks.speeds import DEFAULT, EPOCH, IMAGES, SAMPLING, Meas
 from experiments.benchmarks.table import machine_words
 from flowdiff import cli
 from flowdiff.api import Model, load
+from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
-from flowdiff.generate import seeds_from
-from flowdiff.labels import resolve_labels
+from flowdiff.samplers.batched import seeds_from
 from flowdiff.sampling import build_data
 from flowdiff.training import train
 

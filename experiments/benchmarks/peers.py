@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from flowdiff.data import ImageData
+from flowdiff.data.base import ImageData
 
 
 class Peer(nn.Module):

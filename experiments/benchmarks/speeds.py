@@ -1,7 +1,7 @@
 """Speeds of contenders as tables and a picture: each cell is the median over the rounds (min–max).
 
 A row is a contender and a `Measure`: ``value`` and ``ratio`` (to the default's value in the same round) are each
-(min, median, max), beside the evaluations of a sample that `flowdiff.generate.BatchedSampler` counted.
+(min, median, max), beside the evaluations of a sample that `flowdiff.samplers.batched.BatchedSampler` counted.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowdiff import building, checkpoint, cli, mistakes
 from flowdiff.compilation import compiled
 from flowdiff.data.base import loaded
-from flowdiff.denoisers import Denoiser
+from flowdiff.denoisers.base import Denoiser
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from flowdiff import checkpoint, cli
 from flowdiff.building import plain
-from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.data.first_stage import AutoencoderKL
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.files import write_text
-from flowdiff.first_stage import AutoencoderKL
-from flowdiff.losses import Likelihood, Mixture
-from flowdiff.statistics import DataStatistics
+from flowdiff.objectives.losses import Likelihood, Mixture
 
 LOSSES = {"likelihood": Likelihood, "mixture": Mixture}
 ADDRESS_SPACE = 18 << 30

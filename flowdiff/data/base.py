@@ -10,9 +10,9 @@ from torch import Tensor
 
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
+from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.options import Count, Seed, Workers, checked
-from flowdiff.statistics import DataStatistics
 
 SPLITS = ("train", "val", "test")
 Split = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ class ImageData(lightning.LightningDataModule):
         levels: number L of integer levels of a pixel; None for continuous data.
         batch_size: samples per training step and process.
         seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
-        extractor: the feature extractor in ``flowdiff.extractors`` for these images; None if there is none.
+        extractor: the feature extractor in ``flowdiff.metrics.extractors`` for these images; None if there is none.
         class_names: names of the classes, in the order of the labels.
         num_workers: threads that make batches ahead of the step (`flowdiff.data.loader`).
 

@@ -1,6 +1,6 @@
 r"""A data set seen through a first stage: latents in place of pixels, encoded once and kept on disk.
 
-A row of the encoded data is (μ, ς), the mean and standard deviation of the posterior (flowdiff.first_stage); what a
+A row of the encoded data is (μ, ς), the mean and standard deviation of the posterior (`data.first_stage`); what a
 model is trained on is drawn from it anew each time, x0 = μ + ς·ε.
 
 The cache of one split is a folder, named by the data set, the split and a hash of the images themselves, the
@@ -25,9 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
+from flowdiff.data.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.errors import ConfigError
 from flowdiff.files import made, write_whole
-from flowdiff.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.progress import Progress
 
 ROWS = 1024

@@ -21,9 +21,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, per_sample
-from flowdiff.flows.base import Flow, soft_bound
-from flowdiff.modes import within
+from flowdiff.flows.base import Flow
+from flowdiff.flows.context import Context
+from flowdiff.nn.bounds import soft_bound
+from flowdiff.nn.modes import within
+from flowdiff.tensors import per_sample
 
 BOUND, LIMIT = 4.0, 3.0  # of |s|: what training can reach, and what data may set
 

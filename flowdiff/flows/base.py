@@ -3,7 +3,7 @@ r"""The contract of every flow: an invertible map whose log-determinant is known
     z, logdet = f(u; σ, c),      log p(u) = log N(z; 0, I) + logdet,      u = f⁻¹(z; σ, c).
 
 Flows compose: (f₂∘f₁) has the sum of the log-determinants. Every flow is the identity at initialisation, and every
-learned deviation from it is multiplied by κ(σ) (see :mod:`flowdiff.precondition`). Log-scales are softly bounded,
+learned deviation from it is multiplied by κ(σ) (see `denoisers.precondition`). Log-scales are softly bounded,
 s·tanh(·/s), and what a network is shown is bounded as well, so that far from the data, where nothing was learned,
 a flow is an affine map with moderate slopes and its score stays finite.
 """
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation, Context, GatedActivation
+from flowdiff.bijections.activations import Activation
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.logdet import Probes
-from flowdiff.statistics import DataStatistics
 
 ActivationFactory = Callable[[], Activation]
 
@@ -73,21 +75,3 @@ class Composite(Flow):
         for step in reversed(self.steps):
             h = step.inverse(h, context)  # type: ignore[operator]
         return h.reshape(z.shape)
-
-
-def soft_bound(x: Tensor, bound: float) -> Tensor:
-    """bound·tanh(x/bound): x near 0, never beyond ±bound."""
-    return bound * torch.tanh(x / bound)
-
-
-def soft_limit(x: Tensor, limit: float = 8.0) -> Tensor:
-    """x/√(1 + (x/limit)²): what a network sees of its input. Data are within ±4 after whitening."""
-    return x * torch.rsqrt(1 + (x / limit).square())
-
-
-def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that gives 0 at initialisation."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import Context, GatedActivation, per_sample
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM, PLULinear
-from flowdiff.flows.networks import ConvNet
+from flowdiff.nn.bounds import soft_bound
+from flowdiff.nn.networks import ConvNet
 from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
+from flowdiff.tensors import per_sample
 
 
 class ChannelMixing(Flow):

@@ -4,7 +4,7 @@ Split the coordinates into a and b by a fixed pattern; a passes unchanged and de
 
     y_a = x_a,     y_b = T(x_b; θ),     θ = κ·network(x_a, e),     log|det| = Σ log T'(x_b; θ),
 
-with T affine or a spline (:mod:`flowdiff.flows.transforms`). Consecutive steps transform complementary halves.
+with T affine or a spline (:mod:`flowdiff.bijections.transforms`). Consecutive steps transform complementary halves.
 """
 
 import math
@@ -12,11 +12,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation
+from flowdiff.bijections.transforms import Affine, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
-from flowdiff.flows.networks import ResidualMLP
-from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
+from flowdiff.nn.networks import ResidualMLP
 from flowdiff.options import Layers, LogScale, Size, checked
 
 

@@ -18,11 +18,12 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError
 from flowdiff.flows.actnorm import ActNorm
 from flowdiff.flows.base import ActivationFactory, Flow
+from flowdiff.flows.context import Context
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM
 from flowdiff.options import Layers, LogScale, Range, Size, checked
 

@@ -13,10 +13,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation, per_sample
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound, zero_linear
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
+from flowdiff.nn.bounds import soft_bound, zero_linear
 from flowdiff.options import Count, Layers, checked
+from flowdiff.tensors import per_sample
 
 MOST_DIM = 8192  # of one PLU map: 0.5 GB
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.modes import within
+from flowdiff.nn.modes import within
 
 FIXED_PROBES = 8
 LONG_SERIES = 32

@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import Context, GatedActivation, per_sample
-from flowdiff.dropout import Dropout
+from flowdiff.bijections.transforms import Affine, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_limit
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
 from flowdiff.flows.conv import Unshuffled
-from flowdiff.flows.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.flows.gated import GatedActivation
+from flowdiff.nn.bounds import soft_limit
+from flowdiff.nn.dropout import Dropout
 from flowdiff.options import Layers, LogScale, Range, Size, checked
+from flowdiff.tensors import per_sample
 
 
 class MaskedConv2d(nn.Module):

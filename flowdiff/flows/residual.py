@@ -4,7 +4,7 @@ r"""Invertible residual flows (Behrmann et al. 2019, arXiv:1811.00995; Chen et a
     log|det dy/dx| = log det(I + λ·∂g/∂x),
     x = lim x_n,             x_{n+1} = y − λ·g(x_n; e),   |x_n − x| ≤ λⁿ·|x_0 − x|.
 
-g (flowdiff.flows.lipschitz) sees all coordinates at once, in place of the half that a coupling sees. What it pays is
+g (flowdiff.nn.lipschitz) sees all coordinates at once, in place of the half that a coupling sees. What it pays is
 the bound: the slopes of one step are in [1 − c, 1 + c], everywhere, and for any weights. A step also scales and shifts
 every coordinate by σ and class, where real residual flows have an ActNorm, so that many narrow steps make one flow.
 
@@ -19,12 +19,13 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM
-from flowdiff.flows.lipschitz import LipschitzMLP
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
+from flowdiff.nn.lipschitz import LipschitzMLP
 from flowdiff.options import Count, Layers, LogScale, Range, Size, checked
 
 log = logging.getLogger(__name__)

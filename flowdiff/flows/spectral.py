@@ -1,6 +1,6 @@
 r"""Couplings in the eigenbasis of the data's covariance, on nested leading subspaces.
 
-y = Qᵀu are the coordinates ordered by variance (Q: :class:`flowdiff.statistics.DataStatistics`). Most of what makes
+y = Qᵀu are the coordinates ordered by variance (Q: `data.statistics.DataStatistics`). Most of what makes
 an image legible is in a few leading ones, where a dense network is cheap. Step i couples two halves of the leading
 m_i coordinates, m_i from `leading` · (1, 1/2, 1/4, …) in turn, so that the subspaces are nested; the last step
 transforms the trailing coordinates, conditioned on all leading ones. The result is turned back, x = Qz.
@@ -13,13 +13,14 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context, GatedActivation
+from flowdiff.bijections.transforms import Affine
+from flowdiff.data.statistics import MOST_DIM, DataStatistics
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
 from flowdiff.flows.coupling import Coupling
-from flowdiff.flows.transforms import Affine
+from flowdiff.flows.gated import GatedActivation
 from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
-from flowdiff.statistics import MOST_DIM, DataStatistics
 
 
 class Rotated(Flow):

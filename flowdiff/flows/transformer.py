@@ -2,7 +2,7 @@ r"""Autoregressive transformer flow (TarFlow: Zhai et al. 2024, arXiv:2412.06329
 (arXiv:2604.20041).
 
 A sample is cut into T patches x_0 … x_{T−1} of P coordinates. A block shifts and scales every patch by what a causal
-transformer (:mod:`flowdiff.flows.attention`) makes of the patches before it, and of e, the embedding of σ and class:
+transformer (:mod:`flowdiff.nn.attention`) makes of the patches before it, and of e, the embedding of σ and class:
 
     (α_t, μ_t) = κ(σ)·network(x_{<t}, e),  α softly bounded       z_t = (x_t − μ_t)·exp(−α_t),       log|det| = −Σ α
 
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import Context, GatedActivation
 from flowdiff.errors import ConfigError
-from flowdiff.flows.attention import CausalTransformer, Decoder
-from flowdiff.flows.base import ActivationFactory, Composite, Flow, soft_bound
+from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.context import Context
+from flowdiff.flows.gated import GatedActivation
+from flowdiff.nn.attention import CausalTransformer, Decoder
+from flowdiff.nn.bounds import soft_bound
 from flowdiff.options import Count, Layers, LogScale, Positive, Size, checked
 
 MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample

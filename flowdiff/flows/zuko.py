@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import Flow, soft_limit
+from flowdiff.flows.base import Flow
+from flowdiff.flows.context import Context
+from flowdiff.nn.bounds import soft_limit
 from flowdiff.options import Layers, Size, checked
 
 FAR = 1e6

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowdiff.data import ImageData
+from flowdiff.data.base import ImageData
+from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
-from flowdiff.quantities import Quantity, preferred, resolved
-from flowdiff.statistics import DataStatistics
+from flowdiff.metrics.quantities import Quantity, preferred, resolved
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Evaluand:
     """A model under evaluation, with the data and the way of sampling that it is evaluated with.
 
     Attributes:
-        denoiser: see ``flowdiff.denoisers``; in eval mode, on ``device``.
+        denoiser: see ``flowdiff.denoisers.base``; in eval mode, on ``device``.
         data: the dataset.
         statistics: moments of the training split, for the Wiener filter.
         sample: ``sample(n, labels, seed)`` draws n samples, (n, *shape) in model space; labels (n,) or None.

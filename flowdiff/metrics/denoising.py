@@ -3,7 +3,7 @@
     denoising_ratio/σ = RMSE(D(x0 + σε; σ, c), x0) / RMSE(W(x0 + σε; σ, c), x0)
 
 with x0 the dequantised test images, ε standard normal, and W the Gaussian Wiener filter of the training split
-(``flowdiff.statistics``), which is told the class if the model is. Below 1 the model knows more of the data than the
+(`data.statistics`), which is told the class if the model is. Below 1 the model knows more of the data than the
 means of the classes and the one covariance that W takes for all of them. Two ratios compare two models only if both are
 told the class, or neither is: the condition ``filter`` says which.
 
@@ -21,8 +21,8 @@ import torch
 
 from flowdiff.metrics import class_filter
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
-from flowdiff.quantities import Quantity
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 

@@ -3,7 +3,7 @@ r"""What the derivatives of score and log-density say of a model, in float64 whe
     conservative     ‖J − Jᵀ‖ / ‖J‖ (Frobenius), J = ∂s/∂x the Jacobian of the score: 0 for a gradient field, up to
                      rounding; a free network's D gives s = (D − x)/σ², whose curl nothing forbids (Chao et al. 2022,
                      arXiv:2209.12753)
-    fokker_planck    rms(r)/rms(σ ∂σ log p), r the residual of ``flowdiff.fokker_planck``: 0 if the densities of all
+    fokker_planck    rms(r)/rms(σ ∂σ log p), r the residual of `objectives.fokker_planck`: 0 if the densities of all
                      noise levels are one diffusion
 
 at x = x0 + σε. Up to ``exact_dims`` coordinates J is exact, row by row; above, with probes v of independent signs,
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigError
-from flowdiff.fokker_planck import residual, slopes
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import no_likelihood
+from flowdiff.metrics.quantities import Quantity
+from flowdiff.objectives.fokker_planck import residual, slopes
 from flowdiff.options import Count, Length, Range, Sigma, checked
-from flowdiff.quantities import Quantity
 
 Field = Callable[[Tensor], Tensor]
 

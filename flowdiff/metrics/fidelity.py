@@ -25,12 +25,12 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.extractors import SHA256, Extractor
 from flowdiff.facts import one_line
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.metrics.extractors.extractor import SHA256, Extractor
+from flowdiff.metrics.quantities import Better, Quantity
 from flowdiff.options import OUTSIDE, Count, Range, checked
 from flowdiff.paths import regular, shown
-from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Images(Dataset[Tensor]):
 
 
 class SmallFeatures(FeatureExtractorBase):
-    """One of ``flowdiff.extractors`` in torch-fidelity's clothes, registered under its own name."""
+    """One of ``flowdiff.metrics.extractors`` in torch-fidelity's clothes, registered under its own name."""
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)

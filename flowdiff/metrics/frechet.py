@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigError
-from flowdiff.extractors import Extractor
-from flowdiff.extractors.extractor import NETWORKS
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.metrics.extractors.extractor import NETWORKS, Extractor
+from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Range, checked
-from flowdiff.quantities import Quantity
 
 Moments = tuple[Tensor, Tensor]
 

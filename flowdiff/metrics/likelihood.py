@@ -22,11 +22,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flowdiff.data import Toy
+from flowdiff.data.toy import Toy
 from flowdiff.flows.logdet import seeded_probes
 from flowdiff.metrics.base import Evaluand, Metric, Result
+from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
-from flowdiff.quantities import Quantity
 
 log = logging.getLogger(__name__)
 

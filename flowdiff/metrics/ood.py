@@ -17,9 +17,9 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
+from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
-from flowdiff.quantities import Quantity
-from flowdiff.ranks import ranks
+from flowdiff.samplers.ranks import ranks
 
 
 def auroc(own: Tensor, other: Tensor) -> tuple[float, float]:

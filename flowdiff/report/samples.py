@@ -36,7 +36,7 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
     checkpoint = next((folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()), None)
     if checkpoint is None or n == 0:
         return left_behind(job, path)
-    from flowdiff import api, plots  # they need torch: a report without samples doesn't
+    from flowdiff import api, plots
 
     try:
         model = api.load(checkpoint)

@@ -22,7 +22,7 @@ from scipy import stats
 
 from flowdiff.collect import Job, better, swept_keys
 from flowdiff.errors import ConfigError
-from flowdiff.quantities import Better
+from flowdiff.metrics.quantities import Better
 from flowdiff.tables import Bold
 
 #: Keys that tell repetitions of one setting apart, or say nothing about it.

@@ -5,12 +5,12 @@ invert, ``denoiser.score_and_log_prob`` for those with a Metropolis test), never
 for the contract.
 """
 
+from flowdiff.denoisers.wrappers import Clipped, Counted, Denoise, DenoiserLike, Guided, Tiled
 from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
-from flowdiff.samplers.base import Denoise, DenoiserLike, NoiseSource, Sampler, Step
+from flowdiff.samplers.base import NoiseSource, Sampler, Step
 from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
 from flowdiff.samplers.corrected import Mala, Ula
 from flowdiff.samplers.dpmpp_sde import DpmppSde
-from flowdiff.samplers.guidance import Clipped, Counted, Guided, Tiled
 from flowdiff.samplers.inversion import Inversion, InversionDenoise
 from flowdiff.samplers.mcmc import Mcmc
 from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms

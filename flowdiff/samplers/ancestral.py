@@ -13,8 +13,9 @@ import math
 
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Steps, checked
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 
 
 def ancestral_step(sigma_from: float, sigma_to: float, eta: float = 1.0) -> tuple[float, float]:

@@ -12,54 +12,21 @@ Levels are Python floats (float64); x keeps the dtype and the device of the nois
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flowdiff.activations import per_sample
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import FlowdiffError
-from flowdiff.names import snake_case
 from flowdiff.options import Steps, checked
+from flowdiff.text import snake_case
 
 NoiseSource = Callable[[], Tensor]
 """Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
 
-
-class DenoiserLike(Protocol):
-    """k-diffusion's and EDM's interface: x (n, *shape), sigma (n,), labels (n,) or None -> D (n, *shape)."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor: ...
-
-
-class Denoise:
-    """A denoiser with its labels bound: ``D = denoise(x, sigma)``, (n, *shape) and a float -> (n, *shape).
-
-    Args:
-        denoiser: ``D = denoiser(x, sigma, labels)``.
-        labels: (n,) or None.
-    """
-
-    def __init__(self, denoiser: Any, labels: Tensor | None = None) -> None:
-        self.denoiser = denoiser
-        self.labels = labels
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        return self.denoiser(x, x.new_full((len(x),), sigma), self.labels)
-
-    def score_and_log_prob(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The score (n, *shape) and log p (n,), up to a constant, of a denoiser with a density."""
-        return score_and_log_prob(self.denoiser, x, x.new_full((len(x),), sigma), self.labels)
-
-
-def score_and_log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The denoiser's own, from one pass; of one that has only D and ``log_prob``, (D - x) / sigma^2 and that."""
-    if hasattr(denoiser, "score_and_log_prob"):
-        return denoiser.score_and_log_prob(x, sigma, labels)
-    return (denoiser(x, sigma, labels) - x) / per_sample(sigma**2, x), denoiser.log_prob(x, sigma, labels)
-
-
 OTHERS = "euler, heun or ancestral"
+
 NEEDS = {
     "inverse": "that can be inverted (an invertible flow, conditioned by film or none, with leak > 0)",
     "density": "with a density (a flow)",

@@ -15,7 +15,7 @@ distribution; R-hat is the larger of that of z and that of the scores of |x - me
 import torch
 from torch import Tensor
 
-from flowdiff.ranks import ranks
+from flowdiff.samplers.ranks import ranks
 
 
 def split(draws: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Positive, Range, Steps, checked
 from flowdiff.samplers.ancestral import Ancestral
-from flowdiff.samplers.base import Denoise, NoiseSource
+from flowdiff.samplers.base import NoiseSource
 from flowdiff.samplers.langevin import State, StepSize, adjusted_steps, first_steps, langevin_step
 
 GROUPS = 8

@@ -13,9 +13,10 @@ from typing import Annotated
 
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.ancestral import ancestral_step
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 
 
 class DpmppSde(Sampler):

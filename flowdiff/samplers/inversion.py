@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Sigma, Steps, checked
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 from flowdiff.samplers.ode import Heun
 
 

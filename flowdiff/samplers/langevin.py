@@ -20,7 +20,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from flowdiff.activations import per_sample
+from flowdiff.tensors import per_sample
 
 Density = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x (n, *shape) -> its score (n, *shape) and log p (n,), at one noise level and with the labels bound."""

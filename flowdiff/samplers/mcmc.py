@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import Positive, Range, Sigma, Steps, checked
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 from flowdiff.samplers.chains import ess, rhat
 from flowdiff.samplers.inversion import inverted
 from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms

@@ -16,8 +16,9 @@ from typing import Annotated
 import numpy as np
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Steps, checked
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 
 
 class Dpmpp2m(Sampler):

@@ -16,9 +16,10 @@ from typing import Annotated
 
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError
 from flowdiff.options import NonNegative, Range, Steps, checked
-from flowdiff.samplers.base import Denoise, NoiseSource, Sampler
+from flowdiff.samplers.base import NoiseSource, Sampler
 
 
 class Euler(Sampler):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.data import ImageData
+from flowdiff.data.base import ImageData
+from flowdiff.data.labels import Labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
-from flowdiff.generate import BatchedSampler
-from flowdiff.labels import Labels
-from flowdiff.names import snake_case
+from flowdiff.samplers.batched import BatchedSampler
+from flowdiff.text import snake_case
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Request:
 
     Attributes:
         num_samples: rows of the picture; None: as many as the task likes.
-        class_label: see `flowdiff.labels.Labels`; None: the task's own choice.
+        class_label: see `flowdiff.data.labels.Labels`; None: the task's own choice.
         seed: result i has the seed ``seed + i``.
         data: loads the dataset that the model was trained on; called only by tasks that need images.
     """

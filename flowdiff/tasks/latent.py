@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.generate import BatchedSampler, seeds_from
-from flowdiff.labels import resolve_labels
+from flowdiff.data.labels import resolve_labels
 from flowdiff.options import Range, Sigma, Steps, checked
-from flowdiff.samplers import InversionDenoise, NoiseSource
-from flowdiff.schedules import Geometric
+from flowdiff.samplers.base import NoiseSource
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.inversion import InversionDenoise
+from flowdiff.samplers.schedules import Geometric
 from flowdiff.tasks.base import Drawn, Request, Task, choose_images
 
 

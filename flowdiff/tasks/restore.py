@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from flowdiff.api import Model
-from flowdiff.completion import complete, from_the_top
-from flowdiff.data import ImageData
+from flowdiff.data.base import ImageData
+from flowdiff.data.labels import resolve_labels
 from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError
-from flowdiff.generate import BatchedSampler, seeds_from
-from flowdiff.labels import resolve_labels
-from flowdiff.masks import missing_pixels
 from flowdiff.options import Range, Steps, checked
-from flowdiff.samplers import BlockMean, Known, Mask
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.completion import complete, from_the_top
+from flowdiff.samplers.conditional import BlockMean, Known, Mask
+from flowdiff.samplers.masks import missing_pixels
 from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
 
 Completions = Annotated[int, Range(1, 1000)]
@@ -117,7 +117,7 @@ class Inpaint(Restore):
     """Some pixels are missing.
 
     Args:
-        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.masks`); None is ``left``.
+        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.samplers.masks`); None is ``left``.
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 

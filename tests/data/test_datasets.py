@@ -12,8 +12,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from flowdiff.data import CIFAR10, MNIST, Digits, FashionMNIST, ImageData, ImageFolder, Toy
-from flowdiff.data.toy import DISTRIBUTIONS
+from flowdiff.data.base import ImageData
+from flowdiff.data.cifar10 import CIFAR10
+from flowdiff.data.digits import Digits
+from flowdiff.data.images import ImageFolder
+from flowdiff.data.mnist import MNIST, FashionMNIST
+from flowdiff.data.toy import DISTRIBUTIONS, Toy
 from flowdiff.errors import ConfigError, FlowdiffError
 
 CONF = Path(__file__).parents[2] / "conf"

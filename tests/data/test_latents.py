@@ -8,10 +8,12 @@ import torch
 from autoencoders import saved
 from torch import Tensor
 
-from flowdiff.data import Digits, Toy, latents
+from flowdiff.data import latents
+from flowdiff.data.digits import Digits
+from flowdiff.data.first_stage import AutoencoderKL, Identity
 from flowdiff.data.latents import LatentData, seen_through
+from flowdiff.data.toy import Toy
 from flowdiff.errors import ConfigError
-from flowdiff.first_stage import AutoencoderKL, Identity
 
 
 class Counting(AutoencoderKL):

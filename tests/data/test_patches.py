@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from flowdiff.data import Patches
-from flowdiff.data.patches import BANDS, LARGEST
+from flowdiff.data.patches import BANDS, LARGEST, Patches
 from flowdiff.errors import ConfigError
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowdiff.data import ImageFolder
 from flowdiff.data.folders import natural
+from flowdiff.data.images import ImageFolder
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
 from flowdiff.data.splits import stratified
 from flowdiff.errors import ConfigError, FlowdiffError, shown

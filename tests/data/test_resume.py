@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 
 
 class Recorder(lightning.LightningModule):

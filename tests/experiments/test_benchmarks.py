@@ -23,7 +23,7 @@ from experiments.benchmarks.contenders import Contender, Results
 from experiments.benchmarks.peers import Peer
 from experiments.flow_table import __main__ as flow_table
 from flowdiff import cli
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
 
 ENTRIES = OmegaConf.to_container(OmegaConf.load(contenders.FILE))

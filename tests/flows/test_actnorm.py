@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowdiff.activations import Context
 from flowdiff.flows.actnorm import LIMIT, ActNorm, initialising, wants_data
+from flowdiff.flows.context import Context
 
 CHANNELS = 6
 

@@ -8,11 +8,11 @@ from models import make, randomise
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdiff.activations import Context
+from flowdiff.bijections.splines import slope_bounds
+from flowdiff.bijections.transforms import Affine, Spline, Transform, build
 from flowdiff.errors import ConfigError
 from flowdiff.flows.autoregressive import MADE, Autoregressive
-from flowdiff.flows.transforms import Affine, Spline, Transform, build
-from flowdiff.splines import slope_bounds
+from flowdiff.flows.context import Context
 
 DIM, BATCH, EMBEDDING = 9, 5, 4
 TRANSFORMS = [Affine(), Spline()]

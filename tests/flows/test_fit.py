@@ -13,7 +13,7 @@ from configs import build
 from models import make
 from torch import Tensor
 
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.denoisers.score_flow import ScoreFlow
 
 SIGMA = 0.3
 STEPS = 200

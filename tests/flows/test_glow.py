@@ -11,10 +11,11 @@ from models import make, points, randomise, statistics
 from numpy.typing import NDArray
 from torch import nn
 
-from flowdiff.activations import Context, Softplus
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.bijections.activations import Softplus
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 from flowdiff.flows.actnorm import ActNorm, initialising
+from flowdiff.flows.context import Context
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling
 from flowdiff.flows.glow import GlowFlow
 from flowdiff.flows.linear import AffineFiLM

@@ -5,10 +5,10 @@ import torch
 from hydra.errors import InstantiationException
 from models import make
 
+from flowdiff.data.statistics import DataStatistics
 from flowdiff.flows.linear import PLULinear
-from flowdiff.generate import user_error
-from flowdiff.losses import Likelihood
-from flowdiff.statistics import DataStatistics
+from flowdiff.model.construction import user_error
+from flowdiff.objectives.losses import Likelihood
 
 SHAPE = (4, 64, 64)
 

@@ -5,10 +5,10 @@ import torch
 from models import make, randomise
 from torch import Tensor
 
-from flowdiff.activations import Context
+from flowdiff.bijections.transforms import Affine, Spline, Transform
 from flowdiff.errors import ConfigError
+from flowdiff.flows.context import Context
 from flowdiff.flows.pixelcnn import MaskedConvolutions, PixelCNNFlow
-from flowdiff.flows.transforms import Affine, Spline, Transform
 
 SHAPE = (3, 5, 4)  # groups of channels, rows, columns
 BATCH, EMBEDDING = 3, 4

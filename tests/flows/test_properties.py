@@ -27,7 +27,7 @@ from models import (
 )
 from torch import Tensor
 
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 
 FLOWS, ACTIVATIONS, PRECONDITIONS = choices("flow"), choices("activation"), choices("precondition")

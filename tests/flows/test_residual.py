@@ -9,16 +9,16 @@ import torch
 from models import IMAGE, make, points, random_flow, randomise, statistics
 from torch import Tensor
 
-from flowdiff.activations import Context
-from flowdiff.data import Digits
-from flowdiff.denoisers import ScoreFlow
-from flowdiff.dropout import dropout
+from flowdiff.data.digits import Digits
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, shown
-from flowdiff.flows.lipschitz import LipschitzMLP, at_most_unit_norm, lip_swish
+from flowdiff.flows.context import Context
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det, fresh_probes, seeded_probes
 from flowdiff.flows.residual import ResidualBlock
-from flowdiff.metrics import BitsPerDim
 from flowdiff.metrics.base import Evaluand
+from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.nn.dropout import dropout
+from flowdiff.nn.lipschitz import LipschitzMLP, at_most_unit_norm, lip_swish
 
 E = 5
 FLOAT = torch.float64

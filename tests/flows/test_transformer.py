@@ -15,11 +15,11 @@ from models import make, points, random_flow, randomise, statistics
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowdiff.activations import Context
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
-from flowdiff.flows.attention import CausalTransformer
+from flowdiff.flows.context import Context
 from flowdiff.flows.transformer import AutoregressiveBlock, TransformerFlow, patch_size
+from flowdiff.nn.attention import CausalTransformer
 
 IMAGE = (1, 8, 8)  # 16 patches of 4 pixels
 

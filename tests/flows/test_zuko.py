@@ -11,10 +11,10 @@ from models import latent, make, points, randomise, statistics
 from torch import Tensor
 from zuko.transforms import ComposedTransform, CouplingTransform, DependentTransform, MonotonicAffineTransform
 
-from flowdiff.activations import GatedActivation
-from flowdiff.denoisers import ScoreFlow
-from flowdiff.flows.base import soft_limit
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.flows.coupling import Coupling
+from flowdiff.flows.gated import GatedActivation
+from flowdiff.nn.bounds import soft_limit
 
 SLOPE = 1e-3
 

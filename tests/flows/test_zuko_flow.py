@@ -10,7 +10,7 @@ import zuko
 from models import IMAGE, classes_of, jacobian, latent, make, points, randomise, statistics
 from torch import Tensor, nn
 
-from flowdiff.denoisers import ScoreFlow
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 from flowdiff.flows import zuko as module
 from flowdiff.flows.zuko import ZukoFlow

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowdiff.data import Digits
+from flowdiff.data.digits import Digits
 from flowdiff.errors import ConfigError
-from flowdiff.metrics import Cost, Evaluand, Metric, Result, cost, measure
+from flowdiff.metrics import cost
+from flowdiff.metrics.base import Evaluand, Metric, Result, measure
+from flowdiff.metrics.cost import Cost
 
 MEGABYTE = 10**6
 

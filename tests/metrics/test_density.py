@@ -13,20 +13,17 @@ from test_evaluate import measured
 from torch import Tensor, nn
 from trained import checkpoint
 
-from flowdiff.data import MNIST, Digits, FashionMNIST, ImageData, Toy
+from flowdiff.data.base import ImageData
+from flowdiff.data.digits import Digits
+from flowdiff.data.mnist import MNIST, FashionMNIST
+from flowdiff.data.toy import Toy
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.fokker_planck import rademacher, residual, slopes
-from flowdiff.metrics import (
-    ClassPosterior,
-    Conservative,
-    Evaluand,
-    FokkerPlanck,
-    NLLBySigma,
-    OODAuroc,
-    measure,
-)
-from flowdiff.metrics.derivatives import jacobian
-from flowdiff.metrics.ood import auroc, ranks
+from flowdiff.metrics.base import Evaluand, measure
+from flowdiff.metrics.classes import ClassPosterior
+from flowdiff.metrics.derivatives import Conservative, FokkerPlanck, jacobian
+from flowdiff.metrics.likelihood import NLLBySigma
+from flowdiff.metrics.ood import OODAuroc, auroc, ranks
+from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.2, -1.5]]).double()
 FACTORS = torch.tensor([[[0.5, 0.0], [0.3, 0.2]], [[0.1, 0.0], [0.0, 0.6]], [[0.4, 0.0], [-0.3, 0.3]]]).double()

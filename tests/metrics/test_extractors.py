@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import flowdiff.extractors
-from flowdiff.data import MNIST, Digits, FashionMNIST
+import flowdiff.metrics.extractors
+from flowdiff.data.digits import Digits
+from flowdiff.data.mnist import MNIST, FashionMNIST
 from flowdiff.errors import FlowdiffError
-from flowdiff.extractors import SHA256, Extractor
-from flowdiff.extractors import train as training
-from flowdiff.extractors.networks import MLP
+from flowdiff.metrics.extractors import train as training
+from flowdiff.metrics.extractors.extractor import SHA256, Extractor
+from flowdiff.metrics.extractors.networks import MLP
 
-FOLDER = Path(flowdiff.extractors.__file__).parent
+FOLDER = Path(flowdiff.metrics.extractors.__file__).parent
 ROOT = os.environ.get("FLOWDIFF_DATA", "data")
 
 
@@ -23,7 +24,7 @@ def test_files_are_small_and_pinned(name):
     content = (FOLDER / f"{name}.safetensors").read_bytes()
     assert len(content) < 1_000_000
     assert hashlib.sha256(content).hexdigest() == SHA256[name]
-    assert f"python -m flowdiff.extractors.train dataset={'_'.join(name.split('_')[1:])}".encode() in content
+    assert f"python -m flowdiff.metrics.extractors.train dataset={'_'.join(name.split('_')[1:])}".encode() in content
 
 
 @pytest.mark.parametrize(

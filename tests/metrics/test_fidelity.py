@@ -11,10 +11,13 @@ from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from flowdiff.data import Digits, ImageData, Patches
+from flowdiff.data.base import ImageData
+from flowdiff.data.digits import Digits
+from flowdiff.data.patches import Patches
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.metrics import FID, KID, Evaluand, FrechetDistance, InceptionScore, PrecisionRecall, measure
-from flowdiff.metrics.fidelity import cache_name, rgb
+from flowdiff.metrics.base import Evaluand, measure
+from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall, cache_name, rgb
+from flowdiff.metrics.frechet import FrechetDistance
 
 
 class Blank(FeatureExtractorInceptionV3):

@@ -9,24 +9,17 @@ import scipy.linalg
 import torch
 from analytic import GaussianDenoiser
 
-from flowdiff.data import Digits, ImageData, Toy
+from flowdiff.data.base import ImageData
+from flowdiff.data.digits import Digits
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.data.toy import Toy
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.extractors import Extractor
-from flowdiff.metrics import (
-    BitsPerDim,
-    Denoising,
-    Evaluand,
-    FrechetDistance,
-    LogLikelihood,
-    Metric,
-    Recognised,
-    Result,
-    class_filter,
-    measure,
-)
-from flowdiff.metrics.frechet import frechet_distance, moments
-from flowdiff.metrics.likelihood import bits_per_dim
-from flowdiff.statistics import DataStatistics
+from flowdiff.metrics import class_filter
+from flowdiff.metrics.base import Evaluand, Metric, Result, measure
+from flowdiff.metrics.denoising import Denoising
+from flowdiff.metrics.extractors.extractor import Extractor
+from flowdiff.metrics.frechet import FrechetDistance, Recognised, frechet_distance, moments
+from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood, bits_per_dim
 
 
 class UniformDenoiser:

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from trained import checkpoint
 
 from flowdiff import api, cli, metrics
-from flowdiff.data import Digits, Toy
-from flowdiff.metrics import Evaluand, Metric, Result, measure
-from flowdiff.quantities import Quantity, declared, resolved, stored
+from flowdiff.data.digits import Digits
+from flowdiff.data.toy import Toy
+from flowdiff.metrics.base import Evaluand, Metric, Result, measure
+from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
 
 CHOICES = sorted(file.stem for file in (cli.config_dir() / "metrics").glob("*.yaml"))
 

@@ -9,8 +9,8 @@ from analytic import GaussianDenoiser, MixtureDenoiser
 from configs import build, choices
 from torch import Tensor
 
-from flowdiff.samplers import InversionDenoise
-from flowdiff.schedules import Karras
+from flowdiff.samplers.inversion import InversionDenoise
+from flowdiff.samplers.schedules import Karras
 
 ALL = [(sampler, schedule) for sampler in choices("sampler") for schedule in choices("schedule")]
 CASES = [(sampler, schedule) for sampler, schedule in ALL if schedule == "karras" or sampler in ("euler", "ancestral")]

@@ -8,8 +8,11 @@ from analytic import GaussianDenoiser, MixtureDenoiser
 from configs import build, choices
 from torch import Tensor
 
-from flowdiff.samplers import Ancestral, BlockMean, Conditioned, IndexedNoise, Known, Mask, Sampler
-from flowdiff.schedules import Karras
+from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
+from flowdiff.samplers.noise import IndexedNoise
+from flowdiff.samplers.schedules import Karras
 
 SCHEDULE = Karras(0.002, 6.0)
 N = 2000

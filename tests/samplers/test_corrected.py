@@ -10,9 +10,12 @@ import torch
 from analytic import GaussianDenoiser, MixtureDenoiser
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Clipped, Guided
 from flowdiff.errors import ConfigError
-from flowdiff.samplers import Clipped, Guided, Mala, Mcmc, NoiseSource, Sampler, Step, Ula
-from flowdiff.schedules import Karras
+from flowdiff.samplers.base import NoiseSource, Sampler, Step
+from flowdiff.samplers.corrected import Mala, Ula
+from flowdiff.samplers.mcmc import Mcmc
+from flowdiff.samplers.schedules import Karras
 
 N = 2000
 

@@ -9,21 +9,12 @@ from analytic import MixtureDenoiser
 from k_diffusion_sampling import sampling
 from torch import Tensor
 
-from flowdiff.samplers import (
-    Ancestral,
-    Ddim,
-    Dpmpp2m,
-    Dpmpp2mSde,
-    DpmppSde,
-    Euler,
-    Heun,
-    HeunStochastic,
-    Lms,
-    Sampler,
-    ancestral_step,
-)
-from flowdiff.samplers.multistep import adams_bashforth
-from flowdiff.schedules import Geometric, Karras, Polyexponential, Vp
+from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.dpmpp_sde import DpmppSde
+from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms, adams_bashforth
+from flowdiff.samplers.ode import Euler, Heun, HeunStochastic
+from flowdiff.samplers.schedules import Geometric, Karras, Polyexponential, Vp
 
 STEPS = 12
 

@@ -6,29 +6,18 @@ from analytic import GaussianDenoiser, MixtureDenoiser
 from configs import build, choices
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Clipped, Counted, Guided, Tiled
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.samplers import (
-    Ancestral,
-    Clipped,
-    Counted,
-    Dpmpp2m,
-    Dpmpp2mSde,
-    DpmppSde,
-    Euler,
-    Guided,
-    Heun,
-    IndexedNoise,
-    Inversion,
-    InversionDenoise,
-    Lms,
-    Mala,
-    Mcmc,
-    Sampler,
-    Step,
-    Tiled,
-    Ula,
-)
-from flowdiff.schedules import Karras
+from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Sampler, Step
+from flowdiff.samplers.corrected import Mala, Ula
+from flowdiff.samplers.dpmpp_sde import DpmppSde
+from flowdiff.samplers.inversion import Inversion, InversionDenoise
+from flowdiff.samplers.mcmc import Mcmc
+from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms
+from flowdiff.samplers.noise import IndexedNoise
+from flowdiff.samplers.ode import Euler, Heun
+from flowdiff.samplers.schedules import Karras
 
 SCHEDULE = Karras(0.002, 80.0)
 VALUES = {"num_steps": 6, "sigma_start": 0.3}

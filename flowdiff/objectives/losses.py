@@ -6,7 +6,7 @@ r"""Training objectives, per sample, at x = x0 + σε with d coordinates.
     mixture      likelihood + weight · denoising                both from one evaluation of the flow
     annealed_mixture    a(t)·likelihood + b(t)·denoising        t ∈ [0, 1] the share of training that is done
     fokker_planck       likelihood + weight · (r/d)²            r the residual of the heat equation that joins the
-                                                                densities of all σ (flowdiff.fokker_planck)
+                                                                densities of all σ (flowdiff.objectives.fokker_planck)
 
 Denoising score matching (Vincent 2011) is blind to what only shifts log p, so the likelihood is reported beside it.
 """
@@ -16,12 +16,13 @@ from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
-from flowdiff.activations import per_sample
-from flowdiff.denoisers import Denoiser, ScoreFlow
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
-from flowdiff.fokker_planck import rademacher, residual, slopes
-from flowdiff.names import snake_case
+from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
 from flowdiff.options import Length, NonNegative, Positive, Power, checked
+from flowdiff.tensors import per_sample
+from flowdiff.text import snake_case
 
 
 class Noised(NamedTuple):

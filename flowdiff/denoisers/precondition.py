@@ -16,7 +16,7 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
 
     gaussianised   standardized, but of x' = (1 − g)·x_i + g·(m_i + (v_i + σ²)^½·Φ⁻¹(F_i(x_i; σ))), with F_i the
                    distribution function of pixel i noised by σ, m_i and v_i its mean and variance without noise, and
-                   g = 1/(1 + (σ/σ_g)⁴) (flowdiff.marginals): at low noise a pixel that is mostly black, or either black
+                   g = 1/(1 + (σ/σ_g)⁴) (`bijections.marginals`): at low noise a pixel that is mostly black, or either black
                    or white, becomes Gaussian, and at its start the model is the product of the pixels' own
                    distributions; above σ_g it is standardized, because between both, where the two modes of a pixel
                    begin to meet, the bent pixels make the others' linear influence hard to learn. F_i, m_i and v_i
@@ -29,7 +29,7 @@ Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² 
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
 
-Of data with more than 4,096 coordinates (flowdiff.statistics.MOST_DIM) Q is the identity and λ their variances.
+Of data with more than 4,096 coordinates (flowdiff.data.statistics.MOST_DIM) Q is the identity and λ their variances.
 """
 
 import math
@@ -38,9 +38,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.marginals import PIECES, Marginals, pull, pull_inverse
+from flowdiff.bijections.marginals import PIECES, Marginals, pull, pull_inverse
+from flowdiff.data.statistics import MOST_DIM, DataStatistics, Sample
 from flowdiff.options import Exponent, Sigma, checked
-from flowdiff.statistics import MOST_DIM, DataStatistics, Sample
 
 LEVELS = (0.002, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Noise levels at which `Gaussianised` compares its start with that of `Standardized`."""

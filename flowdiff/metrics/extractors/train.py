@@ -1,6 +1,6 @@
 """How the extractors that ship with the package were made.
 
-    python -m flowdiff.extractors.train dataset=digits [output=FOLDER] [epochs=200] [seed=0]
+    python -m flowdiff.metrics.extractors.train dataset=digits [output=FOLDER] [epochs=200] [seed=0]
 
 Cross-entropy with label smoothing 0.05, AdamW, cosine decay, small random shifts, rotations and zooms. The
 file keeps the command, the test accuracy and the versions in its metadata; the sha256 that it prints is the
@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from flowdiff.data import MNIST, Digits, FashionMNIST, ImageData
+from flowdiff.data.base import ImageData
+from flowdiff.data.digits import Digits
+from flowdiff.data.mnist import MNIST, FashionMNIST
 from flowdiff.errors import ConfigError
-from flowdiff.extractors.extractor import NETWORKS
+from flowdiff.metrics.extractors.extractor import NETWORKS
 
 EPOCHS = {"digits": 300, "mnist": 6, "fashion_mnist": 8}
 
@@ -96,7 +98,7 @@ def main() -> None:
     (train, y_train), (val, y_val), (test, y_test) = (data.images(split) for split in ("train", "val", "test"))
     fit(network, data.levels_to_uint8(train), y_train, epochs, seed)
     report = {
-        "command": f"python -m flowdiff.extractors.train dataset={name} epochs={epochs} seed={seed}",
+        "command": f"python -m flowdiff.metrics.extractors.train dataset={name} epochs={epochs} seed={seed}",
         "test_accuracy": f"{accuracy(network, data.levels_to_uint8(test), y_test):.4f}",
         "val_accuracy": f"{accuracy(network, data.levels_to_uint8(val), y_val):.4f}",
         "torch": torch.__version__,

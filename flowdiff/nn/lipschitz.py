@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.activations import SWISH_LOWEST_SLOPE
-from flowdiff.dropout import Dropout
+from flowdiff.bijections.activations import SWISH_LOWEST_SLOPE
+from flowdiff.nn.dropout import Dropout
 
 STEEPEST = 1 - SWISH_LOWEST_SLOPE  # of swish: its slopes at x and −x add up to 1
 

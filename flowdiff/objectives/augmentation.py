@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.data.quantise import centres, to_levels
-from flowdiff.embeddings import Conditioning
-from flowdiff.modes import within
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.nn.modes import within
 from flowdiff.options import Range, Share, checked
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.modes import within
+from flowdiff.nn.modes import within
 
 
 class Dropout(nn.Module):

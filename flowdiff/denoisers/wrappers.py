@@ -10,14 +10,13 @@ Counted  counts evaluations (NFE), their forward passes and gradients.
 Tiled    the network sees a fixed number of rows at a time.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flowdiff.activations import per_sample
 from flowdiff.errors import ConfigError, is_number
-from flowdiff.samplers.base import score_and_log_prob
+from flowdiff.tensors import per_sample
 
 
 class Wrapper:
@@ -189,3 +188,36 @@ class Tiled(Wrapper):
     def _by_tile(self, function: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> list[Any]:
         rows = [slice(i, i + self.tile) for i in range(0, len(x), self.tile)]
         return [function(x[here], sigma[here], None if labels is None else labels[here]) for here in rows]
+
+
+class DenoiserLike(Protocol):
+    """k-diffusion's and EDM's interface: x (n, *shape), sigma (n,), labels (n,) or None -> D (n, *shape)."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, /) -> Tensor: ...
+
+
+class Denoise:
+    """A denoiser with its labels bound: ``D = denoise(x, sigma)``, (n, *shape) and a float -> (n, *shape).
+
+    Args:
+        denoiser: ``D = denoiser(x, sigma, labels)``.
+        labels: (n,) or None.
+    """
+
+    def __init__(self, denoiser: Any, labels: Tensor | None = None) -> None:
+        self.denoiser = denoiser
+        self.labels = labels
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.denoiser(x, x.new_full((len(x),), sigma), self.labels)
+
+    def score_and_log_prob(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """The score (n, *shape) and log p (n,), up to a constant, of a denoiser with a density."""
+        return score_and_log_prob(self.denoiser, x, x.new_full((len(x),), sigma), self.labels)
+
+
+def score_and_log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The denoiser's own, from one pass; of one that has only D and ``log_prob``, (D - x) / sigma^2 and that."""
+    if hasattr(denoiser, "score_and_log_prob"):
+        return denoiser.score_and_log_prob(x, sigma, labels)
+    return (denoiser(x, sigma, labels) - x) / per_sample(sigma**2, x), denoiser.log_prob(x, sigma, labels)

@@ -1,10 +1,10 @@
-r"""The U-Nets of diffusers as free networks F of flowdiff.edm, trained from scratch.
+r"""The U-Nets of diffusers as free networks F of flowdiff.denoisers.free, trained from scratch.
 
     UNet2DModel            of DDPM (Ho et al. 2020): residual blocks, attention on all but the full resolution
     UNet2DConditionModel   in the configuration of SDXL (Podell et al. 2023, arXiv:2307.01952), scaled
 
 Their own time embedding, sines and cosines of a timestep, is given c_noise = ¼ ln σ, as diffusers' EDM schedulers do.
-The embedding of σ and the class (flowdiff.embeddings, the null class a row of its own) is added to it by a linear
+The embedding of σ and the class (flowdiff.nn.embeddings, the null class a row of its own) is added to it by a linear
 layer; in SDXL's it takes the place of the text: linear layers make its tokens and its pooled text embedding.
 
 SDXL's widths are all multiples of 32, the number of groups of its normalisations: 320, 640, 1280 channels; 2048 numbers
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.denoisers import attention_for
-from flowdiff.dropout import Dropout
-from flowdiff.edm import FreeDenoiser
-from flowdiff.embeddings import Conditioning
+from flowdiff.denoisers.free import FreeDenoiser
 from flowdiff.errors import ConfigError
+from flowdiff.nn.attention import attention_for
+from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.nn.unet import groups
 from flowdiff.options import Length, Range, Size, checked
-from flowdiff.unet import groups
 
 
 class DiffusersDenoiser(FreeDenoiser):

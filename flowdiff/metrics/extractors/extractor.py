@@ -2,7 +2,7 @@
 
 The weights lie beside this file as safetensors and their sha256 is pinned below: a number measured with
 `mlp_digits` is comparable with every other number measured with `mlp_digits`. `python -m
-flowdiff.extractors.train dataset=digits` (mnist, fashion_mnist) is the command that made them; its report
+flowdiff.metrics.extractors.train dataset=digits` (mnist, fashion_mnist) is the command that made them; its report
 stands in each file's metadata.
 """
 
@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.extractors.networks import MLP, LeNet, Network
+from flowdiff.metrics.extractors.networks import MLP, LeNet, Network
 
 NETWORKS: dict[str, type[Network]] = {"mlp_digits": MLP, "lenet_mnist": LeNet, "lenet_fashion_mnist": LeNet}
 SHA256 = {

@@ -31,10 +31,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError
-from flowdiff.names import snake_case
 from flowdiff.options import Positive, Range, Sigma, Steps, checked
-from flowdiff.samplers import Denoise, NoiseSource
+from flowdiff.samplers.base import NoiseSource
+from flowdiff.text import snake_case
 
 
 class Schedule:

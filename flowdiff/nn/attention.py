@@ -10,13 +10,17 @@ patch, which sees nothing else. One token at a time, with the keys and values of
 :class:`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flowdiff.dropout import Dropout
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import soft_limit, zero_linear
+from flowdiff.nn.bounds import soft_limit, zero_linear
+from flowdiff.nn.dropout import Dropout
 
 EXPANSION = 4  # hidden values of an MLP for each of its inputs
 
@@ -156,3 +160,14 @@ class Decoder:
             h = layer.step(h, cache)
         self.length += 1
         return self.network.last(self.network.norm(h[:, 0]))
+
+
+def attention_for(twice: bool, *inputs: Tensor) -> AbstractContextManager[None]:
+    """What attention runs in: the plain kernel if the result may be differentiated twice, or by forward-mode AD.
+
+    Args:
+        twice: whether a second derivative may follow.
+        inputs: what a forward-mode derivative may be taken by.
+    """
+    plain = twice or any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()

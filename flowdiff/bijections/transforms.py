@@ -13,10 +13,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from flowdiff.bijections.splines import Knots, knots, spline, spline_inverse
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import soft_bound
+from flowdiff.nn.bounds import soft_bound
 from flowdiff.options import LogScale, LogSlope, Positive, Range, checked
-from flowdiff.splines import Knots, knots, spline, spline_inverse
 
 
 class Transform:

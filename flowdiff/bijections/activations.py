@@ -13,35 +13,17 @@ the identity at the start, and always increasing: a convex mix of increasing bij
 parameters of its own (:class:`Spline`) is the identity at the start by itself; its gate starts open, at 1.
 """
 
-from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowdiff.bijections.splines import Knots, knots, slope_bounds, spline, spline_inverse
 from flowdiff.errors import ConfigError
 from flowdiff.options import LogSlope, Positive, Range, Share, checked
-from flowdiff.splines import Knots, knots, slope_bounds, spline, spline_inverse
 
 SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
-
-
-class Context(NamedTuple):
-    """What a flow is conditioned on.
-
-    Attributes:
-        embedding: (B, E), made from log σ and the class.
-        kappa: (B,), κ(σ), the factor of every learned deviation from the identity.
-    """
-
-    embedding: Tensor
-    kappa: Tensor
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) reshaped to (B, 1, …, 1), to multiply the rows of ``like``."""
-    return values.reshape(-1, *([1] * (like.dim() - 1)))
 
 
 class Activation(nn.Module):
@@ -227,7 +209,7 @@ class Spline(Activation):
 
     With it ``flow=linear`` is a Gaussianization flow (Meng et al. 2020, arXiv:2003.01941). The gate and κ(σ) act on the
     knots and the slopes there, not on the values between: that is a spline again, with an inverse in closed form
-    (:mod:`flowdiff.splines`).
+    (:mod:`flowdiff.bijections.splines`).
 
     Args:
         bins: number of bins.
@@ -268,41 +250,3 @@ class Spline(Activation):
 
     def unmixed(self, y: Tensor, strength: Tensor) -> Tensor:
         return spline_inverse(y, self._knots(y), strength)
-
-
-class GatedActivation(nn.Module):
-    """y = x + g·κ(σ)·(a(x) − x), elementwise, with one gate per coordinate.
-
-    The gate is the learned number clamped to [0, 1]; its gradient passes the clamp unchanged (a straight-through
-    estimate), since every smooth map onto [0, 1] has slope 0 where it is 0, and could never leave it.
-
-    Args:
-        activation: makes the activation.
-        shape: shape of the gate, broadcast against a sample.
-    """
-
-    def __init__(self, activation: Callable[[], Activation], shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.activation = activation()
-        self.activation.build(shape)
-        self.gate = nn.Parameter(torch.full(shape, self.activation.initial_gate))
-
-    @property
-    def normalized(self) -> bool:
-        return self.activation.is_bijection
-
-    def _strength(self, context: Context, x: Tensor) -> Tensor:
-        """g·κ(σ)·(1 − leak), so that y = x + strength·(r(x) − x)."""
-        gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
-        return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
-
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
-        y, slope = self.activation.mixed(x, self._strength(context, x))
-        if not self.normalized:
-            slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
-        return y, slope.log().flatten(1).sum(1)
-
-    def inverse(self, y: Tensor, context: Context) -> Tensor:
-        """The x with forward(x) = y."""
-        return self.activation.unmixed(y, self._strength(context, y))

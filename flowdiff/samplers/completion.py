@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError, at_least
-from flowdiff.generate import BatchedSampler
-from flowdiff.samplers import Ancestral, Conditioned, Denoise, Known, NoiseSource
+from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import NoiseSource
+from flowdiff.samplers.batched import BatchedSampler
+from flowdiff.samplers.conditional import Conditioned, Known
 
 
 @dataclass

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowdiff.activations import per_sample
-from flowdiff.denoisers import Denoiser, Sigma, batch_sigma
-from flowdiff.embeddings import Conditioning
-from flowdiff.flows.networks import ResidualMLP
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.nn.networks import ResidualMLP
 from flowdiff.options import Layers, Size, checked
-from flowdiff.statistics import DataStatistics
+from flowdiff.tensors import per_sample
 
 
 class FreeDenoiser(Denoiser):

@@ -1,4 +1,4 @@
-r"""The baseline without a density: a small U-Net (Ronneberger et al. 2015) as the free network of flowdiff.edm."""
+"""The baseline without a density: a small U-Net (Ronneberger et al. 2015) as the free network F of EDM."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -7,37 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.dropout import Dropout
-from flowdiff.edm import FreeDenoiser
-from flowdiff.embeddings import Conditioning
+from flowdiff.denoisers.free import FreeDenoiser
 from flowdiff.errors import ConfigError
+from flowdiff.nn.embeddings import Conditioning
+from flowdiff.nn.unet import ResidualBlock, groups
 from flowdiff.options import Length, Range, Size, checked
-
-
-class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, with FiLM by the embedding between."""
-
-    def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups(inputs), inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.film = nn.Linear(context_dim, 2 * outputs)
-        self.norm2 = nn.GroupNorm(groups(outputs), outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        self.dropout = Dropout()
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, 1)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift)))
-        return self.skip(x) + h
-
-
-def groups(channels: int) -> int:
-    """The largest number of groups ≤ 8 that divides the channels."""
-    return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
 
 
 class UNetDenoiser(FreeDenoiser):

@@ -20,12 +20,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from flowdiff.activations import per_sample
-from flowdiff.denoisers import Denoiser, Sigma, attention_for, batch_sigma
-from flowdiff.diffusers_unets import imported
+from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.denoisers.diffusers_unets import imported
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.nn.attention import attention_for
 from flowdiff.options import OUTSIDE, Length, Size, checked
-from flowdiff.statistics import DataStatistics
+from flowdiff.tensors import per_sample
 
 DTYPES = ("float32", "float16", "bfloat16")
 PREDICTIONS = ("epsilon", "v_prediction")

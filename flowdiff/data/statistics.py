@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowdiff.bijections.marginals import Marginals
 from flowdiff.errors import FlowdiffError
-from flowdiff.marginals import Marginals
 
 MOST_DIM = 4096  # of a full covariance
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.dropout import Dropout
-from flowdiff.flows.base import soft_limit, zero_linear
+from flowdiff.nn.bounds import soft_limit, zero_linear
+from flowdiff.nn.dropout import Dropout
 
 
 class ResidualMLP(nn.Module):

@@ -1,0 +1,48 @@
+"""GATED"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.bijections.activations import Activation
+from flowdiff.flows.context import Context
+from flowdiff.tensors import per_sample
+
+
+class GatedActivation(nn.Module):
+    """y = x + g·κ(σ)·(a(x) − x), elementwise, with one gate per coordinate.
+
+    The gate is the learned number clamped to [0, 1]; its gradient passes the clamp unchanged (a straight-through
+    estimate), since every smooth map onto [0, 1] has slope 0 where it is 0, and could never leave it.
+
+    Args:
+        activation: makes the activation.
+        shape: shape of the gate, broadcast against a sample.
+    """
+
+    def __init__(self, activation: Callable[[], Activation], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.activation = activation()
+        self.activation.build(shape)
+        self.gate = nn.Parameter(torch.full(shape, self.activation.initial_gate))
+
+    @property
+    def normalized(self) -> bool:
+        return self.activation.is_bijection
+
+    def _strength(self, context: Context, x: Tensor) -> Tensor:
+        """g·κ(σ)·(1 − leak), so that y = x + strength·(r(x) − x)."""
+        gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
+        return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
+        y, slope = self.activation.mixed(x, self._strength(context, x))
+        if not self.normalized:
+            slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
+        return y, slope.log().flatten(1).sum(1)
+
+    def inverse(self, y: Tensor, context: Context) -> Tensor:
+        """The x with forward(x) = y."""
+        return self.activation.unmixed(y, self._strength(context, y))

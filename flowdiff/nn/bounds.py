@@ -1,0 +1,22 @@
+"""Soft bounds of what networks see and say, and layers that say nothing at the start."""
+
+import torch
+from torch import Tensor, nn
+
+
+def soft_bound(x: Tensor, bound: float) -> Tensor:
+    """bound·tanh(x/bound): x near 0, never beyond ±bound."""
+    return bound * torch.tanh(x / bound)
+
+
+def soft_limit(x: Tensor, limit: float = 8.0) -> Tensor:
+    """x/√(1 + (x/limit)²): what a network sees of its input. Data are within ±4 after whitening."""
+    return x * torch.rsqrt(1 + (x / limit).square())
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives 0 at initialisation."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
