@@ -9,10 +9,10 @@ if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stran
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != os.getcwd()]
 
 
-from flowdiff import interrupts
+from flowdiff.runs import interrupts
 
 if TYPE_CHECKING:
-    from flowdiff.api import Model
+    from flowdiff.model.api import Model
 
 __all__ = ["load"]
 
@@ -23,7 +23,7 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("flowdiff.") for word in sys.o
 def load(
     path: "str | PathLike[str]", weights: str = "ema", device: str = "cpu", first_stage: str | None = None
 ) -> "Model":
-    """The model of a checkpoint, see `flowdiff.api`."""
-    from flowdiff.api import load as load_model
+    """The model of a checkpoint, see `model.api`."""
+    from flowdiff.model.api import load as load_model
 
     return load_model(path, weights, device, first_stage)

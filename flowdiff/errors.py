@@ -20,7 +20,7 @@ class ConfigError(FlowdiffError):
     """A configuration value that is not allowed.
 
     Args:
-        key: the key as it is typed on the command line, e.g. ``flow.n_flows``.
+        key: the key as it is typed on the command line, e.g. `flow.n_flows`.
         value: the value given.
         allowed: what would be accepted, in words.
     """
@@ -46,14 +46,14 @@ def is_number(value: object) -> bool:
 
 
 def positive(key: str, value: float) -> float:
-    """``value`` if it is a finite number above 0, else a :class:`ConfigError` that names ``key``."""
+    """`value` if it is a finite number above 0, else a `ConfigError` that names `key`."""
     if not (is_number(value) and value > 0):
         raise ConfigError(key, value, "must be a number above 0")
     return value
 
 
 def at_least(key: str, value: int, least: int) -> int:
-    """``value`` if it is an integer ≥ ``least``, else a :class:`ConfigError` that names ``key``."""
+    """`value` if it is an integer ≥ `least`, else a `ConfigError` that names `key`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(key, value, f"must be a whole number from {least} up")
     return value

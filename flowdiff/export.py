@@ -1,26 +1,6 @@
-"""A model for other programs.   python -m flowdiff.export ckpt_path=RUN/checkpoints/last.ckpt output_dir=FOLDER
+"""A model for other programs.   python -m flowdiff.export ckpt_path=RUN/checkpoints/last.ckpt output_dir=FOLDER"""
 
-What needs torch is imported when a job begins, so that --help and tab completion answer at once.
-"""
-
-from typing import Any
-
-from omegaconf import DictConfig
-
-from flowdiff import cli
-
-
-def export(cfg: DictConfig) -> dict[str, Any]:
-    """Write a model in another format: `flowdiff.exporting.export`."""
-    from flowdiff import exporting
-
-    return exporting.export(cfg)
-
-
-def main() -> None:
-    """The command line."""
-    cli.run(export, "export")
-
+from flowdiff.commands.export import main
 
 if __name__ == "__main__":
     main()

@@ -44,7 +44,7 @@ def noticing_removal(folder: str | os.PathLike[str]) -> Iterator[None]:
         folder: what was there when the work began, and all that was made in it.
 
     Raises:
-        FlowdiffError: ``folder``, or one in it, was removed.
+        FlowdiffError: `folder`, or one in it, was removed.
     """
     try:
         yield
@@ -76,14 +76,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
-    """`write_whole` for plain values, as indented JSON; ``options`` are those of ``json.dumps``."""
+    """`write_whole` for plain values, as indented JSON; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(content, indent=2, **options) + "\n")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any], sync: bool = True) -> None:
-    """Call ``write(binary file)`` on a temporary file in the folder of ``path``, then rename it to that.
+    """Call `write(binary file)` on a temporary file in the folder of `path`, then rename it to that.
 
-    With ``sync`` the contents are on the disk before the name is.
+    With `sync` the contents are on the disk before the name is.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

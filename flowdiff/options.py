@@ -4,8 +4,8 @@ It stands beside the argument, in the signature that everybody reads, and nowher
 
     def __init__(self, n_flows: Annotated[int, Range(1, 1000)] = 8, path: Annotated[str | None, OUTSIDE] = None)
 
-`checked` holds a constructor to it, `check` a plain configuration: for a node with a ``_target_`` the signature of what
-that names, key by key and node by node, so that an error has the whole key (``flow.flows.pixels.n_flows``). A class of
+`checked` holds a constructor to it, `check` a plain configuration: for a node with a `_target_` the signature of what
+that names, key by key and node by node, so that an error has the whole key (`flow.flows.pixels.n_flows`). A class of
 somebody else's is held to the annotations that it has.
 """
 
@@ -29,7 +29,7 @@ RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``; with ``above`` or ``below`` the end itself is left out."""
+    """Numbers from `low` to `high`; with `above` or `below` the end itself is left out."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -37,14 +37,14 @@ class Range:
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` lies in it; NaN lies in none, an infinity only in one that is said to end there."""
+        """Whether `value` lies in it; NaN lies in none, an infinity only in one that is said to end there."""
         low = value > self.low if self.above else value >= self.low
         high = value < self.high if self.below else value <= self.high
         return low and high
 
     @property
     def words(self) -> str:
-        """`` from 1 to 1000``."""
+        """` from 1 to 1000`."""
         low = "" if self.low == -math.inf else f"{'above' if self.above else 'from'} {_number(self.low)}"
         if self.high >= MANY:
             return f" {low}" + ("" if self.above or not low else " up") if low else ""
@@ -57,7 +57,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """Lists of ``low`` to ``high`` values."""
+    """Lists of `low` to `high` values."""
 
     low: int = 1
     high: int = 1000
@@ -75,7 +75,7 @@ class Pattern:
 class Outside:
     """What an argument names is read, written or fetched: a path, a switch that downloads, a name on a hub.
 
-    A user says it. What a stored file says of it is not followed (`flowdiff.checkpoint`).
+    A user says it. What a stored file says of it is not followed (`model.checkpoint`).
     """
 
 
@@ -117,7 +117,7 @@ LogSlope = Annotated[float, Range(0, 6, above=True)]
 
 
 def problem(value: Any, annotation: Any) -> str | None:
-    """What is allowed where ``value`` isn't, in words ("must be a whole number from 1 to 1000"); None where it is.
+    """What is allowed where `value` isn't, in words ("must be a whole number from 1 to 1000"); None where it is.
 
     Args:
         value: a plain value: None, a number, text, a list, a dict.
@@ -196,7 +196,7 @@ def _shown(value: Any) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def options_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotation of each argument of a class or function, by name; ``**`` in it, if it takes any others."""
+    """The annotation of each argument of a class or function, by name; `**` in it, if it takes any others."""
     function = inspect.unwrap(getattr(target, "__init__")) if isinstance(target, type) else target  # noqa: B009
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -216,7 +216,7 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _inherited(target: Callable[..., Any]) -> dict[str, Any]:
-    """What ``**`` stands for: the options of the class above, if there is one."""
+    """What `**` stands for: the options of the class above, if there is one."""
     if not isinstance(target, type):
         return {"**": Any}
     owner = next(kind for kind in target.__mro__ if "__init__" in vars(kind))
@@ -264,15 +264,15 @@ CHECKED = (Annotated, Literal, types.UnionType, typing.Union)
 # -- configurations -------------------------------------------------------------------------------------
 
 Find = Callable[[str, Any], Callable[..., Any]]
-"""``find(key, target)`` is what a ``_target_`` names, or raises a `ConfigError`."""
+"""`find(key, target)` is what a `_target_` names, or raises a `ConfigError`."""
 
 
 def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
     """Refuse what a configuration's classes don't take, before any of them is built.
 
     Args:
-        key: where ``value`` stands, as ``flow``; "" for a whole configuration.
-        value: plain values; every mapping in it with a ``_target_`` is held to the signature of what that names. An
+        key: where `value` stands, as `flow`; "" for a whole configuration.
+        value: plain values; every mapping in it with a `_target_` is held to the signature of what that names. An
             interpolation that stands there yet may become anything.
         find: see `Find`.
         annotation: of what stands there. A dataclass lists the keys of a mapping; a class, or a callable that returns
@@ -312,7 +312,7 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
 
 
 def nodes(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a ``_target_`` inside ``node``, the outer ones first, each with its key."""
+    """Every mapping with a `_target_` inside `node`, the outer ones first, each with its key."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield key, dict(node)
@@ -350,7 +350,7 @@ def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -
 
 
 def _member(annotation: Any, value: Any) -> Any:
-    """The part of an annotation that ``value`` fits: of a union one of its types, without `Annotated`'s notes."""
+    """The part of an annotation that `value` fits: of a union one of its types, without `Annotated`'s notes."""
     if get_origin(annotation) is Annotated:
         return _member(get_args(annotation)[0], value)
     if get_origin(annotation) in (typing.Union, types.UnionType):

@@ -32,7 +32,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ``~`` written out, if that can be done."""
+    """The path with `~` written out, if that can be done."""
     try:
         return Path(path).expanduser()
     except RuntimeError:  # no such user

@@ -17,10 +17,10 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A counter from 0 to ``total``, shown as a bar or as lines.
+    """A counter from 0 to `total`, shown as a bar or as lines.
 
     Args:
-        what: what is being done, e.g. ``"sampling"``.
+        what: what is being done, e.g. `"sampling"`.
         total: number of steps.
         quiet: show nothing.
         delay: seconds before anything is shown.
@@ -45,7 +45,7 @@ class Progress:
         return self
 
     def advance(self, steps: int = 1) -> None:
-        """Count ``steps`` more and show it when it is time to."""
+        """Count `steps` more and show it when it is time to."""
         self.done += steps
         now = time.monotonic()
         if self.quiet or now - self._start < self.delay:

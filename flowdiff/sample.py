@@ -1,26 +1,6 @@
-"""Sampling from the command line.   python -m flowdiff.sample ckpt_path=RUN/checkpoints/last.ckpt num_samples=16
+"""Sampling from the command line.   python -m flowdiff.sample ckpt_path=RUN/checkpoints/last.ckpt num_samples=16"""
 
-What needs torch is imported when a job begins, so that --help and tab completion answer at once.
-"""
-
-from typing import Any
-
-from omegaconf import DictConfig
-
-from flowdiff import cli
-
-
-def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Draw and write samples: `flowdiff.sampling.sample`."""
-    from flowdiff import sampling
-
-    return sampling.sample(cfg)
-
-
-def main() -> None:
-    """The command line."""
-    cli.run(sample, "sample")
-
+from flowdiff.commands.sample import main
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 r"""Text that comes from files and names, made fit for where it goes: one line, HTML, Markdown, a cell of CSV.
 
 What a run folder holds may come from anyone. A terminal obeys control sequences, a page tags, Markdown links and
-images, a spreadsheet cells that begin with ``=``: none of them survives here.
+images, a spreadsheet cells that begin with `=`: none of them survives here.
 """
 
 import html
@@ -66,5 +66,5 @@ def is_number(word: str) -> bool:
 
 
 def snake_case(name: str) -> str:
-    """``TwoMoons`` to ``two_moons``, ``Dpmpp2mSde`` to ``dpmpp_2m_sde``."""
+    """`TwoMoons` to `two_moons`, `Dpmpp2mSde` to `dpmpp_2m_sde`."""
     return re.sub(r"(?<=.)([A-Z]|(?<!\d)\d)", r"_\1", name).lower()

@@ -82,7 +82,7 @@ def address(said: Path, process: subprocess.Popen[bytes]) -> str | None:
 
 
 def until(found: Any, seconds: float = 120) -> Any:
-    """What ``found()`` returns as soon as that is something."""
+    """What `found()` returns as soon as that is something."""
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, f"not seen within {seconds} s"

@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff import cli
+from flowdiff.commands import cli
 
 torch.set_num_threads(1)
 os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
@@ -41,7 +41,7 @@ Compose = Callable[..., DictConfig]
 
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
-    """``config("flow=linear", tiny=False, run_dir=…)``: the composed default configuration with these words."""
+    """`config("flow=linear", tiny=False, run_dir=…)`: the composed default configuration with these words."""
 
     def composed(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
         with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
@@ -54,7 +54,7 @@ def config(tmp_path: Path) -> Compose:
 def command(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``command("train", "flow.n_flows=2", cwd=…)``: ``python -m flowdiff.train …`` in a process of its own."""
+    """`command("train", "flow.n_flows=2", cwd=…)`: `python -m flowdiff.train …` in a process of its own."""
 
     def run(module: str, *words: str, cwd: Path = tmp_path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         said = tmp_path_factory.mktemp("said")
@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 
 
 def start(cwd: Path, *words: str) -> forked.Forked:
-    """A training that goes on in the background, its output in a folder beside ``cwd``."""
+    """A training that goes on in the background, its output in a folder beside `cwd`."""
     said = Path(tempfile.mkdtemp(prefix="said-", dir=cwd.parent))
     return forked.Forked("flowdiff.train", words, cwd, environment(), (said / "out", said / "err"))
 

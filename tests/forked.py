@@ -1,4 +1,4 @@
-"""``python -m MODULE WORDS`` without its imports: a fork of a process that has imported what takes long.
+"""`python -m MODULE WORDS` without its imports: a fork of a process that has imported what takes long.
 
 A process of its own all the same, with its own arguments, folder, environment, output, exit code and session. Torch,
 Lightning and what they import take more than ten seconds, which each worker of the tests spends once.
@@ -15,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["flowdiff.resume", "flowdiff.training", "flowdiff.sampling", "torch.utils.tensorboard"])
+FORKS.set_forkserver_preload(
+    ["flowdiff.commands.resume", "flowdiff.training.run", "flowdiff.commands.samples", "torch.utils.tensorboard"]
+)
 
 
 class Forked:
-    """A command line that runs, with the methods of ``subprocess.Popen`` that the tests use.
+    """A command line that runs, with the methods of `subprocess.Popen` that the tests use.
 
     Args:
         module, words: of the command line.
@@ -66,10 +68,10 @@ class Forked:
 def run(
     module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[Path, Path], timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """What ``subprocess.run`` would say of it; arguments as those of :class:`Forked`.
+    """What `subprocess.run` would say of it; arguments as those of `Forked`.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer than ``timeout`` seconds, and was killed.
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
     process = Forked(module, words, cwd, env, outputs)
     try:

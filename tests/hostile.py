@@ -1,7 +1,7 @@
 """Files as a stranger might hand them in, made by a script: checkpoints, exported models, data. None of them may do
 anything but be refused in a line, or be read for what is good in them.
 
-``checkpoints(good, folder)`` and ``exported(good, folder)`` make them from good ones. What a payload would do if it ran
+`checkpoints(good, folder)` and `exported(good, folder)` make them from good ones. What a payload would do if it ran
 is to write `MARK` into the folder of the process.
 """
 
@@ -113,8 +113,8 @@ WORDS = (
     "no such word",
     "=",
 )
-SDXL = {"_target_": "flowdiff.denoisers.sdxl.SDXL", "path": "someone/something"}
-HUB = {"_target_": "flowdiff.data.first_stage.AutoencoderKL", "path": "someone/something", "cache": "OUTSIDE"}
+SDXL = {"_target_": "flowdiff.denoisers.SDXL", "path": "someone/something"}
+HUB = {"_target_": "flowdiff.data.AutoencoderKL", "path": "someone/something", "cache": "OUTSIDE"}
 
 
 def nested(depth: int) -> list[Any]:
@@ -181,12 +181,12 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
         "collect": "torch.utils.collect_env.run",
         "function": "flowdiff.files.write_text",
         "trains": "flowdiff.metrics.extractors.train.main",
-        "module": "flowdiff.checkpoint.subprocess.run",
+        "module": "flowdiff.model.checkpoint.subprocess.run",
         "look": "flowdiff.activаtions.ELU",
-        "wandb": "flowdiff.loggers.wandb_logger",
-        "logger": "flowdiff.loggers.CSVLogger",
+        "wandb": "flowdiff.training.wandb_logger",
+        "logger": "flowdiff.training.CSVLogger",
         "trainer": "lightning.pytorch.Trainer",
-        "hub": "flowdiff.data.first_stage.AutoencoderKL",
+        "hub": "flowdiff.data.AutoencoderKL",
     }.items():
         node = {"_target_": target, "command": SHELL, "save_dir": "OUTSIDE", "path": "someone/something"}
         yield f"flow_{name}", _config("denoiser", "flow", value=node)

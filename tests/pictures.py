@@ -27,7 +27,7 @@ def gray(pixels: Pixels) -> Pixels:
 
 
 def png(bits: int, kind: int, rows: Pixels, transparent: bytes = b"") -> bytes:
-    """A PNG file of any depth, which Pillow writes only in part. ``rows`` are the packed bytes of each row."""
+    """A PNG file of any depth, which Pillow writes only in part. `rows` are the packed bytes of each row."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -39,7 +39,7 @@ def png(bits: int, kind: int, rows: Pixels, transparent: bytes = b"") -> bytes:
 
 
 def tiff(bits: int, body: bytes, white_is_zero: bool = False, samples: int = 1) -> bytes:
-    """An uncompressed little-endian TIFF file of gray; ``samples``: 1 unsigned, 2 signed integers, 3 floats."""
+    """An uncompressed little-endian TIFF file of gray; `samples`: 1 unsigned, 2 signed integers, 3 floats."""
     values = [(256, W), (257, H), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 8)]
     values += [(277, 1), (278, H), (279, len(body)), (339, samples)]
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values)

@@ -11,8 +11,8 @@ from trained import checkpoint
 
 import flowdiff
 from flowdiff import samplers
-from flowdiff.api import Model
 from flowdiff.errors import FlowdiffError
+from flowdiff.model.api import Model
 
 sys.path.insert(0, str(Path(__file__).parent / "samplers"))
 from k_diffusion_sampling import sampling as k_sampling  # noqa: E402
@@ -135,6 +135,6 @@ def test_k_diffusion_runs_on_it(digits: Model) -> None:
 
 
 def test_load_has_one_signature() -> None:
-    from flowdiff import api
+    from flowdiff.model import api
 
     assert list(inspect.signature(flowdiff.load).parameters) == list(inspect.signature(api.load).parameters)

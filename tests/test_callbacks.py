@@ -10,10 +10,13 @@ from conftest import BARE, Compose
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowdiff import checkpoint, grids, training
-from flowdiff.callbacks import EMA, Checkpoints
+from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
-from flowdiff.train import train
+from flowdiff.model import checkpoint
+from flowdiff.training import run
+from flowdiff.training.callbacks import pictures
+from flowdiff.training.callbacks.average import EMA
+from flowdiff.training.callbacks.checkpoints import Checkpoints
 
 
 class Follow(Callback):
@@ -52,26 +55,26 @@ def test_validation_pictures_metrics_and_checkpoints_see_the_average(
 
         return wrapped
 
-    monkeypatch.setattr(grids.SampleGrid, "picture", look("grid", grids.SampleGrid.picture))
-    monkeypatch.setattr(grids.DenoisingGrid, "picture", look("denoising", grids.DenoisingGrid.picture))
-    validation = training.Diffusion.validation_step
+    monkeypatch.setattr(pictures.SampleGrid, "picture", look("grid", pictures.SampleGrid.picture))
+    monkeypatch.setattr(pictures.DenoisingGrid, "picture", look("denoising", pictures.DenoisingGrid.picture))
+    validation = run.Diffusion.validation_step
 
     def validation_step(self: Any, batch: Any, batch_idx: int) -> None:
         weights = list(self.denoiser.parameters())
         seen["validation"] = (same(weights, follow.average), same(weights, follow.raw))
         validation(self, batch, batch_idx)
 
-    measured = grids.measure
+    measured = pictures.measure
 
     def measure(metrics: Any, model: Any) -> Any:
         weights = list(model.denoiser.parameters())
         seen["metric"] = (same(weights, follow.average), same(weights, follow.raw))
         return measured(metrics, model)
 
-    monkeypatch.setattr(training.Diffusion, "validation_step", validation_step)
-    monkeypatch.setattr(grids, "measure", measure)
-    original = training.build_trainer
-    monkeypatch.setattr(training, "build_trainer", lambda c, callbacks, *r: original(c, [follow, *callbacks], *r))
+    monkeypatch.setattr(run.Diffusion, "validation_step", validation_step)
+    monkeypatch.setattr(pictures, "measure", measure)
+    original = run.build_trainer
+    monkeypatch.setattr(run, "build_trainer", lambda c, callbacks, *r: original(c, [follow, *callbacks], *r))
     words = ("callbacks=fd", "logger=none", "metrics=[]", "evaluate=null", "lr=0.01", "trainer.max_steps=6")
     train(config(*words, "callbacks.metrics.metrics.fd.num_samples=8", "callbacks.sample_grid.rows=1"))
 
@@ -140,9 +143,9 @@ def test_best_is_the_lowest_and_last_is_the_last(config: Compose, tmp_path: Path
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             values.append((trainer.global_step, float(trainer.callback_metrics["val/loss"])))
 
-    original = training.build_trainer
+    original = run.build_trainer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "build_trainer", lambda c, callbacks, *r: original(c, [Note(), *callbacks], *r))
+        patch.setattr(run, "build_trainer", lambda c, callbacks, *r: original(c, [Note(), *callbacks], *r))
         train(config(*words, "lr=0.05", "warmup_steps=0"))
     best = checkpoint.read(tmp_path / "run" / "checkpoints" / "best.ckpt")["global_step"]
     assert best == min(values, key=lambda value: value[1])[0]

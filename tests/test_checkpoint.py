@@ -10,10 +10,10 @@ import torch
 from conftest import BARE, Compose
 from trained import edited
 
-from flowdiff import checkpoint
+from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
-from flowdiff.train import train
+from flowdiff.model import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from conftest import TINY
     from hydra import compose, initialize_config_dir
 
-    from flowdiff import cli
+    from flowdiff.commands import cli
 
     folder = tmp_path_factory.mktemp("run")
     words = [f"run_dir={folder}", *TINY, *BARE, "trainer.max_steps=4", "lr=0.01"]
@@ -98,9 +98,9 @@ class Runs:
         "os.system",
         "builtins.eval",
         "subprocess.run",
-        "flowdiff.checkpoint.os.system",
-        "flowdiff.training.train",  # a function
-        "flowdiff.checkpoint.subprocess.Popen",
+        "flowdiff.model.checkpoint.os.system",
+        "flowdiff.training.run.train",  # a function
+        "flowdiff.model.checkpoint.subprocess.Popen",
         "hydra.utils.instantiate",
         "torch.load",
         "torch.nn.Module.__init__",

@@ -15,7 +15,7 @@ import forked
 import pytest
 from conftest import BARE, TINY, environment, run_folders, start, wait_for
 
-from flowdiff import checkpoint
+from flowdiff.model import checkpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = (*TINY, "callbacks=minimal", "logger=csv", "evaluate=null")
@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, tmp_path_factory: pytest.TempPa
 
 def test_the_debug_preset_and_a_configuration_from_elsewhere(command: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "activation").mkdir(parents=True)
-    text = "_target_: flowdiff.bijections.activations.Softplus\n_partial_: true\nbeta: 3.0\nleak: 0.3\n"
+    text = "_target_: flowdiff.bijections.Softplus\n_partial_: true\nbeta: 3.0\nleak: 0.3\n"
     (tmp_path / "mine" / "activation" / "soft.yaml").write_text(text)
     words = (*BARE, "flow.n_flows=1", "flow.width=16", "trainer.max_steps=2", "activation=soft")
     done = command("train", "--config-dir", "mine", *words)

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from trained import composed
 
-from flowdiff import building, checkpoint, cli, configs, mistakes, train
+from flowdiff.commands import cli, error_messages, train
+from flowdiff.model import checkpoint, vocabulary
+from flowdiff.training import building
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -218,7 +220,7 @@ def test_a_bug_is_called_one_and_keeps_its_traceback(run: Run, monkeypatch: pyte
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("flowdiff.training.train", broken)
+    monkeypatch.setattr("flowdiff.training.run.train", broken)
     code, _, err = run()
     assert code == 1
     assert "Traceback" in err
@@ -234,7 +236,7 @@ def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyP
     assert f"flow: {', '.join(choices('flow'))}\n" in out
     code, out, _ = run("--cfg", "job", "flow=linear")
     assert code == 0
-    assert "_target_: flowdiff.flows.linear.LinearFlow" in out
+    assert "_target_: flowdiff.flows.LinearFlow" in out
     line = "python -m flowdiff.train activation=s"
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
@@ -269,7 +271,7 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
     from conftest import environment
 
-    program = "import sys, flowdiff.train, flowdiff.cli; sys.exit('torch' in sys.modules)"
+    program = "import sys, flowdiff.train, flowdiff.commands.cli; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path)
     assert done.returncode == 0
 
@@ -280,7 +282,7 @@ def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch,
     package = tmp_path / "site-packages" / "flowdiff"
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "config.yaml").touch()
-    monkeypatch.setattr(configs, "__file__", str(package / "configs.py"))
+    monkeypatch.setattr(vocabulary, "__file__", str(package / "configs.py"))
     assert cli.config_dir() == package / "conf"
 
 
@@ -290,13 +292,13 @@ def test_memory_and_disk_are_explained(tmp_path: Path) -> None:
         (PermissionError(13, "Permission denied", "/x"), "can't write /x: Permission denied"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out of memory: lower dataset.batch_size"),
     ):
-        line = mistakes.explain(error, [], cli.config_dir(), "config")
+        line = error_messages.explain(error, [], cli.config_dir(), "config")
         assert line is not None
         assert line.startswith(words)
-    assert mistakes.explain(ZeroDivisionError("x"), [], cli.config_dir(), "config") is None
+    assert error_messages.explain(ZeroDivisionError("x"), [], cli.config_dir(), "config") is None
 
 
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
-    line = mistakes.explain(error, ["hydra/launcher=joblib"], cli.config_dir(), "config")
+    line = error_messages.explain(error, ["hydra/launcher=joblib"], cli.config_dir(), "config")
     assert line == "hydra/launcher=joblib: is not installed; pip install 'flowdiff[sweep]'"

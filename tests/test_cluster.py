@@ -11,13 +11,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fake_slurm
 import pytest
-import slurm
 from conftest import TINY, start, wait_for
 from forked import Forked
 
-from flowdiff import cluster, sweeps
-from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.commands import sweeps
+from flowdiff.runs import slurm
+from flowdiff.runs.interrupts import Interrupted, Interrupts
 
 LONG = (  # a checkpoint at each step makes it last for some seconds
     *(word for word in TINY if not word.startswith("callbacks.")),
@@ -28,10 +29,10 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def one_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[slurm.Cluster]:
-    if slurm.missing():
-        pytest.skip(f"SLURM is not installed here: no {', '.join(slurm.missing())} (Debian: slurm-wlm, munge)")
-    with slurm.cluster(cpus=3) as running:
+def one_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_slurm.Cluster]:
+    if fake_slurm.missing():
+        pytest.skip(f"SLURM is not installed here: no {', '.join(fake_slurm.missing())} (Debian: slurm-wlm, munge)")
+    with fake_slurm.cluster(cpus=3) as running:
         for key, value in running.env.items():
             monkeypatch.setenv(key, value)
         yield running
@@ -60,7 +61,9 @@ def ended(process: Forked) -> None:
     process.communicate()
 
 
-def test_preempted_jobs_go_on_in_their_own_folders(one_node: slurm.Cluster, command: Command, tmp_path: Path) -> None:
+def test_preempted_jobs_go_on_in_their_own_folders(
+    one_node: fake_slurm.Cluster, command: Command, tmp_path: Path
+) -> None:
     launcher = ("--multirun", "hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1")
     sweep, other = tmp_path / "sweep", tmp_path / "other"
     process = start(tmp_path, *launcher, *LONG, "seed=0,0", f"hydra.sweep.dir={sweep}")
@@ -128,16 +131,16 @@ def test_only_the_same_job_goes_on_without_being_asked(in_slurm: pytest.MonkeyPa
     content = {"status": "running", "overrides": ["seed=1"], "pid": os.getpid(), "host": os.uname().nodename}
     last(tmp_path).parent.mkdir()
     last(tmp_path).touch()
-    assert not cluster.requeued(tmp_path)
+    assert not slurm.requeued(tmp_path)
     for job, expected in (("12_3", True), ("12_4", False), (None, False)):
         (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": job}))
-        assert cluster.requeued(tmp_path) is expected
+        assert slurm.requeued(tmp_path) is expected
     with pytest.raises(sweeps.OtherJob, match="still running"):
         sweeps.standing(tmp_path, ["seed=1"])
     (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": "12_3"}))
     assert sweeps.standing(tmp_path, ["seed=1"]) == ("killed", last(tmp_path))
     in_slurm.delenv("SUBMITIT_EXECUTOR")
-    assert cluster.job_id() is None and not cluster.requeued(tmp_path)
+    assert slurm.job_id() is None and not slurm.requeued(tmp_path)
 
 
 def test_what_is_queued_again(in_slurm: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,11 +149,11 @@ def test_what_is_queued_again(in_slurm: pytest.MonkeyPatch, tmp_path: Path) -> N
     for state, expected in (("RUNNING", True), ("SIGNALING", True), ("COMPLETING", False), ("", False)):
         squeue.write_text(f'#!/bin/sh\n[ "$2" = --jobs=12_3 ] && echo {state}\n')
         squeue.chmod(0o755)
-        assert cluster.wanted_back(signal.SIGTERM) is expected
-        assert cluster.wanted_back(signal.SIGUSR1) is expected
-        assert not cluster.wanted_back(signal.SIGINT)
+        assert slurm.wanted_back(signal.SIGTERM) is expected
+        assert slurm.wanted_back(signal.SIGUSR1) is expected
+        assert not slurm.wanted_back(signal.SIGINT)
     in_slurm.setenv("SUBMITIT_EXECUTOR", "local")
-    assert cluster.wanted_back(signal.SIGUSR2) and not cluster.wanted_back(signal.SIGTERM)
+    assert slurm.wanted_back(signal.SIGUSR2) and not slurm.wanted_back(signal.SIGTERM)
 
 
 def test_schedulers_may_insist(in_slurm: pytest.MonkeyPatch) -> None:
@@ -173,8 +176,8 @@ def test_schedulers_may_insist(in_slurm: pytest.MonkeyPatch) -> None:
 def test_a_job_uses_the_cpus_it_was_given(in_slurm: pytest.MonkeyPatch) -> None:
     in_slurm.setenv("SLURM_CPUS_PER_TASK", "3")
     in_slurm.setenv("OMP_NUM_THREADS", "5")
-    cluster.use_given_cpus()
+    slurm.use_given_cpus()
     assert os.environ["OMP_NUM_THREADS"] == "5"
     in_slurm.delenv("OMP_NUM_THREADS")
-    cluster.use_given_cpus()
+    slurm.use_given_cpus()
     assert os.environ["OMP_NUM_THREADS"] == "3"

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from flowdiff.collect import collect, main, rows, swept_keys
+from flowdiff.commands.collect import main
 from flowdiff.report import summary
+from flowdiff.report.rows import rows, swept_keys
+from flowdiff.runs.job_folders import collect
 
 
 def job(

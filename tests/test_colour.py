@@ -15,14 +15,14 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10 as Torchvision
 from trained import composed
 
+from flowdiff.commands.sample import sample
+from flowdiff.commands.train import train
 from flowdiff.data.base import ImageData
 from flowdiff.data.cifar10 import CIFAR10
 from flowdiff.data.patches import Patches
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
-from flowdiff.plots import image_grid
-from flowdiff.sample import sample
-from flowdiff.train import train
+from flowdiff.evaluation.pictures import image_grid
 
 STEPS = (
     "precondition=gaussian",

@@ -10,12 +10,12 @@ import torch
 from sdxl import tiny_sdxl
 from trained import checkpoint, composed, edited
 
-from flowdiff.checkpoint import load
-from flowdiff.comparison import compared
+from flowdiff.commands.evaluate import evaluate
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluate import evaluate
+from flowdiff.evaluation.comparison import compared
+from flowdiff.model.checkpoint import load
 
 CHEAP = ("metrics.cost.num_samples=8", "metrics.cost.batch_size=8", "metrics.cost.repeats=1")
 
@@ -108,7 +108,7 @@ def test_rmse_where_only_one_is_told_the_class(tmp_path: Path) -> None:
         (["against=x.ckpt", "denoiser=sdxl"], "against=x.ckpt: is one model, denoiser= another"),
         (["against=x.ckpt"], "against=x.ckpt: no such file"),
         (["denoiser=sdxl"], "denoiser.path=null: must be the folder"),
-        (["denoiser=unet"], "denoiser=flowdiff.denoisers.unet.UNetDenoiser: is made by training; .*against="),
+        (["denoiser=unet"], "denoiser=flowdiff.denoisers.UNetDenoiser: is made by training; .*against="),
         (["denoiser=sdxl", "+denoiser.size=3"], "denoiser.size=3: unknown key"),
         (["denoiser=score_flow"], "is made by training"),
     ],

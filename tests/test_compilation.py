@@ -22,13 +22,14 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
-from flowdiff import checkpoint, compilation, training
-from flowdiff.compilation import check_compiler, compiled
+from flowdiff.commands.train import train
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
+from flowdiff.model import checkpoint
 from flowdiff.nn.dropout import dropout
 from flowdiff.objectives.augmentation import augmented
-from flowdiff.train import train
+from flowdiff.training import compilation, run
+from flowdiff.training.compilation import check_compiler, compiled
 
 Graphs = list[torch.fx.GraphModule]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -115,11 +116,11 @@ def test_a_run_by_inductor_is_that_of_eager_mode(
     words = (*BARE, "experiment=toy", "flow=linear", "flow.n_flows=1", "trainer.max_steps=4")
     words += ("loss=likelihood", "dataset.num_train=512", "dataset.num_test=64")
     ends = []
-    for run, more in (("eager", []), ("compiled", ["compile=true"])):
-        done = command("train", *words, *more, f"run_dir={run}")
+    for name, more in (("eager", []), ("compiled", ["compile=true"])):
+        done = command("train", *words, *more, f"run_dir={name}")
         assert done.returncode == 0, done.stderr
         assert bool(list(cache.rglob("*.so"))) == bool(more)
-        ends.append(states(tmp_path / run / "checkpoints" / "last.ckpt")["current_model_state"])
+        ends.append(states(tmp_path / name / "checkpoints" / "last.ckpt")["current_model_state"])
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -149,10 +150,10 @@ def test_what_is_set_outside_is_not_baked_in(graphs: Graphs) -> None:
 
 def test_a_run_is_that_of_eager_mode_and_its_checkpoint_too(config: Compose, tmp_path: Path, graphs: Graphs) -> None:
     words = (*BARE, "trainer.val_check_interval=3", "decay_steps=12", "augment=affine", "dropout=0.1")
-    for run, more in (("eager", []), ("compiled", ["compile=true"])):
-        train(config(*words, *more, "trainer.max_steps=6", run_dir=tmp_path / run))
+    for name, more in (("eager", []), ("compiled", ["compile=true"])):
+        train(config(*words, *more, "trainer.max_steps=6", run_dir=tmp_path / name))
         assert len(graphs) == (1 if more else 0)  # all steps alike, and no validation
-    eager, other = (tmp_path / run / "checkpoints" / "last.ckpt" for run in ("eager", "compiled"))
+    eager, other = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("eager", "compiled"))
     contents = [checkpoint.read(path) for path in (eager, other)]
     for key in ("state_dict", "current_model_state"):  # the average and the weights
         one, two = (content[key] for content in contents)
@@ -161,9 +162,9 @@ def test_a_run_is_that_of_eager_mode_and_its_checkpoint_too(config: Compose, tmp
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=name)
     # either goes on the other way, and ends where the run ends that changed nothing
     ends = []
-    for run, path, more in (("a", eager, []), ("b", other, ["compile=false"]), ("c", eager, ["compile=true"])):
-        train(config(*words, *more, "trainer.max_steps=8", f"ckpt_path={path}", run_dir=tmp_path / run))
-        ends.append(states(tmp_path / run / "checkpoints" / "last.ckpt")["current_model_state"])
+    for name, path, more in (("a", eager, []), ("b", other, ["compile=false"]), ("c", eager, ["compile=true"])):
+        train(config(*words, *more, "trainer.max_steps=8", f"ckpt_path={path}", run_dir=tmp_path / name))
+        ends.append(states(tmp_path / name / "checkpoints" / "last.ckpt")["current_model_state"])
     for end in ends[1:]:
         assert isinstance(end, dict) and isinstance(ends[0], dict) and not equal(end, contents[0]["state_dict"])
         for name, value in ends[0].items():
@@ -177,7 +178,7 @@ def test_mistakes_are_named(config: Compose, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match=r"compile=true: this flow estimates .* flow.exact_dim"):
         compiled(build("loss", "likelihood"), estimated)
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(training, "fit", lambda *given: pytest.fail("training began"))
+    monkeypatch.setattr(run, "fit", lambda *given: pytest.fail("training began"))
     with fresh_inductor_cache():
         torch.compiler.reset()
         with pytest.raises(ConfigError, match=r"compile=true: needs a C\+\+ compiler") as caught:

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from flowdiff import boards, building, cli, dashboard, swept, training
+from flowdiff.commands import cli, dashboard, swept
 from flowdiff.errors import FlowdiffError
-from flowdiff.loggers import TensorBoardLogger
+from flowdiff.training import building, run, tensorboard
+from flowdiff.training.loggers import TensorBoardLogger
 
 SMALL = (
     *(word for word in TINY if not word.startswith("flow.n_flows")),
@@ -82,7 +83,7 @@ def test_tags_are_few_groups_and_the_same_in_each_run(url: str) -> None:
 def test_hparams_are_the_swept_keys_and_the_main_ones_with_values(url: str) -> None:
     found = asked(f"{url}data/plugin/hparams/experiment", experimentName="", includeMetrics=True)
     columns = {column["name"]: column for column in found["hparamInfos"]}
-    assert set(columns) == set(boards.MAIN)
+    assert set(columns) == set(tensorboard.MAIN)
     assert {name for name, column in columns.items() if column.get("differs")} == {"flow.n_flows", "activation"}
     assert columns["flow.n_flows"]["domainDiscrete"] == [1, 2]
     assert columns["activation"]["domainDiscrete"] == ["elu", "tanh"]
@@ -133,7 +134,7 @@ def test_all_pages_in_a_browser(url: str) -> None:
         opened("scalars", *RUNS, "final", "train", "val")
         opened("images", *RUNS, "images/denoising", "images/samples")
         browser.until(lambda: len(browser.images(driver)) >= 4)
-        opened("text", *RUNS, "n_flows: 1", "_target_: flowdiff.flows.coupling.CouplingFlow")
+        opened("text", *RUNS, "n_flows: 1", "_target_: flowdiff.flows.CouplingFlow")
         charts = opened("custom_scalars", *RUNS, "overview", "loss by sigma", "optimisation", "images per second")
         lines = charts.splitlines()
         assert lines.index("overview") < lines.index("bits per dimension") < lines.index("loss by sigma")
@@ -162,13 +163,13 @@ def test_a_run_that_dies_has_its_row(config: Compose, tmp_path: Path, monkeypatc
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(training, "finish", dies)
-        training.train(cfg, list(words))
+        patch.setattr(run, "finish", dies)
+        run.train(cfg, list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
     start = metadata.parse_session_start_info_plugin_data(
         events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
     )
-    assert start.hparams["flow.n_flows"].number_value == 2 and set(start.hparams) == set(boards.MAIN)
+    assert start.hparams["flow.n_flows"].number_value == 2 and set(start.hparams) == set(tensorboard.MAIN)
     content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
     tags = [column.name.tag for column in metadata.parse_experiment_plugin_data(content).metric_infos]
     assert tags[2:] == ["final/bits_per_dim", "final/denoising_ratio/1", "final/fd_mlp_digits"]
@@ -221,8 +222,8 @@ def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("group", "name"), [("flow", "spline"), ("flow", "coupling"), ("noise", "wide")])
 def test_choices_of_one_class_are_told_apart(group: str, name: str, config: Compose) -> None:
     chosen = building.plain(config(f"{group}={name}"))[group]
-    assert boards.choice(group, chosen) == name
-    assert boards.choice(group, {"_target_": "elsewhere.OtherFlow"}) == "other_flow"
+    assert tensorboard.choice(group, chosen) == name
+    assert tensorboard.choice(group, {"_target_": "elsewhere.OtherFlow"}) == "other_flow"
 
 
 def test_the_newest_sweep_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +269,7 @@ def test_make_dashboard() -> None:
 def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compose, tmp_path: Path) -> None:
     short = ("callbacks=minimal", "logger=tensorboard", "trainer.max_steps=2", "trainer.val_check_interval=2")
     kept = [word for word in TINY if words[0] != "denoiser=unet" or not word.startswith("flow.")]
-    training.train(config(*kept, *short, *words, tiny=False), list(words))
+    run.train(config(*kept, *short, *words, tiny=False), list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
     content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
     experiment = metadata.parse_experiment_plugin_data(content)
@@ -285,7 +286,7 @@ def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compo
 
 def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> None:
     cfg = building.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
-    data = training.loaded(building.make(cfg["dataset"]))
-    module = training.build_diffusion(cfg, data, [], cfg)
-    trainer = training.build_trainer(cfg["trainer"], [], [], 5)
-    assert training.columns(cfg, trainer, module, data, {}) == []
+    data = run.loaded(building.make(cfg["dataset"]))
+    module = run.build_diffusion(cfg, data, [], cfg)
+    trainer = run.build_trainer(cfg["trainer"], [], [], 5)
+    assert run.columns(cfg, trainer, module, data, {}) == []

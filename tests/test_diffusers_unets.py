@@ -8,11 +8,11 @@ import torch
 from conftest import BARE, Compose
 from models import CLASSES, make, points, randomise, statistics
 
-from flowdiff.checkpoint import load
 from flowdiff.denoisers.diffusers_unets import DiffusersDenoiser, sdxl_unet
 from flowdiff.errors import ConfigError
+from flowdiff.model.checkpoint import load
 from flowdiff.nn.dropout import dropout
-from flowdiff.training import train
+from flowdiff.training.run import train
 
 SHAPE = (1, 7, 7)
 NAMES = ("unet_diffusers", "unet_diffusers_sdxl")

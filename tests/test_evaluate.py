@@ -11,13 +11,13 @@ import pytest
 import torch
 from trained import checkpoint, composed, edited
 
-from flowdiff import evaluation
-from flowdiff.checkpoint import load
-from flowdiff.collect import collect
+from flowdiff.commands.evaluate import checkpoints_of, evaluate, expanded, run_of
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.evaluate import checkpoints_of, evaluate, expanded, run_of
-from flowdiff.evaluation import evaluate_run
+from flowdiff.evaluation import measurement
+from flowdiff.evaluation.measurement import evaluate_run
+from flowdiff.model.checkpoint import load
 from flowdiff.report import summary
+from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -156,7 +156,7 @@ def test_evaluations_with_other_seeds_share_no_sample() -> None:
             return torch.zeros(len(seeds), 1)
 
     for seed in (0, 1, 2):
-        evaluation.SeededSampler(Recorded())(1000, None, seed)
+        measurement.SeededSampler(Recorded())(1000, None, seed)
     assert len({s for seeds in seen for s in seeds}) == 3000
 
 

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from trained import checkpoint
 
-from flowdiff import cli, evaluate, export, mistakes, sample, train
+from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
 from flowdiff.errors import shown
 
 VALUES: tuple[Any, ...] = ("wrong", None, "", -1, 0, 1e9, 10**9, math.nan, [1], {"a": 1}, True)
@@ -77,7 +77,7 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = mistakes.explain(error, [f"{key}={shown(value)}"], cli.config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={shown(value)}"], cli.config_dir(), name, config)
         if line is None:
             raise
         return line
@@ -97,7 +97,7 @@ def test_every_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             try:
                 line = outcome(name, key, value, cfg, tmp_path / f"{number}")
             except Exception as error:
-                wrong.append(f"{key}={shown(value)}: {type(error).__name__}: {mistakes.one_line(error)[:300]}")
+                wrong.append(f"{key}={shown(value)}: {type(error).__name__}: {error_messages.one_line(error)[:300]}")
                 continue
             if line != "runs" and not (
                 line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line

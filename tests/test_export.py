@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from trained import checkpoint, composed
 
 import flowdiff
-from flowdiff.checkpoint import load, read
+from flowdiff.commands.export import export
+from flowdiff.commands.sample import sample
 from flowdiff.errors import FlowdiffError
-from flowdiff.export import export
-from flowdiff.pipeline import scheduler_of
-from flowdiff.sample import sample
+from flowdiff.model.checkpoint import load, read
+from flowdiff.model.pipeline import scheduler_of
 from flowdiff.samplers.noise import IndexedNoise
 
 diffusers = pytest.importorskip("diffusers")
@@ -238,7 +238,7 @@ def test_points_have_no_pipeline(tmp_path: Path) -> None:
 
 def test_without_diffusers_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.delitem(sys.modules, "flowdiff.pipeline", raising=False)
+    monkeypatch.delitem(sys.modules, "flowdiff.model.pipeline", raising=False)
     with pytest.raises(FlowdiffError, match=r"format=diffusers: pip install 'flowdiff\[latent\]'") as caught:
         exported(tmp_path, "format=diffusers")
     assert "\n" not in str(caught.value)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import BARE, Compose
 
-from flowdiff import checkpoint, going_on
+from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
-from flowdiff.train import train
+from flowdiff.model import checkpoint
+from flowdiff.training import going_on
 
 
 def last(run: Path) -> Path:

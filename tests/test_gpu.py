@@ -19,12 +19,12 @@ from models import IMAGE, make, points, random_flow, randomise, statistics
 from torch import Tensor
 from trained import checkpoint, composed
 
+from flowdiff.commands.evaluate import evaluate
+from flowdiff.commands.train import train
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
-from flowdiff.evaluate import evaluate
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
-from flowdiff.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, environment
 from trained import checkpoint, composed, edited
 
-from flowdiff.exporting import export
+from flowdiff.model.export import export
 
 OPENING = ["load", "sample", "evaluate", "export"]
 SECONDS, MEGABYTES = 5, 500
@@ -40,7 +40,7 @@ Report = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """What came of every file and command, by ``"<command> <file>"``."""
+    """What came of every file and command, by `"<command> <file>"`."""
     root = tmp_path_factory.mktemp("h")
     files, out, outside = root / "files", root / "out", root / "outside"
     for folder in (files, out, outside):

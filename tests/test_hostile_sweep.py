@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from flowdiff.collect import collect, main, read_job
+from flowdiff.commands.collect import main
 from flowdiff.paths import Unreadable
 from flowdiff.report import figures
-from flowdiff.runfiles import MOST_JSON, picture, read_json
+from flowdiff.runs.job_folders import collect, read_job
+from flowdiff.runs.run_files import MOST_JSON, picture, read_json
 from flowdiff.text import TURNING
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -10,8 +10,8 @@ from torch import Tensor
 from trained import checkpoint
 
 import flowdiff
-from flowdiff.api import Model
 from flowdiff.errors import FlowdiffError
+from flowdiff.model.api import Model
 
 X = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
 METHODS = ("denoise", "forward", "log_prob", "score", "latent", "inverse")

@@ -15,8 +15,9 @@ from conftest import BARE, TINY, Compose, environment, run_folders, start, wait_
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from trained import checkpoint
 
-from flowdiff import interrupts, training
-from flowdiff.interrupts import Interrupted, Interrupts
+from flowdiff.runs import interrupts
+from flowdiff.runs.interrupts import Interrupted, Interrupts
+from flowdiff.training import run
 
 QUICK = (*TINY, "callbacks=minimal", "logger=default", "evaluate=null", "trainer.max_steps=100000")
 NOISE = ("Traceback", "KeyboardInterrupt", "graceful", "leaked", "resource_tracker", "Exception ignored", "Fatal")
@@ -112,10 +113,10 @@ def test_the_workers_of_a_sweep_save_first(tmp_path: Path) -> None:
 def test_in_the_last_measurement_the_way_to_measure_is_said(
     config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training, "evaluate_run", lambda *given: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(run, "evaluate_run", lambda *given: signal.raise_signal(signal.SIGINT))
     words = (*BARE[:-2], "metrics=[denoising]", "trainer.max_steps=1", "trainer.limit_val_batches=1")
     with pytest.raises(Interrupted), Interrupts():
-        training.train(config(*words))
+        run.train(config(*words))
     said = f"to measure:\n  python -m flowdiff.evaluate ckpt_path={tmp_path}/run/checkpoints/best.ckpt\n"
     assert capsys.readouterr().out.endswith(f"stopped at step 1, before the last metrics; {said}")
 

@@ -19,10 +19,10 @@ from sklearn.datasets import load_sample_images
 from trained import composed, edited
 
 import flowdiff
+from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluation import evaluate
-from flowdiff.exporting import export
-from flowdiff.train import train
+from flowdiff.evaluation.measurement import evaluate
+from flowdiff.model.export import export
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 FEW = [
@@ -37,7 +37,7 @@ SMALL = ["autoencoder.block_out_channels=[8,16]", "autoencoder.norm_num_groups=4
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``autoencoder`` and ``flow``: an autoencoder of digits after 150 steps, and a model of its latents after 20."""
+    """`autoencoder` and `flow`: an autoencoder of digits after 150 steps, and a model of its latents after 20."""
     folder = tmp_path_factory.mktemp("latents")
     steps = ["trainer.max_steps=150", "trainer.val_check_interval=75"]
     train(composed("config", "experiment=autoencoder_mnist", *FEW, *SMALL, *steps, f"run_dir={folder}/autoencoder"))

@@ -11,14 +11,14 @@ import pytest
 from conftest import BARE, Compose, environment
 from test_cli import Command
 
-from flowdiff import lock
+from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
-from flowdiff.train import train
+from flowdiff.runs import lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from flowdiff import lock
+from flowdiff.runs import lock
 with lock.occupied(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -27,7 +27,7 @@ with lock.occupied(Path(sys.argv[1])):
 
 @pytest.fixture
 def other(tmp_path: Path) -> "subprocess.Popen[str]":
-    """A process that holds the folder ``tmp_path/run``."""
+    """A process that holds the folder `tmp_path/run`."""
     (tmp_path / "run").mkdir()
     call = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment())

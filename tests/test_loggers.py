@@ -11,10 +11,10 @@ from conftest import Compose
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowdiff.callbacks import Checkpoints
+from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
-from flowdiff.loggers import CSVLogger
-from flowdiff.train import train
+from flowdiff.training.callbacks.checkpoints import Checkpoints
+from flowdiff.training.loggers import CSVLogger
 
 WORDS = ("callbacks=minimal", "metrics=[]", "decay_steps=12", "trainer.max_steps=12", "trainer.val_check_interval=4")
 WORDS += ("trainer.limit_val_batches=1", "callbacks.checkpoints.every_n_steps=3")

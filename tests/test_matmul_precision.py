@@ -8,9 +8,9 @@ from conftest import BARE, Compose
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff import training
+from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
-from flowdiff.train import train
+from flowdiff.training import run
 
 seen: list[str] = []
 
@@ -42,7 +42,7 @@ def test_it_lasts_as_long_as_the_run(config: Compose, tmp_path: Path, monkeypatc
     def fails(*_: object) -> None:
         raise RuntimeError("within it")
 
-    monkeypatch.setattr(training, "fit", fails)
+    monkeypatch.setattr(run, "fit", fails)
     with pytest.raises(RuntimeError, match="within it"):
         trained(config, tmp_path / "fails", "trainer.matmul_precision=medium")
     assert torch.get_float32_matmul_precision() == before

@@ -11,12 +11,12 @@ from PIL import Image
 from trained import composed
 
 import flowdiff
+from flowdiff.commands.evaluate import evaluate
+from flowdiff.commands.resume import resumed
+from flowdiff.commands.sample import sample
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.evaluate import evaluate
-from flowdiff.resume import resumed
-from flowdiff.sample import sample
-from flowdiff.training import train
+from flowdiff.training.run import train
 
 NUMBERS = [str(i) for i in range(1, 13)]
 
@@ -33,7 +33,7 @@ def written(folder: Path, names: list[str], each: int = 10) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of the pictures and a checkpoint of a training that was given it as ``.``."""
+    """The folder of the pictures and a checkpoint of a training that was given it as `.`."""
     folder = tmp_path_factory.mktemp("own")
     data = written(folder / "pets", ["cat", "dog", "emu"])
     words = [*TINY, *BARE, "dataset=images", "dataset.root=.", "dataset.batch_size=8", "trainer.max_steps=2"]
@@ -148,7 +148,7 @@ def test_other_classes_are_said_when_a_run_goes_on(
 
 
 def test_downloaded_data_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowdiff.building import located
+    from flowdiff.training.building import located
 
     source = {"root": "${oc.env:FLOWDIFF_DATA,data}"}
     monkeypatch.chdir(tmp_path)

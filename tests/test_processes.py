@@ -17,9 +17,9 @@ from test_cli import Command, status
 from test_train import states
 from torch import Tensor
 
-from flowdiff import checkpoint
-from flowdiff.module import Diffusion
-from flowdiff.train import train
+from flowdiff.commands.train import train
+from flowdiff.model import checkpoint
+from flowdiff.training.diffusion import Diffusion
 
 Batch = tuple[Tensor, Tensor]
 HALF = 24
@@ -30,7 +30,7 @@ WORDS += ("trainer.gradient_clip_val=0.05", "callbacks.ema.decay=0.5", "trainer.
 
 
 def halves(parts: int, seeds: str, of: Callable[[Tensor, int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step of one process is that of ``parts`` smaller ones, each with its rows and its own seed.
+    """Each step of one process is that of `parts` smaller ones, each with its rows and its own seed.
 
     Args:
         parts: number of them.
@@ -159,7 +159,7 @@ def test_accumulated_batches_are_one_step(config: Compose, tmp_path: Path, monke
 
 def test_the_average_counts_steps(config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, from the weights after each step of the optimiser."""
-    from flowdiff.callbacks import Scalars
+    from flowdiff.training.callbacks.scalars import Scalars
 
     kept: list[dict[str, Tensor]] = []
     after = Scalars.on_train_batch_end

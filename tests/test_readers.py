@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trained import checkpoint, composed
 
-from flowdiff import checkpoint as checkpoints
-from flowdiff import paths, reading, stored_words, trusted
+from flowdiff import paths
+from flowdiff.commands import stored_words
 from flowdiff.errors import FlowdiffError
-from flowdiff.exporting import export
-from flowdiff.facts import check_content
+from flowdiff.model import checkpoint as checkpoints
+from flowdiff.model import reading, safe_construction
+from flowdiff.model.export import export
+from flowdiff.model.facts import check_content
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 
@@ -38,7 +40,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @st.composite
 def spoiled(draw: st.DrawFn, size: int) -> list[tuple[int, bytes]]:
-    """Some places in a file of ``size`` bytes and what is written there."""
+    """Some places in a file of `size` bytes and what is written there."""
     return draw(
         st.lists(st.tuples(st.integers(0, size - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)
     )
@@ -108,7 +110,7 @@ def test_entries_that_nobody_wrote(data: st.DataObject) -> None:
     node[data.draw(st.sampled_from(sorted(node)))] = data.draw(ANY)
     try:
         check_content(content, 10**6)
-        trusted.build("denoiser", content["flowdiff"]["config"]["denoiser"], shape=[1, 8, 8], num_classes=10)
+        safe_construction.build("denoiser", content["flowdiff"]["config"]["denoiser"], shape=[1, 8, 8], num_classes=10)
     except FlowdiffError as error:
         assert str(error).isprintable()
 

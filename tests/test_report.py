@@ -17,9 +17,10 @@ from scipy import stats
 from torchvision.io import read_image
 from trained import checkpoint
 
-from flowdiff.collect import Job, collect, main
+from flowdiff.commands.collect import main
 from flowdiff.errors import ConfigError
 from flowdiff.report import figures, summary
+from flowdiff.runs.job_folders import Job, collect
 
 #: bits/dim by activation and seed: tanh is always 0.1 worse than elu, swish scatters more than it differs.
 BITS = {"elu": [2.0, 2.5, 3.0], "tanh": [2.1, 2.61, 3.09], "swish": [1.5, 3.1, 2.6]}

@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from trained import checkpoint, composed, edited
 
-from flowdiff import cli, plots, samplers
+from flowdiff import samplers
+from flowdiff.commands import cli
+from flowdiff.commands.sample import sample
 from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.evaluation import pictures
 from flowdiff.progress import Progress
-from flowdiff.sample import sample
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 
@@ -379,7 +381,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
 
 def test_grid_keeps_every_pixel() -> None:
     images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
-    grid = plots.image_grid(images, columns=3, min_side=3 * 8 * 4)
+    grid = pictures.image_grid(images, columns=3, min_side=3 * 8 * 4)
     assert grid.shape[0] == 3
     first = grid[0, 2 : 2 + 32, 2 : 2 + 32]
     assert torch.equal(first[::4, ::4], images[0, 0]) and torch.equal(first[3::4, 3::4], images[0, 0])
@@ -387,7 +389,7 @@ def test_grid_keeps_every_pixel() -> None:
 
 def test_density_is_drawn_where_it_is() -> None:
     points = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).repeat(50, 1)
-    picture = plots.density_scatter(points, lambda x: -((x - torch.tensor([0.8, 0.8])) ** 2).sum(1) * 8).float()
+    picture = pictures.density_scatter(points, lambda x: -((x - torch.tensor([0.8, 0.8])) ** 2).sum(1) * 8).float()
     _, height, width = picture.shape
     upper_right = picture[:, : height // 2, width // 2 : int(width * 0.75)].mean()
     lower_left = picture[:, height // 2 : int(height * 0.9), int(width * 0.1) : width // 3].mean()

@@ -13,10 +13,10 @@ from diffusers import StableDiffusionXLPipeline
 from sdxl import tiny_sdxl
 from trained import checkpoint, edited
 
-from flowdiff.checkpoint import load
 from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
-from flowdiff.training import train
+from flowdiff.model.checkpoint import load
+from flowdiff.training.run import train
 
 SHAPE = (4, 8, 8)
 
@@ -149,7 +149,7 @@ def test_it_is_not_trained_and_no_checkpoint_holds_it(config: Compose, tmp_path:
     with pytest.raises(FlowdiffError, match="frozen, there is nothing to train") as caught:
         train(config("denoiser=sdxl", *BARE))  # said before its path is looked at
     assert "\n" not in str(caught.value)
-    evil = {"_target_": "flowdiff.denoisers.sdxl.SDXL", "path": "evil/name"}
+    evil = {"_target_": "flowdiff.denoisers.SDXL", "path": "evil/name"}
     edited(checkpoint("digits"), tmp_path / "evil.ckpt", lambda c: c["flowdiff"]["config"]["denoiser"].update(evil))
     with pytest.raises(FlowdiffError, match="frozen"):
         load(tmp_path / "evil.ckpt")

@@ -11,10 +11,11 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from flowdiff import cli, collect, search
+from flowdiff.commands import cli
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Metric
 from flowdiff.metrics.quantities import Quantity
+from flowdiff.runs import job_folders, search
 
 WORDS = (
     *("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"),
@@ -75,7 +76,7 @@ def test_a_diverged_job_counts_as_bad_and_the_search_goes_on(command: Command, t
     """A rate of 1e30 makes the loss NaN."""
     done = command("train", *WORDS, "lr=choice(1e-3,1e30)", "hydra.sweeper.n_trials=4", "name=found")
     (folder,) = tmp_path.glob("multirun/found/*/*")
-    jobs = collect.collect(folder)
+    jobs = job_folders.collect(folder)
     assert {job.overrides["lr"] for job in jobs} == {"0.001", "1e+30"}, done.stdout
     assert len(jobs) == 4, done.stderr
     for job in jobs:
@@ -90,7 +91,7 @@ def test_a_diverged_job_counts_as_bad_and_the_search_goes_on(command: Command, t
     again = command(
         "train", *WORDS, "lr=choice(1e-3,1e30)", "hydra.sweeper.n_trials=5", "name=found", "resume_sweep=true"
     )
-    jobs = collect.collect(folder)
+    jobs = job_folders.collect(folder)
     assert len(jobs) == 5, again.stderr
     assert {job.folder: job.seconds for job in jobs if job.folder in before} == before, (
         "what was done is not done again"

@@ -10,12 +10,14 @@ import torch
 from trained import checkpoint, edited
 
 import flowdiff
-from flowdiff import below, collect, stored_words
+from flowdiff.commands import stored_words
+from flowdiff.commands.evaluate import expanded, run_of
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluate import expanded, run_of
-from flowdiff.facts import check_entry
-from flowdiff.loggers import MOST, Rows
+from flowdiff.model.facts import check_entry
+from flowdiff.runs import job_folders
 from flowdiff.samplers.batched import default_tile
+from flowdiff.training import places
+from flowdiff.training.loggers import MOST, Rows
 
 
 class Reserved:
@@ -44,15 +46,15 @@ def test_a_pipe_in_a_run_folder_is_refused_and_not_waited_for(place: str, tmp_pa
     (tmp_path / place).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / place)
     with pytest.raises(FlowdiffError, match="not a regular file; remove it"):
-        below.check_links(tmp_path)
+        places.check_links(tmp_path)
 
 
 def test_a_run_folder_is_looked_at_whole_or_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(below, "ENTRIES", 10)
+    monkeypatch.setattr(places, "ENTRIES", 10)
     for i in range(11):
         (tmp_path / f"{i}").touch()
     with pytest.raises(FlowdiffError, match="more than 10 files"):
-        below.check_links(tmp_path)
+        places.check_links(tmp_path)
 
 
 def test_a_stored_compile_starts_no_compiler() -> None:
@@ -75,7 +77,7 @@ def test_results_follow_no_link_out_of_a_strangers_folder(tmp_path: Path, capsys
     (word,) = (word for word in expanded([f"run={tmp_path}/sweep/*"]) if word.startswith("output_dir="))
     assert word.startswith("output_dir=outputs/evaluate/")
     (tmp_path / "sweep" / "report").symlink_to(elsewhere)
-    assert collect.main([str(tmp_path / "sweep")]) == 1
+    assert job_folders.main([str(tmp_path / "sweep")]) == 1
     assert "a link, which is not followed" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import BARE, TINY, environment, start, wait_for
 from hydra import compose, initialize_config_dir
 
-from flowdiff import cli, collect, sweeps
+from flowdiff.commands import cli, sweeps
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.runs import job_folders
 
 SWEEP = (
     *("--multirun", "flow.n_flows=1,2", "seed=0,1", "trainer.max_steps=20", "trainer.val_check_interval=10"),
@@ -27,7 +28,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 def table(folder: Path) -> list[dict[str, str]]:
     """The report's rows without what depends on the clock."""
-    assert collect.main([str(folder), "--samples", "0"]) == 0
+    assert job_folders.main([str(folder), "--samples", "0"]) == 0
     with (folder / "report" / "results.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k not in ("seconds", "resume_sweep")} for row in csv.DictReader(file)]
 
@@ -125,7 +126,7 @@ def test_ablations_compose_and_sweep_over_three_seeds(name: str) -> None:
 
 SCRIPT = """
 import gc, torch
-from flowdiff import cli, train
+from flowdiff.commands import cli, train
 
 def alive():
     tensors = [o.untyped_storage() for o in gc.get_objects() if torch.is_tensor(o)]
@@ -155,15 +156,15 @@ def measured(tmp_path: Path, env: dict[str, str], *words: str) -> list[list[int]
     found = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("measured:")]
     assert len(found) == 3
     (folder,) = tmp_path.glob("multirun/*/*/*")
-    assert_equal(collect.collect(folder))
+    assert_equal(job_folders.collect(folder))
     return [[int(number) for number in numbers] for numbers in found]
 
 
-def assert_equal(jobs: Sequence[collect.Job]) -> None:
+def assert_equal(jobs: Sequence[job_folders.Job]) -> None:
     assert [job.status for job in jobs] == ["done"] * 3
     assert jobs[0].metrics and all(job.metrics == jobs[0].metrics for job in jobs)
 
-    def logged(job: collect.Job) -> list[dict[str, str]]:
+    def logged(job: job_folders.Job) -> list[dict[str, str]]:
         with (job.folder / "csv" / "metrics.csv").open(newline="") as file:
             return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(file)]
 

@@ -13,10 +13,10 @@ from PIL import Image
 from trained import checkpoint, composed
 
 import flowdiff
-from flowdiff.api import Model
+from flowdiff.commands.sample import sample
 from flowdiff.data.digits import Digits
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.sample import sample
+from flowdiff.model.api import Model
 from flowdiff.tasks.latent import slerp
 
 

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flowdiff import tables, text
+from flowdiff import text
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.tables import Bold
+from flowdiff.evaluation import tables
+from flowdiff.evaluation.tables import Bold
 
 HOSTILE = (
     "<script>alert(1)</script>",

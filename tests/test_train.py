@@ -15,12 +15,14 @@ from hydra.errors import InstantiationException
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from flowdiff import checkpoint, cli, mistakes, training
+from flowdiff.commands import cli, error_messages
+from flowdiff.commands.train import train
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
-from flowdiff.module import Diffusion
+from flowdiff.model import checkpoint
 from flowdiff.objectives.losses import AnnealedMixture
-from flowdiff.train import train
+from flowdiff.training import run
+from flowdiff.training.diffusion import Diffusion
 
 #: Words that a choice needs beside it to train in a test: its own sizes in place of those of the default flow.
 SMALL = {
@@ -64,7 +66,7 @@ GROUPS += ("logger", "callbacks", "debug", "trainer", "metrics")
 
 
 def choices() -> list[str]:
-    """``group=choice`` for every YAML file in conf/."""
+    """`group=choice` for every YAML file in conf/."""
     folder = cli.config_dir()
     found = [f"{group}={file.stem}" for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
     assert len(found) > 50
@@ -374,10 +376,10 @@ def test_wrong_values_are_refused_before_training(
     def never(*args: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(training, "fit", never)
+    monkeypatch.setattr(run, "fit", never)
     with pytest.raises((FlowdiffError, InstantiationException)) as caught:
         train(config(*BARE, word))
-    line = mistakes.explain(caught.value, [word], cli.config_dir(), "config")
+    line = error_messages.explain(caught.value, [word], cli.config_dir(), "config")
     assert line is not None
     assert message in line
     assert "\n" not in line
@@ -396,7 +398,7 @@ def test_without_a_likelihood_the_default_loss_says_what_it_does(
     train(config(*BARE, word, *small, "trainer.max_steps=1", "trainer.limit_val_batches=1"))
     assert "no likelihood of x: training with loss=denoising" in capsys.readouterr().out
     stored = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["flowdiff"]["config"]
-    assert stored["loss"] == {"_target_": "flowdiff.objectives.losses.Denoising"}
+    assert stored["loss"] == {"_target_": "flowdiff.objectives.Denoising"}
 
 
 def test_an_experiment_made_for_flows_trains_the_unet(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,7 +423,7 @@ def test_points_are_not_augmented(config: Compose, capsys: pytest.CaptureFixture
     train(config(*small, "trainer.max_steps=1", "trainer.limit_val_batches=1"))  # as if an experiment had chosen it
     assert "augmentation needs images: training with augment=none" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="augment=affine: needs images: choose augment=none"):
-        training.train(config(*small), ["augment=affine"])
+        run.train(config(*small), ["augment=affine"])
 
 
 def test_augmentation_is_learned_and_not_needed_without_training(config: Compose, tmp_path: Path) -> None:

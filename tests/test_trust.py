@@ -19,47 +19,51 @@ from hostile import MARK, WORDS, Runs
 from PIL import Image
 from trained import checkpoint, composed, edited
 
-from flowdiff import api, below, resume, seal, sweeps, trusted
-from flowdiff import checkpoint as checkpoints
-from flowdiff.budget import Budget
-from flowdiff.building import plain
-from flowdiff.configs import config_dir, vocabulary
+from flowdiff.commands import resume, sweeps
+from flowdiff.commands.evaluate import run_of
+from flowdiff.commands.train import train
 from flowdiff.data.mnist import MNIST
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.evaluate import run_of
-from flowdiff.exporting import export
-from flowdiff.facts import check_entry
 from flowdiff.metrics.fidelity import check_tensors
+from flowdiff.model import api, safe_construction, seal
+from flowdiff.model import checkpoint as checkpoints
+from flowdiff.model.budget import Budget
+from flowdiff.model.export import export
+from flowdiff.model.facts import check_entry
+from flowdiff.model.opening import data_of
+from flowdiff.model.vocabulary import config_dir, vocabulary
 from flowdiff.samplers import masks
-from flowdiff.sampling import data_of
-from flowdiff.train import train
+from flowdiff.training import places
+from flowdiff.training.building import plain
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
 
 
 def test_a_group_may_name_what_its_files_name_and_those_they_refer_to() -> None:
     targets = vocabulary().targets
-    assert "flowdiff.bijections.activations.ELU" in targets["denoiser"], "by way of the flow"
+    assert "flowdiff.bijections.ELU" in targets["denoiser"], "by way of the flow"
     assert "flowdiff.metrics.FrechetDistance" in targets["callbacks"], "by way of a list of defaults"
-    assert not any(target.startswith(("flowdiff.callbacks", "lightning")) for target in targets["denoiser"])
+    assert not any(
+        target.startswith(("flowdiff.training.callbacks.average", "lightning")) for target in targets["denoiser"]
+    )
     assert targets["trainer"] == {"lightning.pytorch.Trainer"}
     assert "${run_dir}/checkpoints" in vocabulary().interpolations
 
 
 def test_what_is_outside_is_left_out_unless_the_user_has_said_it(tmp_path: Path) -> None:
     node = {"_target_": "flowdiff.data.MNIST", "root": "/x", "download": True, "batch_size": 5}
-    assert trusted.outside("dataset", node) == {"dataset.root": "/x", "dataset.download": True}
-    assert trusted.without_outside("dataset", node) == {"_target_": "flowdiff.data.MNIST", "batch_size": 5}
-    built = trusted.build("dataset", node, outside=True)
+    assert safe_construction.outside("dataset", node) == {"dataset.root": "/x", "dataset.download": True}
+    assert safe_construction.without_outside("dataset", node) == {"_target_": "flowdiff.data.MNIST", "batch_size": 5}
+    built = safe_construction.build("dataset", node, outside=True)
     assert isinstance(built, MNIST) and built.root == "/x"
     with pytest.raises(FlowdiffError, match=r"dataset\.extra=1: unknown key"):
-        trusted.build("dataset", node | {"extra": 1})
+        safe_construction.build("dataset", node | {"extra": 1})
 
 
 @pytest.mark.parametrize("name", choices("metrics"))
 def test_a_metric_says_whether_it_fetches(name: str) -> None:
     for key, config in node("metrics", name).items():
-        assert trusted.build("metrics", config).fetches == (key in ("fid", "kid", "isc", "prc"))
+        assert safe_construction.build("metrics", config).fetches == (key in ("fid", "kid", "isc", "prc"))
 
 
 @pytest.mark.parametrize("flow", choices("flow"))
@@ -283,13 +287,13 @@ def test_links_that_lead_out_of_a_run_folder(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     other.mkdir()
     (run / "inside").symlink_to("checkpoints")
-    below.check_links(run)
+    places.check_links(run)
     assert run_of(str(checkpoint("digits"))) == str(checkpoint("digits").parent.parent)
     shutil.copy(checkpoint("digits"), run / "checkpoints" / "last.ckpt")
     (run / "evaluate").symlink_to(other)
     assert run_of(str(run / "checkpoints" / "last.ckpt")) == "outputs"
     with pytest.raises(FlowdiffError, match="evaluate: a link that leads out of the run folder"):
-        below.check_links(run)
+        places.check_links(run)
 
 
 def test_a_run_goes_on_in_its_own_folder_whatever_the_old_one_said(config: Compose, tmp_path: Path) -> None:

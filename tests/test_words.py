@@ -7,7 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from flowdiff.words import assignment, command, override
+from flowdiff.runs.words import assignment, command, override
 
 NASTY = [
     *("/a b/x=y,z/checkpoints/last.ckpt", "it's", "[x]", "(a)", "{b}", 'a"b', "a\\", "\\'", '\\"', "a\\\\", "''", '""'),

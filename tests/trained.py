@@ -13,8 +13,8 @@ from conftest import BARE, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff import cli
-from flowdiff.train import train
+from flowdiff.commands import cli
+from flowdiff.commands.train import train
 
 WORDS = {
     "digits": [],
@@ -30,7 +30,7 @@ def composed(name: str, *words: str) -> DictConfig:
 
 
 def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A checkpoint with ``change(content)`` done to it, as a stranger would: without the digest that it had."""
+    """A checkpoint with `change(content)` done to it, as a stranger would: without the digest that it had."""
     content = torch.load(path, weights_only=True)
     for name in ("sha256", "signature"):
         content.pop(name, None)
@@ -41,7 +41,7 @@ def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], Any]) ->
 
 @functools.cache
 def checkpoint(name: str) -> Path:
-    """``RUN/checkpoints/last.ckpt`` of a model of `WORDS` after 20 steps."""
+    """`RUN/checkpoints/last.ckpt` of a model of `WORDS` after 20 steps."""
     run = Path(tempfile.mkdtemp(prefix=f"flowdiff-{name}-"))
     atexit.register(shutil.rmtree, run, ignore_errors=True)
     tiny = [w for w in TINY if name != "unet" or not w.startswith("flow.")]

@@ -1,8 +1,8 @@
-"""A process that opens hostile files with every command and is watched: ``python -m watched GOOD FOLDER OUT``.
+"""A process that opens hostile files with every command and is watched: `python -m watched GOOD FOLDER OUT`.
 
 An audit hook notes what no file may lead to: files opened for writing, made, renamed or removed outside of OUT,
-sockets, processes, unpickled classes, modules of packages that a good file doesn't need. ``OUT/files.json`` has the
-commands that each file is given to; ``OUT/report.json`` has, for each file and command, the outcome (an error's line,
+sockets, processes, unpickled classes, modules of packages that a good file doesn't need. `OUT/files.json` has the
+commands that each file is given to; `OUT/report.json` has, for each file and command, the outcome (an error's line,
 or null), what was noted, CPU seconds, and megabytes by which the process has grown.
 """
 
@@ -28,9 +28,11 @@ from hostile import MARK
 from trained import composed
 
 import flowdiff
-from flowdiff import evaluation, exporting, mistakes, resume, sampling, training
-from flowdiff.configs import config_dir
+from flowdiff.commands import error_messages, resume, samples
 from flowdiff.errors import FlowdiffError
+from flowdiff.evaluation import measurement
+from flowdiff.model.vocabulary import config_dir
+from flowdiff.training import run
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {"os.mkdir": 1, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1}
@@ -41,7 +43,7 @@ TYPED = ["trainer.max_steps=21", "callbacks=minimal", "evaluate=null", "metrics=
 
 
 class Watch:
-    """What an audit hook notes while ``noting`` is true."""
+    """What an audit hook notes while `noting` is true."""
 
     def __init__(self, allowed: Path) -> None:
         self.allowed, self.noting, self.noted = str(allowed), False, list[str]()
@@ -82,7 +84,7 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
     def trained(path: str) -> None:
         cfg = train.copy()
         cfg.ckpt_path = path
-        training.train(*resume.resumed(cfg, TYPED))
+        run.train(*resume.resumed(cfg, TYPED))
 
     def told(run: Callable[[Any], Any], cfg: Any) -> Callable[[str], Any]:
         def call(path: str) -> Any:
@@ -93,9 +95,9 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
 
     return {
         "load": flowdiff.load,
-        "sample": told(sampling.sample, sample),
-        "evaluate": told(evaluation.evaluate, evaluate),
-        "export": told(exporting.export, export),
+        "sample": told(samples.sample, sample),
+        "evaluate": told(measurement.evaluate, evaluate),
+        "export": told(export.export, export),
         "train": trained,
     }
 
@@ -114,7 +116,7 @@ def tried(command: Callable[[str], Any], path: str, watch: Watch, out: Path) -> 
     except FlowdiffError as error:
         line = str(error)
     except BaseException as error:
-        line = mistakes.explain(error, TYPED, config_dir(), "config") if isinstance(error, Exception) else None
+        line = error_messages.explain(error, TYPED, config_dir(), "config") if isinstance(error, Exception) else None
         trace = traceback.format_exc() if line is None else None
     signal.alarm(0)
     watch.noting = False

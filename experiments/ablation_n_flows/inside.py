@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff import api
-from flowdiff.collect import collect
 from flowdiff.data.base import loaded
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
+from flowdiff.evaluation.tables import to_csv, to_markdown
 from flowdiff.files import write_text
 from flowdiff.flows.gated import GatedActivation
-from flowdiff.tables import to_csv, to_markdown
+from flowdiff.model import api
+from flowdiff.runs.job_folders import collect
 
 SIGMAS = (0.05, 0.2, 0.5, 1.0)
 HEADER = ("n_flows", "lr", "seed", "bits_per_dim", "gates, mean by step", "gates, largest by step")

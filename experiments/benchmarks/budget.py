@@ -20,8 +20,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flowdiff import api
 from flowdiff.errors import FlowdiffError
+from flowdiff.model import api
 
 CALIBRATION_STEPS = 220
 CALIBRATION_SECONDS = 20.0  # a slow command makes fewer steps
@@ -32,10 +32,10 @@ TOLERANCE = 0.1  # the share by which seconds may differ from the budget before 
 
 
 def command(module: str, words: list[str], log: Path, limit: float) -> None:
-    """Run ``python -m module words`` with all of its output in the file ``log``.
+    """Run `python -m module words` with all of its output in the file `log`.
 
     Raises:
-        FlowdiffError: it failed or took longer than ``limit`` seconds. The message is its last line.
+        FlowdiffError: it failed or took longer than `limit` seconds. The message is its last line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
@@ -61,7 +61,7 @@ def train(words: list[str], seconds: float, seed: int, folder: Path, limit: floa
         limit: seconds of wall-clock for each of the two commands.
 
     Returns:
-        ``metrics`` (the run's metrics.json), what was measured of the training and of sampling, and ``run``.
+        `metrics` (the run's metrics.json), what was measured of the training and of sampling, and `run`.
     """
     rate, calibration = calibrate(words, seed, folder / "calibration", limit)
     steps = VALIDATIONS * max(1, round(seconds * rate / VALIDATIONS))  # the last one sees the last step

@@ -1,7 +1,7 @@
 """Who is compared (contenders.yaml), and one contender's result: run once, kept as JSON, an error like any other.
 
-A result is a dictionary of plain values: ``request`` (what was asked for), ``error`` (None if there was none), what
-was measured of the training, and ``metrics`` as in a run's metrics.json. A result that answers the same request is
+A result is a dictionary of plain values: `request` (what was asked for), `error` (None if there was none), what
+was measured of the training, and `metrics` as in a run's metrics.json. A result that answers the same request is
 not measured again.
 """
 
@@ -56,7 +56,7 @@ class Contender:
         return words | {"seconds": self.seconds, "seed": self.seed}
 
     def run(self, folder: Path, limit: float) -> Result:
-        """Train and measure, with all files below ``folder``.
+        """Train and measure, with all files below `folder`.
 
         Raises:
             FlowdiffError: it failed; the message is one line.
@@ -72,7 +72,7 @@ class Contender:
 
 
 def contenders(dataset: str, seconds: float, seed: int, file: Path = FILE) -> list[Contender]:
-    """Those of ``file`` that take part on a dataset."""
+    """Those of `file` that take part on a dataset."""
     table = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(table, dict)
     found = []
@@ -105,7 +105,7 @@ def command_line(prog: str, description: str | None, out: Path, runs: Path) -> a
 
 
 def options(prog: str, description: str | None, seconds: float, out: Path) -> argparse.ArgumentParser:
-    """The options that every benchmark has; ``seconds`` and ``out`` are their defaults."""
+    """The options that every benchmark has; `seconds` and `out` are their defaults."""
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     parser.add_argument("--seconds", type=float, default=seconds, help="of training, for each")
     parser.add_argument("--out", "-o", type=Path, default=out, help="takes the results")
@@ -131,7 +131,7 @@ def chosen(everyone: list[Contender], names: str | None) -> list[Contender]:
 
 @dataclass
 class Results:
-    """The results of contenders, a JSON file each in ``folder``.
+    """The results of contenders, a JSON file each in `folder`.
 
     Attributes:
         folder: of the JSON files.
@@ -177,14 +177,14 @@ class Results:
         return result
 
     def measure(self, everyone: list[Contender], names: str | None, report: Callable[[Sequence[Result]], None]) -> None:
-        """Get those with these names (see `chosen`), one after the other; ``report`` is given all rows after each."""
+        """Get those with these names (see `chosen`), one after the other; `report` is given all rows after each."""
         for contender in chosen(everyone, names):
             self.get(contender)
             report([row for c in everyone if (row := self.kept(c)) is not None])
 
 
 def machine() -> Result:
-    """What the times depend on; ``load`` is that of others in the last minute, as far as it is known."""
+    """What the times depend on; `load` is that of others in the last minute, as far as it is known."""
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
-from flowdiff import cli, mistakes
+from flowdiff.commands import cli, error_messages
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_json
@@ -42,7 +42,7 @@ VALIDATIONS = 12
 
 @dataclass
 class Sampler:
-    """``sample(n, labels, seed)`` of an evaluand; it keeps the time."""
+    """`sample(n, labels, seed)` of an evaluand; it keeps the time."""
 
     peer: Peer
     batch_size: int = 500
@@ -93,7 +93,7 @@ def fit(
         seed: of all noise.
 
     Returns:
-        ``seconds``, ``steps``, ``images_per_second``, ``left_out`` (steps) and ``validation`` (best bits/dim).
+        `seconds`, `steps`, `images_per_second`, `left_out` (steps) and `validation` (best bits/dim).
 
     Raises:
         FlowdiffError: no validation was finite.
@@ -183,4 +183,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     except Exception as error:
         traceback.print_exc()
-        sys.exit(mistakes.one_line(error))
+        sys.exit(error_messages.one_line(error))

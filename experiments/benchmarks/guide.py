@@ -3,7 +3,7 @@
     ratio = value / value of the default in the same round      min, median and max over the rounds
 
 In each round every quantity is measured of all contenders, one right after the other, in one process: a machine that
-is slower for a while is slower for all of them, and the ratio stays. Training is `flowdiff.training.train` itself,
+is slower for a while is slower for all of them, and the ratio stays. Training is `training.run.train` itself,
 without validation; samples are drawn from the checkpoint that it leaves. Written to --out: guide_<dataset>.csv, .md
 and .png.
 """
@@ -25,13 +25,13 @@ from hydra import compose, initialize_config_dir
 from experiments.benchmarks import budget, contenders
 from experiments.benchmarks.speeds import DEFAULT, EPOCH, IMAGES, SAMPLING, Measure, Row, Spread, report
 from experiments.benchmarks.table import machine_words
-from flowdiff import cli
-from flowdiff.api import Model, load
+from flowdiff.commands import cli
 from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
+from flowdiff.model.api import Model, load
+from flowdiff.model.opening import build_data
 from flowdiff.samplers.batched import seeds_from
-from flowdiff.sampling import build_data
-from flowdiff.training import train
+from flowdiff.training.run import train
 
 STEPS = (10, 20, 50, 100)
 SAMPLES = 100
@@ -79,7 +79,7 @@ class Benchmark:
     facts: dict[str, str] = field(default_factory=dict, init=False)
 
     def round(self, folder: Path) -> None:
-        """Measure everything once, with the runs in ``folder``."""
+        """Measure everything once, with the runs in `folder`."""
         models = {}
         for name, words in commands(self.dataset).items():
             model, speed, batch = self.trained(words, folder / name)
@@ -135,7 +135,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """``"10,20,50"`` as numbers from 1 up.
+    """`"10,20,50"` as numbers from 1 up.
 
     Raises:
         ConfigError: it is something else.

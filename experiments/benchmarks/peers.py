@@ -9,7 +9,7 @@ split with dequantisation and σ_min-noise, so that
     nflows      RQ-NSF (C) (arXiv:1906.04032)
     normflows   Glow (Kingma & Dhariwal 2018, arXiv:1807.03039)
 
-They know one noise level, σ_min. A peer is a class with ``flow_log_prob`` and ``flow_sample``, and an entry in
+They know one noise level, σ_min. A peer is a class with `flow_log_prob` and `flow_sample`, and an entry in
 contenders.yaml.
 """
 
@@ -25,7 +25,7 @@ from flowdiff.data.base import ImageData
 
 
 class Peer(nn.Module):
-    """The density of images (B, *shape), given their class if ``num_classes`` is not 0.
+    """The density of images (B, *shape), given their class if `num_classes` is not 0.
 
     Attributes:
         passes: evaluations of the network that one sample takes.
@@ -46,7 +46,7 @@ class Peer(nn.Module):
         self.register_buffer("scale", torch.ones(self.dim))
 
     def standardise(self, data: ImageData, sigma_min: float) -> None:
-        """Take m and s from the training split of ``data``, once, before training."""
+        """Take m and s from the training split of `data`, once, before training."""
         x = data.to_centres(data.images("train")[0]).flatten(1).double()
         bin_variance = 0.0 if data.levels is None else (2 / data.levels) ** 2 / 12
         self.mean.copy_(x.mean(0))
@@ -65,7 +65,7 @@ class Peer(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None) -> Tensor:
-        """``n`` samples (n, *shape), of the classes ``labels`` (n,), from torch's global generator."""
+        """`n` samples (n, *shape), of the classes `labels` (n,), from torch's global generator."""
         return (self.flow_sample(n, labels) * self.scale + self.mean).reshape(n, *self.shape)
 
     def one_hot(self, labels: Tensor | None) -> Tensor | None:
@@ -85,7 +85,7 @@ class Zuko(Peer):
     """A flow of zuko.
 
     Args:
-        flow: makes it, called with features and context: ``zuko.flows.NSF``, ``zuko.flows.MAF``, ….
+        flow: makes it, called with features and context: `zuko.flows.NSF`, `zuko.flows.MAF`, ….
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, flow: Callable[[int, int], Any]) -> None:

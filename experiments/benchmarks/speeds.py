@@ -1,7 +1,7 @@
 """Speeds of contenders as tables and a picture: each cell is the median over the rounds (min–max).
 
-A row is a contender and a `Measure`: ``value`` and ``ratio`` (to the default's value in the same round) are each
-(min, median, max), beside the evaluations of a sample that `flowdiff.samplers.batched.BatchedSampler` counted.
+A row is a contender and a `Measure`: `value` and `ratio` (to the default's value in the same round) are each
+(min, median, max), beside the evaluations of a sample that `samplers.batched.BatchedSampler` counted.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def number(value: float) -> str:
 
 
 def shown(spread: Spread) -> str:
-    """``median (min–max)``."""
+    """`median (min–max)`."""
     low, middle, high = map(number, spread)
     return f"{middle} ({low}–{high})"
 
@@ -80,7 +80,7 @@ def tables(rows: Sequence[Row]) -> list[tuple[list[Column], list[Row]]]:
 
 
 def report(rows: Sequence[Row], out: Path, name: str, title: str, lines: Sequence[str]) -> None:
-    """Write ``name``.csv, .md and .png to ``out`` and print the tables.
+    """Write `name`.csv, .md and .png to `out` and print the tables.
 
     Args:
         rows: see above.

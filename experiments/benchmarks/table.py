@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.benchmarks.contenders import Result
-from flowdiff import tables
+from flowdiff.evaluation import tables
 
 Cell = float | int | str | None
 

@@ -23,12 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff import building, checkpoint, cli, mistakes
-from flowdiff.compilation import compiled
+from flowdiff.commands import cli, error_messages
 from flowdiff.data.base import loaded
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
+from flowdiff.model import checkpoint
+from flowdiff.training import building
+from flowdiff.training.compilation import compiled
 
 OUT = Path(__file__).with_name("results")
 LOCK = Path(tempfile.gettempdir()) / "flowdiff-compile.lock"
@@ -39,7 +41,7 @@ ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
 def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Tensor]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
-    config = building.plain(mistakes.composed(words, cli.config_dir(), "config"))
+    config = building.plain(error_messages.composed(words, cli.config_dir(), "config"))
     building.seed(0)
     data = loaded(building.make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
@@ -65,7 +67,7 @@ def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch
 
 
 def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """The largest difference, as a share of the largest of ``others``."""
+    """The largest difference, as a share of the largest of `others`."""
     largest = max(float(g.abs().max()) for g in others)
     return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True)) / largest
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.benchmarks import contenders, table
 from experiments.benchmarks.contenders import Contender, Result, Results
-from flowdiff import cli
+from flowdiff.commands import cli
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from flowdiff import cli, mistakes
+from flowdiff.commands import cli, error_messages
+from flowdiff.commands.train import train
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
-from flowdiff.train import train
-from flowdiff.training import matmul_precision
+from flowdiff.training.run import matmul_precision
 
 OUT = Path(__file__).with_name("results")
 WARM, SIDE = 8, 8192
@@ -53,7 +53,7 @@ def measured(words: Sequence[str], steps: int) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        train(mistakes.composed([*words, *more], cli.config_dir(), "config"))
+        train(error_messages.composed([*words, *more], cli.config_dir(), "config"))
         return json.loads(file.read_text())
 
 

@@ -10,15 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowdiff.files import write_json
 from flowdiff.metrics.cost import wait
-from flowdiff.module import Diffusion
+from flowdiff.training.diffusion import Diffusion
 
 
 class Clock(Callback):
-    """Measures from step ``warm`` to the last one, which comes before any validation.
+    """Measures from step `warm` to the last one, which comes before any validation.
 
     Args:
-        file: JSON: ``seconds`` of a step, ``gigabytes`` (10⁹ bytes) of PyTorch's allocator on the GPU at their peak,
-            ``operations`` of one step's matrix products and convolutions.
+        file: JSON: `seconds` of a step, `gigabytes` (10⁹ bytes) of PyTorch's allocator on the GPU at their peak,
+            `operations` of one step's matrix products and convolutions.
         warm: steps that aren't timed.
     """
 

@@ -20,14 +20,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from flowdiff import checkpoint, cli
-from flowdiff.building import plain
+from flowdiff.commands import cli
 from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.files import write_text
+from flowdiff.model import checkpoint
 from flowdiff.objectives.losses import Likelihood, Mixture
+from flowdiff.training.building import plain
 
 LOSSES = {"likelihood": Likelihood, "mixture": Mixture}
 ADDRESS_SPACE = 18 << 30
@@ -48,7 +49,7 @@ SDXL_AUTOENCODER: dict[str, Any] = {
 
 
 def model(flow: str, shape: tuple[int, ...]) -> Denoiser:
-    """The denoiser of ``experiment=sdxl_latent flow=…``, unconditional, at its initialisation."""
+    """The denoiser of `experiment=sdxl_latent flow=…`, unconditional, at its initialisation."""
     with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
         words = [f"flow={flow}", "precondition=standardized", "run_dir=none"]
         config = plain(compose("config", overrides=words))

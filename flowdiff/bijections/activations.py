@@ -10,7 +10,7 @@ Inside a flow it enters through a learned gate g ∈ [0, 1] that starts at 0 and
     y = x + g·κ(σ)·(a(x) − x),               dy/dx = 1 + g·κ(σ)·(a'(x) − 1),
 
 the identity at the start, and always increasing: a convex mix of increasing bijections is one. An activation with
-parameters of its own (:class:`Spline`) is the identity at the start by itself; its gate starts open, at 1.
+parameters of its own (`Spline`) is the identity at the start by itself; its gate starts open, at 1.
 """
 
 from typing import Annotated
@@ -27,7 +27,7 @@ SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
 
 class Activation(nn.Module):
-    """a(x) = leak·x + (1 − leak)·r(x). A subclass gives ``raw`` and ``raw_slope``.
+    """a(x) = leak·x + (1 − leak)·r(x). A subclass gives `raw` and `raw_slope`.
 
     Attributes:
         lowest_raw_slope, highest_raw_slope: bounds of r'.
@@ -64,7 +64,7 @@ class Activation(nn.Module):
         return self.lowest_slope > 0
 
     def build(self, shape: tuple[int, ...]) -> None:
-        """Make its own parameters, a set for each entry of ``shape``, against which samples broadcast. None here."""
+        """Make its own parameters, a set for each entry of `shape`, against which samples broadcast. None here."""
 
     def raw(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -207,9 +207,9 @@ class Swish(Activation):
 class Spline(Activation):
     """A monotone rational-quadratic spline on [−bound, bound] for every coordinate, the identity outside.
 
-    With it ``flow=linear`` is a Gaussianization flow (Meng et al. 2020, arXiv:2003.01941). The gate and κ(σ) act on the
+    With it `flow=linear` is a Gaussianization flow (Meng et al. 2020, arXiv:2003.01941). The gate and κ(σ) act on the
     knots and the slopes there, not on the values between: that is a spline again, with an inverse in closed form
-    (:mod:`flowdiff.bijections.splines`).
+    (`bijections.splines`).
 
     Args:
         bins: number of bins.

@@ -45,7 +45,7 @@ class Marginals(NamedTuple):
 
     @classmethod
     def from_data(cls, x: Tensor, bin_width: float = 0.0) -> "Marginals":
-        """Histograms of x (N, d), each value standing for an interval of width ``bin_width`` around it.
+        """Histograms of x (N, d), each value standing for an interval of width `bin_width` around it.
 
         The lowest and the highest value have a piece of their own (images are mostly black or white), the others are
         quantiles of all values together. Half a sample is added to each piece, in proportion to all coordinates.
@@ -112,7 +112,7 @@ def _newton(z: Tensor, log_p: Tensor, steps: int) -> Tensor:
 def normal_quantile(log_p: Tensor) -> Tensor:
     """z = Φ⁻¹(exp(l)) for l ≤ log ½.
 
-    torch.compile can't follow the derivatives of :class:`NormalQuantile`. There two more steps are taken from the
+    torch.compile can't follow the derivatives of `NormalQuantile`. There two more steps are taken from the
     result: k steps of Newton's method from the root itself have the root's first 2ᵏ − 1 derivatives.
     """
     if not torch.compiler.is_compiling():

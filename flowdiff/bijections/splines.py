@@ -81,7 +81,7 @@ class _Bin(NamedTuple):
 
 
 def _bin(point: Tensor, of: Tensor, k: Knots, strength: Tensor | None) -> tuple[Tensor, Tensor, _Bin]:
-    """Whether a point is inside ±B, the point (−B if it isn't), and its bin among the knots ``of``."""
+    """Whether a point is inside ±B, the point (−B if it isn't), and its bin among the knots `of`."""
     inside = (point > of[..., 0]) & (point < of[..., -1])
     point = torch.where(inside, point, of[..., 0])
     index = (point[..., None] >= of[..., 1:-1]).sum(-1)

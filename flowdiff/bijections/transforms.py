@@ -51,7 +51,7 @@ def build(transform: TransformFactory, max_log_scale: float) -> Transform:
     return transform(max_log_scale=max_log_scale)
 
 
-class Affine(Transform):
+class AffineTransform(Transform):
     """y = exp(s)·x + t.
 
     Args:
@@ -74,7 +74,7 @@ class Affine(Transform):
         return (y - t) * (-soft_bound(s, self.max_log_scale)).exp()
 
 
-class Spline(Transform):
+class SplineTransform(Transform):
     """y = RQS(exp(s)·x + t; θ): the affine map brings the coordinate into the spline's interval.
 
     Args:
@@ -89,7 +89,7 @@ class Spline(Transform):
     ) -> None:
         self.max_log_scale = max_log_scale
         self.bound = bound
-        self.affine = Affine(max_log_scale)
+        self.affine = AffineTransform(max_log_scale)
         self.size = self.affine.size + 3 * bins - 1
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Knots]:

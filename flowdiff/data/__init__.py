@@ -1,11 +1,24 @@
-"""Datasets: integer images or toy points in memory, in fixed splits."""
+"""Datasets: integer images or toy points in memory, in fixed splits; their statistics and first stages."""
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.cifar10 import CIFAR10
 from flowdiff.data.digits import Digits
+from flowdiff.data.first_stage import AutoencoderKL, FirstStage, Identity
 from flowdiff.data.images import ImageFolder
 from flowdiff.data.mnist import MNIST, FashionMNIST
 from flowdiff.data.patches import Patches
 from flowdiff.data.toy import Toy
 
-__all__ = ["CIFAR10", "MNIST", "Digits", "FashionMNIST", "ImageData", "ImageFolder", "Patches", "Toy"]
+__all__ = [
+    "AutoencoderKL",
+    "CIFAR10",
+    "Digits",
+    "FashionMNIST",
+    "FirstStage",
+    "Identity",
+    "ImageData",
+    "ImageFolder",
+    "MNIST",
+    "Patches",
+    "Toy",
+]

@@ -19,10 +19,10 @@ Split = tuple[Tensor, Tensor]
 
 
 class ImageData(lightning.LightningDataModule):
-    """Base of all datasets. A new one is a subclass with ``load`` and one YAML in conf/dataset.
+    """Base of all datasets. A new one is a subclass with `load` and one YAML in conf/dataset.
 
-    A batch is ``(k, labels)``: uint8 levels (B, C, H, W) and int64 labels (B,). Labels are always there;
-    where ``num_classes`` is 0 they carry no meaning for the model. Toy data have ``levels`` None and yield
+    A batch is `(k, labels)`: uint8 levels (B, C, H, W) and int64 labels (B,). Labels are always there;
+    where `num_classes` is 0 they carry no meaning for the model. Toy data have `levels` None and yield
     float points.
 
     Args:
@@ -31,13 +31,13 @@ class ImageData(lightning.LightningDataModule):
         num_classes: K, labels lie in 0..K−1; 0 for data without classes.
         levels: number L of integer levels of a pixel; None for continuous data.
         batch_size: samples per training step and process.
-        seed: fixes the order of the training data (``dataset.seed``; the config ties it to ``seed``).
-        extractor: the feature extractor in ``flowdiff.metrics.extractors`` for these images; None if there is none.
+        seed: fixes the order of the training data (`dataset.seed`; the config ties it to `seed`).
+        extractor: the feature extractor in `metrics.extractors` for these images; None if there is none.
         class_names: names of the classes, in the order of the labels.
-        num_workers: threads that make batches ahead of the step (`flowdiff.data.loader`).
+        num_workers: threads that make batches ahead of the step (`data.loader`).
 
     Attributes:
-        notes: what a user should know of the files, a few lines that a training prints; set by ``load``.
+        notes: what a user should know of the files, a few lines that a training prints; set by `load`.
     """
 
     @checked
@@ -76,7 +76,7 @@ class ImageData(lightning.LightningDataModule):
 
     @property
     def has_images(self) -> bool:
-        """Whether samples are images, or can be decoded to images: ``to_uint8`` works."""
+        """Whether samples are images, or can be decoded to images: `to_uint8` works."""
         return self.levels is not None
 
     def setup(self, stage: str | None = None) -> None:
@@ -96,7 +96,7 @@ class ImageData(lightning.LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of what ``to_uint8`` makes."""
+        """(C, H, W) of what `to_uint8` makes."""
         return self.shape
 
     @property
@@ -105,7 +105,7 @@ class ImageData(lightning.LightningDataModule):
         return None
 
     def encoded(self, split: str) -> tuple[Rows, Tensor]:
-        """What ``to_model`` and ``to_centres`` take, and labels: the images, unless a first stage encodes them."""
+        """What `to_model` and `to_centres` take, and labels: the images, unless a first stage encodes them."""
         return self.images(split)
 
     def to_model(self, k: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -117,7 +117,7 @@ class ImageData(lightning.LightningDataModule):
         return k.float() if self.levels is None else centres(k, self.levels)
 
     def out_of_distribution(self) -> dict[str, Callable[[str], Tensor]]:
-        """Images of the same shape and levels that are not from this data set, for ``metrics=[ood_auroc]``.
+        """Images of the same shape and levels that are not from this data set, for `metrics=[ood_auroc]`.
 
         Returns:
             By name, a function of the split that gives levels (N, C, H, W) uint8; the first is the most telling.
@@ -134,7 +134,7 @@ class ImageData(lightning.LightningDataModule):
         return self.to_centres(k), labels, 0.0 if self.levels is None else (2 / self.levels) ** 2 / 12
 
     def statistics(self, num_classes: int) -> DataStatistics:
-        """Moments of the dequantised training split; with ``num_classes`` 0 the labels are not looked at."""
+        """Moments of the dequantised training split; with `num_classes` 0 the labels are not looked at."""
         x, labels, noise_variance = self.measured_rows()
         return DataStatistics.from_data(x, labels if num_classes else None, num_classes, noise_variance)
 

@@ -16,8 +16,8 @@ class CIFAR10(TorchvisionData):
     """32×32 colour images, 256 levels: 45,000 train, 5,000 validation and 10,000 test images.
 
     Args:
-        root: folder with torchvision's layout (``cifar-10-batches-py/…``).
-        download: fetch the files into ``root`` if they are not there.
+        root: folder with torchvision's layout (`cifar-10-batches-py/…`).
+        download: fetch the files into `root` if they are not there.
     """
 
     source, title, folder = datasets.CIFAR10, "CIFAR10", "cifar-10-batches-py"

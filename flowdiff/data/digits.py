@@ -15,7 +15,7 @@ from flowdiff.options import Count, Seed, Workers, checked
 class Digits(ImageData):
     """8×8 digits, levels 0..16, ten classes: 1257 train, 180 validation, 360 test images, stratified.
 
-    The split is the same for every ``seed``.
+    The split is the same for every `seed`.
     """
 
     @checked

@@ -34,7 +34,7 @@ class Distribution:
         self.noise = type(self).noise if noise is None else float(noise)
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """Draw ``n`` unscaled points (n, 2) and their components (n,)."""
+        """Draw `n` unscaled points (n, 2) and their components (n,)."""
         raise NotImplementedError
 
     def raw_log_prob(self, y: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Distribution:
         raise NotImplementedError
 
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw ``n`` points: x (n, 2) float32 and the component of each (n,) int64, in random order."""
+        """Draw `n` points: x (n, 2) float32 and the component of each (n,) int64, in random order."""
         rng = np.random.RandomState(seed)
         y, component = self.raw_sample(n, rng)
         order = rng.permutation(len(y))
@@ -87,7 +87,7 @@ class Curve(Distribution):
 
 
 class TwoMoons(Curve):
-    """Two interleaved half circles (scikit-learn's ``make_moons``)."""
+    """Two interleaved half circles (scikit-learn's `make_moons`)."""
 
     components, noise, shift, scale = 2, 0.05, (0.5, 0.25), 1.25
 
@@ -102,7 +102,7 @@ class TwoMoons(Curve):
 
 
 class Circles(Curve):
-    """Two rings, the inner of half the radius (scikit-learn's ``make_circles``)."""
+    """Two rings, the inner of half the radius (scikit-learn's `make_circles`)."""
 
     components, noise = 2, 0.04
 
@@ -128,7 +128,7 @@ class Spirals(Curve):
 
 
 class EightGaussians(Distribution):
-    """Eight Gaussians on a circle (scikit-learn's ``make_blobs``)."""
+    """Eight Gaussians on a circle (scikit-learn's `make_blobs`)."""
 
     components, noise = 8, 0.08
 

@@ -11,16 +11,16 @@ LARGEST = 256 << 20  # bytes of a file
 
 
 class TorchvisionData(ImageData):
-    """Base of those datasets. A subclass gives what follows, and ``tensors``.
+    """Base of those datasets. A subclass gives what follows, and `tensors`.
 
     Attributes:
         source: the class in torchvision.datasets, with arguments (root, train, download).
         title: name of the dataset in messages.
-        folder: what should be below ``root``.
+        folder: what should be below `root`.
 
     Args:
         root: folder with torchvision's layout.
-        download: fetch the files into ``root`` if they are not there.
+        download: fetch the files into `root` if they are not there.
         facts: see `ImageData`.
     """
 

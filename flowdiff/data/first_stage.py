@@ -34,7 +34,7 @@ class FirstStage:
 
     Attributes:
         trivial: pixels are the latents, and there is nothing to encode or decode.
-        cache: folder for the encoded data; None: the default of `flowdiff.data.latents`.
+        cache: folder for the encoded data; None: the default of `data.latents`.
         fingerprint: a hash of all that encoding and decoding depend on.
     """
 
@@ -91,10 +91,10 @@ class AutoencoderKL(FirstStage):
     """diffusers' AutoencoderKL, frozen.
 
     Args:
-        path: a folder that diffusers or ``experiment=autoencoder_mnist`` has written (of an autoencoder, or of a
-            pipeline with a ``vae`` in it), or a name on the hub.
+        path: a folder that diffusers or `experiment=autoencoder_mnist` has written (of an autoencoder, or of a
+            pipeline with a `vae` in it), or a name on the hub.
         slice: images that pass through it at once; None: as many as have 2^20 pixels.
-        cache: folder for the encoded data (flowdiff.data.latents); None: FLOWDIFF_CACHE, or ~/.cache/flowdiff.
+        cache: folder for the encoded data (`data.latents`); None: FLOWDIFF_CACHE, or ~/.cache/flowdiff.
         device: auto (a GPU if there is one), cpu, cuda, …
 
     Raises:
@@ -170,8 +170,8 @@ class AutoencoderKL(FirstStage):
 def units(network: Any) -> tuple[Tensor, Tensor]:
     """Shift and scale, (1, c, 1, 1) each, that the configuration of diffusers' AutoencoderKL gives its latents.
 
-    One number for all channels (``shift_factor``, ``scaling_factor``), or one for each (``latents_mean`` and
-    ``latents_std``, as diffusers' pipelines use them: z/scaling_factor·std + mean is decoded).
+    One number for all channels (`shift_factor`, `scaling_factor`), or one for each (`latents_mean` and
+    `latents_std`, as diffusers' pipelines use them: z/scaling_factor·std + mean is decoded).
     """
     config, device = network.config, network.device
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)

@@ -23,17 +23,17 @@ DIM = 4095.0  # a picture of 16 bits that stays below is nearly black, or has fe
 
 
 class ImageFolder(ImageData):
-    """Pictures of one size below ``root`` in any format that Pillow reads, 256 levels, split at random.
+    """Pictures of one size below `root` in any format that Pillow reads, 256 levels, split at random.
 
     With subfolders each is a class (in natural order: 2 before 10), its pictures are all that lie below it, and
     pictures beside them are an error; without, the data have no classes. Hidden files are skipped, files of other
-    kinds are counted (`flowdiff.data.folders`). How values become bytes: `flowdiff.data.pictures`.
+    kinds are counted (`data.folders`). How values become bytes: `data.pictures`.
 
     Args:
         root: the folder.
         channels: 3 (colour) or 1 (gray); files are converted.
         val_fraction, test_fraction: shares held out, at least one image each, of each class in proportion; every
-            class keeps an image for training. The split is the same for every ``seed``.
+            class keeps an image for training. The split is the same for every `seed`.
         background: the colour behind transparent pixels.
         white: the value of gray of more than 8 bits, or of floats, that is white; None: as the file says it.
         extractor: a small extractor for the images, if one fits.

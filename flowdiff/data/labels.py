@@ -11,19 +11,19 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 
 Labels = int | str | Sequence[int | str] | Tensor | None
-"""``"balanced"`` (0..K-1 in turn), a class by number or name, a list of both, or None or ``"none"`` (no class)."""
+"""`"balanced"` (0..K-1 in turn), a class by number or name, a list of both, or None or `"none"` (no class)."""
 
 
 def resolve_labels(
     labels: Labels, n: int, num_classes: int, key: str = "class_label", names: Sequence[str] | None = None
 ) -> Tensor | None:
-    """The class of each of ``n`` samples.
+    """The class of each of `n` samples.
 
     A number is always a class's number and a string its name: the string "7" is the class of that name. The words
     balanced and none mean what they say even where a class has that name; in a list (["none"]) they are names.
 
     Args:
-        labels: see `Labels`; a sequence shorter than ``n`` is repeated.
+        labels: see `Labels`; a sequence shorter than `n` is repeated.
         n: number of samples.
         num_classes: K, 0 for an unconditional model.
         key: the name of the option in an error message.
@@ -76,7 +76,7 @@ def typed_labels(value: Any, names: Sequence[str] | None, key: str = "class_labe
         key: for the message.
 
     Returns:
-        ``value``, with names for what can only be a name.
+        `value`, with names for what can only be a name.
 
     Raises:
         ConfigError: it is ambiguous.
@@ -95,7 +95,7 @@ def typed_labels(value: Any, names: Sequence[str] | None, key: str = "class_labe
 
 
 def _reads_as(name: str, value: Any) -> bool:
-    """Whether a command line that says ``name`` gives this value."""
+    """Whether a command line that says `name` gives this value."""
     if isinstance(value, bool):
         return name.casefold() == str(value).casefold()
     if isinstance(value, float):

@@ -82,7 +82,7 @@ def read_shard(path: Path) -> Tensor:
 class LatentData(ImageData):
     """The latents of a data set of images.
 
-    Its ``images`` are still the images, for metrics that look at them; ``encoded`` and all batches are (μ, ς).
+    Its `images` are still the images, for metrics that look at them; `encoded` and all batches are (μ, ς).
 
     Args:
         pixels: the images, loaded.
@@ -120,7 +120,7 @@ class LatentData(ImageData):
 
     @property
     def first_stage_facts(self) -> dict[str, Any]:
-        """``sha256`` of the autoencoder, ``levels`` of the pixels."""
+        """`sha256` of the autoencoder, `levels` of the pixels."""
         return {"sha256": self.first_stage.fingerprint, "levels": self.pixel_levels}
 
     def load(self) -> dict[str, Split]:

@@ -26,8 +26,8 @@ class Rows(Protocol):
 class TensorLoader:
     """A resumable loader over in-memory tensors.
 
-    Lightning saves and restores ``state_dict`` with the training loop, and calls ``set_epoch`` on
-    ``loader.sampler``
+    Lightning saves and restores `state_dict` with the training loop, and calls `set_epoch` on
+    `loader.sampler`
     at the start of each epoch: this loader is its own sampler.
 
     Args:
@@ -94,7 +94,7 @@ class TensorLoader:
             yield batch
 
     def _read(self, steps: range, order: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of some steps of an epoch, with ``num_workers`` threads that many batches ahead."""
+        """The batches of some steps of an epoch, with `num_workers` threads that many batches ahead."""
         if not self.num_workers:
             yield from (self._batch(step, order) for step in steps)
             return
@@ -123,7 +123,7 @@ class TensorLoader:
         return own[: self.rows] if self.drop_last else own
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``, unless the loader is already in it or past it."""
+        """Go to the start of `epoch`, unless the loader is already in it or past it."""
         if epoch > self.epoch:
             self.epoch, self.step = epoch, 0
 

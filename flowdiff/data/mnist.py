@@ -19,8 +19,8 @@ class MNIST(TorchvisionData):
     """28×28 digits, 256 levels, ten classes: 55,000 train, 5,000 validation and 10,000 test images.
 
     Args:
-        root: folder with torchvision's layout (``MNIST/raw/train-images-idx3-ubyte`` …).
-        download: fetch the files into ``root`` if they are not there.
+        root: folder with torchvision's layout (`MNIST/raw/train-images-idx3-ubyte` …).
+        download: fetch the files into `root` if they are not there.
     """
 
     source: Any = datasets.MNIST

@@ -5,10 +5,10 @@ A photograph of 427×640 pixels is cut into upright bands first,
     columns   0 … 255   256 … 319   320 … 511   512 … 639
     split     train     val         train       test
 
-and the crops are taken inside a band, one every ``stride`` pixels in both directions: crops of a split overlap, those
+and the crops are taken inside a band, one every `stride` pixels in both directions: crops of a split overlap, those
 of different splits share no pixel. Each training crop is there once more as its mirror image.
 
-Source: scikit-learn's ``load_sample_images``: china.jpg (a pavilion under the sky; flickr, danielbuechele) and
+Source: scikit-learn's `load_sample_images`: china.jpg (a pavilion under the sky; flickr, danielbuechele) and
 flower.jpg (a dahlia before leaves; flickr, vultilion), both CC BY 2.0.
 """
 
@@ -28,14 +28,14 @@ LARGEST = min(end - begin for bands in BANDS.values() for begin, end in bands)
 
 class Patches(ImageData):
     """size×size colour patches, 256 levels; the photograph is the class. Of 32 pixels, every 6: 17,160 train, 792
-    validation and 2,244 test images. The split is the same for every ``seed``.
+    validation and 2,244 test images. The split is the same for every `seed`.
 
     Args:
         size: side of a patch in pixels, at most 64 (the narrowest band).
         stride: pixels from one crop to the next.
 
     Raises:
-        ConfigError: a ``size`` that fits no band, or is below 2; a ``stride`` below 2.
+        ConfigError: a `size` that fits no band, or is below 2; a `stride` below 2.
     """
 
     @checked

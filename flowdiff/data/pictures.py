@@ -8,7 +8,7 @@ not applied), colour of 16 bits is cut to 8 by Pillow. Gray of more than 8 bits 
     255, 65535, 2³² − 1    of 32-bit integers, which say nothing of their range: the one that the largest value, in
                    16..255, in 4096..65535 or from 2³¹ up, can mean; another largest value is an error
 
-unless ``white`` says it. Of several frames or pages the first is taken.
+unless `white` says it. Of several frames or pages the first is taken.
 """
 
 import functools

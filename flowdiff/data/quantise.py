@@ -32,10 +32,10 @@ def dequantise(k: Tensor, levels: int, generator: torch.Generator | None = None)
     Args:
         k: integer levels in 0..levels−1, any shape.
         levels: L, the number of levels.
-        generator: where the noise comes from (on the device of ``k``); None is torch's global generator.
+        generator: where the noise comes from (on the device of `k`); None is torch's global generator.
 
     Returns:
-        float32 tensor in [−1, 1], the shape of ``k``.
+        float32 tensor in [−1, 1], the shape of `k`.
     """
     check_levels(levels)
     u = torch.rand(k.shape, generator=generator, device=k.device).clamp_(EDGE, 1 - EDGE)
@@ -43,7 +43,7 @@ def dequantise(k: Tensor, levels: int, generator: torch.Generator | None = None)
 
 
 def centres(k: Tensor, levels: int) -> Tensor:
-    """The middle of each pixel's bin, (2k + 1)/L − 1: the dequantised image without noise. Shape of ``k``,
+    """The middle of each pixel's bin, (2k + 1)/L − 1: the dequantised image without noise. Shape of `k`,
     float32.
     """
     check_levels(levels)
@@ -51,7 +51,7 @@ def centres(k: Tensor, levels: int) -> Tensor:
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:
-    """Model space to integer levels, uint8 of the shape of ``x``. Values outside [−1, 1] go to the end
+    """Model space to integer levels, uint8 of the shape of `x`. Values outside [−1, 1] go to the end
     levels.
     """
     check_levels(levels)
@@ -59,12 +59,12 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
 
 
 def to_uint8(k: Tensor, levels: int) -> Tensor:
-    """Integer levels to a displayable byte, round(255 k/(L−1)). Shape of ``k``; the identity for L = 256."""
+    """Integer levels to a displayable byte, round(255 k/(L−1)). Shape of `k`; the identity for L = 256."""
     check_levels(levels)
     return (k.double() * (255.0 / (levels - 1))).round().to(torch.uint8)
 
 
 def from_uint8(b: Tensor, levels: int) -> Tensor:
-    """The inverse of ``to_uint8`` on its range: round(b (L−1)/255), uint8 of the shape of ``b``."""
+    """The inverse of `to_uint8` on its range: round(b (L−1)/255), uint8 of the shape of `b`."""
     check_levels(levels)
     return (b.double() * ((levels - 1) / 255.0)).round().to(torch.uint8)

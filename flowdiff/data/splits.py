@@ -39,7 +39,7 @@ def stratified(labels: Tensor, val_fraction: float, test_fraction: float) -> dic
 
 
 def _dealt(owed: Tensor, share: Tensor, room: Tensor, wanted: int) -> Tensor:
-    """``wanted`` rows dealt out to the classes: whole shares first, then one by one to whom most is owed."""
+    """`wanted` rows dealt out to the classes: whole shares first, then one by one to whom most is owed."""
     given = torch.minimum(share.floor().long(), room)
     for _ in range(wanted - int(given.sum())):
         left = torch.where(given < room, owed - given, -torch.inf)

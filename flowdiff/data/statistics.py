@@ -7,7 +7,7 @@ under x = x0 + σε has the posterior mean (the Wiener filter)
 
 It is the reference of every denoising error in this project: linear for each class, with one covariance for all of
 them. A filter with a covariance for each class is linear too, and better where the classes differ
-(`flowdiff.metrics.class_filter`). Data with more than MOST_DIM coordinates have no
+(`metrics.class_filter`). Data with more than MOST_DIM coordinates have no
 eigensystem that fits into memory: their Σ is taken as diagonal, Q as the identity.
 """
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
     @classmethod
     def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
-        """About ``rows`` of x (N, d), at least one of each class in labels (N,), each moved within its bin.
+        """About `rows` of x (N, d), at least one of each class in labels (N,), each moved within its bin.
 
         Where there are fewer, each comes several times, moved anew.
         """

@@ -19,11 +19,11 @@ class Toy(ImageData):
     """Points of one distribution: shape (2,), no levels, about unit range.
 
     Args:
-        name: a class of ``flowdiff.data.distributions``, two_moons for TwoMoons.
+        name: a class of `data.distributions`, two_moons for TwoMoons.
         noise: standard deviation around the curve or centre; None is the distribution's default.
         conditional: the component is the class; otherwise the data have no classes.
         num_train, num_test: numbers of points. The validation split has as many points as the test split.
-            Points are the same for every ``seed``: the test points of two runs are the same points.
+            Points are the same for every `seed`: the test points of two runs are the same points.
     """
 
     @checked

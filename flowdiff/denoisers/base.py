@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raise a :class:`FlowdiffError` unless all labels are classes of a model with ``num_classes`` of them."""
+    """Raise a `FlowdiffError` unless all labels are classes of a model with `num_classes` of them."""
     if not num_classes:
         raise FlowdiffError("class labels were given, but the model is unconditional: leave them out")
     if labels.is_floating_point():

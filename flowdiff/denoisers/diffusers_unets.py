@@ -1,10 +1,10 @@
-r"""The U-Nets of diffusers as free networks F of flowdiff.denoisers.free, trained from scratch.
+r"""The U-Nets of diffusers as free networks F of `denoisers.free`, trained from scratch.
 
     UNet2DModel            of DDPM (Ho et al. 2020): residual blocks, attention on all but the full resolution
     UNet2DConditionModel   in the configuration of SDXL (Podell et al. 2023, arXiv:2307.01952), scaled
 
 Their own time embedding, sines and cosines of a timestep, is given c_noise = ¼ ln σ, as diffusers' EDM schedulers do.
-The embedding of σ and the class (flowdiff.nn.embeddings, the null class a row of its own) is added to it by a linear
+The embedding of σ and the class (`nn.embeddings`, the null class a row of its own) is added to it by a linear
 layer; in SDXL's it takes the place of the text: linear layers make its tokens and its pooled text embedding.
 
 SDXL's widths are all multiples of 32, the number of groups of its normalisations: 320, 640, 1280 channels; 2048 numbers
@@ -29,7 +29,7 @@ from flowdiff.options import Length, Range, Size, checked
 
 
 class DiffusersDenoiser(FreeDenoiser):
-    """Base of both: D of a network ``unet`` of diffusers whose output starts at zero.
+    """Base of both: D of a network `unet` of diffusers whose output starts at zero.
 
     Args:
         shape: (C, H, W).
@@ -148,7 +148,7 @@ class UNetSDXL(DiffusersDenoiser):
 
 
 def sdxl_unet(channels: int, unit: int = 32, transformer_layers: Sequence[int] = (1, 2, 10)) -> Any:
-    """The network of stabilityai/stable-diffusion-xl-base-1.0 (its unet/config.json) for images with ``channels``.
+    """The network of stabilityai/stable-diffusion-xl-base-1.0 (its unet/config.json) for images with `channels`.
 
     Args:
         channels: of the image, 4 for SDXL's latents.

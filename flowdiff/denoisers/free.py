@@ -19,7 +19,7 @@ from flowdiff.tensors import per_sample
 
 
 class FreeDenoiser(Denoiser):
-    """D of a network F; a subclass gives ``network``.
+    """D of a network F; a subclass gives `network`.
 
     Args:
         shape: of one sample.
@@ -58,7 +58,7 @@ class FreeDenoiser(Denoiser):
 
 
 class MLPDenoiser(FreeDenoiser):
-    """D of a residual MLP, the network of ``flow=coupling``, that sees and gives all coordinates.
+    """D of a residual MLP, the network of `flow=coupling`, that sees and gives all coordinates.
 
     Args:
         shape, num_classes, conditioning: as for every free denoiser.

@@ -16,8 +16,8 @@ log p. With the flow at its start (the identity) the model is the Gaussian N(m, 
 
     gaussianised   standardized, but of x' = (1 − g)·x_i + g·(m_i + (v_i + σ²)^½·Φ⁻¹(F_i(x_i; σ))), with F_i the
                    distribution function of pixel i noised by σ, m_i and v_i its mean and variance without noise, and
-                   g = 1/(1 + (σ/σ_g)⁴) (`bijections.marginals`): at low noise a pixel that is mostly black, or either black
-                   or white, becomes Gaussian, and at its start the model is the product of the pixels' own
+                   g = 1/(1 + (σ/σ_g)⁴) (`bijections.marginals`): at low noise a pixel that is mostly black, or either
+                   black or white, becomes Gaussian, and at its start the model is the product of the pixels' own
                    distributions; above σ_g it is standardized, because between both, where the two modes of a pixel
                    begin to meet, the bent pixels make the others' linear influence hard to learn. F_i, m_i and v_i
                    are those of all classes together, μ_c and λ of the data within one: where the classes hardly
@@ -29,7 +29,7 @@ Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² 
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
 
-Of data with more than 4,096 coordinates (flowdiff.data.statistics.MOST_DIM) Q is the identity and λ their variances.
+Of data with more than 4,096 coordinates (`data.statistics.MOST_DIM`) Q is the identity and λ their variances.
 """
 
 import math
@@ -49,12 +49,12 @@ TOLERANCE = 1e-4  # nats per dimension
 
 
 class Precondition(nn.Module):
-    """The whitening of data with d coordinates and K classes. Subclasses give ``weights``.
+    """The whitening of data with d coordinates and K classes. Subclasses give `weights`.
 
     Args:
         dim: d.
         num_classes: K; row K of the means is the null class's.
-        sigma_data: EDM's σ_data until :meth:`fit` measures it.
+        sigma_data: EDM's σ_data until `fit` measures it.
         kappa_power: exponent of κ.
     """
 

@@ -1,7 +1,7 @@
 r"""Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's samplers. Here: the score of a flow.
 
-    u, logdet_T = T(σ)(x − m(σ, c))                  whitening (flowdiff.denoisers.precondition)
-    z, logdet_f = f(u; σ, c)                         the flow (flowdiff.flows)
+    u, logdet_T = T(σ)(x − m(σ, c))                  whitening (`denoisers.precondition`)
+    z, logdet_f = f(u; σ, c)                         the flow (`flows`)
     log p(x; σ, c) = log N(z; 0, I) + logdet_f + logdet_T
     s(x; σ, c)     = ∇x log p(x; σ, c)               the exact gradient of an exact density
     D(x; σ, c)     = x + σ² s(x; σ, c)               Tweedie's formula
@@ -93,10 +93,10 @@ class ScoreFlow(Denoiser):
         return logdet - 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
     def log_prob(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """log p(x; σ, c) in nats, (B,). Arguments as in :meth:`denoise`.
+        """log p(x; σ, c) in nats, (B,). Arguments as in `denoise`.
 
         With conditioning=concat it is the joint log-density of x and the embedding: its gradient by x is the score,
-        but it is no likelihood of x; ``normalized`` says so.
+        but it is no likelihood of x; `normalized` says so.
         """
         levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
         by_inputs = torch.is_grad_enabled() and (x.requires_grad or levels.requires_grad)
@@ -129,7 +129,7 @@ class ScoreFlow(Denoiser):
         return x + per_sample(batch_sigma(sigma, x).square(), x) * score
 
     def latent(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
-        """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of ``inverse``."""
+        """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of `inverse`."""
         self._need_inverse()
         return self._latent(x, batch_sigma(sigma, x), self._classes(x, labels, None))[0].reshape(x.shape)
 

@@ -121,9 +121,9 @@ class SDXL(Denoiser):
             x: (B, 4, h, w).
             sigma: (B,), or one number for all.
             prompt_embeds: (B, tokens, 2048), and
-            pooled_prompt_embeds: (B, 1280): of ``StableDiffusionXLPipeline.encode_prompt``.
+            pooled_prompt_embeds: (B, 1280): of `StableDiffusionXLPipeline.encode_prompt`.
             time_ids: (B, 6), height and width of the original, top and left of the crop, height and width of the
-                target; None: those of ``image_size``, not cropped.
+                target; None: those of `image_size`, not cropped.
         """
         levels, dtype = batch_sigma(sigma, x), self.unet.dtype
         ids = self.time_ids.expand(len(x), -1) if time_ids is None else time_ids
@@ -147,7 +147,7 @@ class Folder:
     """The parts of a pipeline of diffusers, each read as the class that SDXL has there, whatever the folder names.
 
     Args:
-        path, variant: as of :class:`SDXL`.
+        path, variant: as of `SDXL`.
     """
 
     def __init__(self, path: str | None, variant: str | None = None) -> None:

@@ -1,4 +1,4 @@
-r"""Wrappers around a denoiser. Each is a denoiser again: ``Clipped(Guided(Counted(denoiser), 2.0), -1, 1)``.
+r"""Wrappers around a denoiser. Each is a denoiser again: `Clipped(Guided(Counted(denoiser), 2.0), -1, 1)`.
 
 Guided   classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): D = D_null + w (D_c - D_null), which
          is the D of log p = log p_c + (w - 1)(log p_c - log p_null)
@@ -23,7 +23,7 @@ class Wrapper:
     """A denoiser around a denoiser: passes on its facts, its density and its inverse.
 
     Args:
-        denoiser: ``D = denoiser(x, sigma, labels)``.
+        denoiser: `D = denoiser(x, sigma, labels)`.
     """
 
     def __init__(self, denoiser: Any) -> None:
@@ -124,14 +124,14 @@ class Clipped(Wrapper):
 
 
 class Counted(Wrapper):
-    """Counts what is asked of a denoiser since the last ``reset``.
+    """Counts what is asked of a denoiser since the last `reset`.
 
     Put it innermost: guidance then counts twice, as it should.
 
     Attributes:
         nfe: evaluations of D, of score and log p, or of z.
         forward: forward passes through the network: one an evaluation.
-        gradient: gradients by x: one an evaluation of a score, or of a D that is made of one (``by_gradient``).
+        gradient: gradients by x: one an evaluation of a score, or of a D that is made of one (`by_gradient`).
         inversions: of the flow.
     """
 
@@ -166,7 +166,7 @@ class Counted(Wrapper):
 
 
 class Tiled(Wrapper):
-    """A denoiser whose network sees ``tile`` rows at a time. Its batches hold a multiple of ``tile`` rows."""
+    """A denoiser whose network sees `tile` rows at a time. Its batches hold a multiple of `tile` rows."""
 
     def __init__(self, denoiser: Any, tile: int) -> None:
         super().__init__(denoiser)
@@ -197,10 +197,10 @@ class DenoiserLike(Protocol):
 
 
 class Denoise:
-    """A denoiser with its labels bound: ``D = denoise(x, sigma)``, (n, *shape) and a float -> (n, *shape).
+    """A denoiser with its labels bound: `D = denoise(x, sigma)`, (n, *shape) and a float -> (n, *shape).
 
     Args:
-        denoiser: ``D = denoiser(x, sigma, labels)``.
+        denoiser: `D = denoiser(x, sigma, labels)`.
         labels: (n,) or None.
     """
 
@@ -217,7 +217,7 @@ class Denoise:
 
 
 def score_and_log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The denoiser's own, from one pass; of one that has only D and ``log_prob``, (D - x) / sigma^2 and that."""
+    """The denoiser's own, from one pass; of one that has only D and `log_prob`, (D - x) / sigma^2 and that."""
     if hasattr(denoiser, "score_and_log_prob"):
         return denoiser.score_and_log_prob(x, sigma, labels)
     return (denoiser(x, sigma, labels) - x) / per_sample(sigma**2, x), denoiser.log_prob(x, sigma, labels)

@@ -13,7 +13,7 @@ With one κ for all rows y has mean 0 and variance 1 over the batch. Data set a 
     with initialising(model):
         model.log_prob(x, …)
 
-and only once: ``initialised`` is saved with the weights. At any other time the model is one function of its input.
+and only once: `initialised` is saved with the weights. At any other time the model is one function of its input.
 """
 
 from contextlib import AbstractContextManager
@@ -78,10 +78,10 @@ class ActNorm(Flow):
 
 
 def wants_data(model: nn.Module) -> bool:
-    """Whether ``model`` holds an :class:`ActNorm` that no data have initialised."""
+    """Whether `model` holds an `ActNorm` that no data have initialised."""
     return any(isinstance(m, ActNorm) and not m.initialised for m in model.modules())
 
 
 def initialising(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it, every :class:`ActNorm` of ``model`` that isn't initialised takes its values from the batch it sees."""
+    """Within it, every `ActNorm` of `model` that isn't initialised takes its values from the batch it sees."""
     return within(model, ActNorm, initialising=True)

@@ -4,7 +4,7 @@ In a fixed order of the coordinates, each is transformed by an elementwise map t
 
     z_i = T(x_i; θ_i),     θ_i = κ·network_i(x_1, …, x_{i−1}, e),     log|det| = Σ log T'(x_i; θ_i),
 
-with T affine or a spline (:mod:`flowdiff.bijections.transforms`). All θ_i come from one pass of a masked network (MADE:
+with T affine or a spline (`bijections.transforms`). All θ_i come from one pass of a masked network (MADE:
 Germain et al. 2015, arXiv:1502.03509): every hidden unit has a degree m and sees the inputs 1…m and the hidden units of
 degrees up to m, θ_i those of degrees below i. Units of degree 0 see e alone. The order is reversed from step to step.
 The inverse finds one coordinate after the other, in d passes of the network.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.bijections.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
@@ -130,7 +130,7 @@ class AutoregressiveFlow(Composite):
         width: Size = 256,
         depth: Layers = 2,
         max_log_scale: LogScale = 2.0,
-        transform: TransformFactory = Affine,
+        transform: TransformFactory = AffineTransform,
     ) -> None:
         dim = math.prod(shape)
         steps: list[nn.Module] = []

@@ -23,7 +23,7 @@ ActivationFactory = Callable[[], Activation]
 
 
 class Flow(nn.Module):
-    """An invertible map of (B, *shape) to (B, *shape), given a :class:`Context`."""
+    """An invertible map of (B, *shape) to (B, *shape), given a `Context`."""
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """x to z, same shape, and log|det dz/dx| (B,)."""
@@ -40,7 +40,7 @@ class Flow(nn.Module):
 
     @property
     def exact(self) -> bool:
-        """Whether its log-determinant is exact, not an estimate (flowdiff.flows.logdet)."""
+        """Whether its log-determinant is exact, not an estimate (`flows.logdet`)."""
         return not any(isinstance(m, Probes) for m in self.modules())
 
     def fit(self, statistics: DataStatistics) -> None:
@@ -51,7 +51,7 @@ class Flow(nn.Module):
 
 
 class Composite(Flow):
-    """Steps one after the other, on samples viewed as ``inner_shape``.
+    """Steps one after the other, on samples viewed as `inner_shape`.
 
     Args:
         steps: from the data to the latent.

@@ -4,7 +4,7 @@ Split the coordinates into a and b by a fixed pattern; a passes unchanged and de
 
     y_a = x_a,     y_b = T(x_b; θ),     θ = κ·network(x_a, e),     log|det| = Σ log T'(x_b; θ),
 
-with T affine or a spline (:mod:`flowdiff.bijections.transforms`). Consecutive steps transform complementary halves.
+with T affine or a spline (`bijections.transforms`). Consecutive steps transform complementary halves.
 """
 
 import math
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.bijections.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.context import Context
@@ -87,7 +87,7 @@ class CouplingFlow(Composite):
         width: Size = 192,
         depth: Layers = 2,
         max_log_scale: LogScale = 2.0,
-        transform: TransformFactory = Affine,
+        transform: TransformFactory = AffineTransform,
     ) -> None:
         dim = math.prod(shape)
         if dim < 2:

@@ -60,7 +60,7 @@ class GlowFlow(Unshuffled):
         max_log_scale: soft bound of a coupling's log-scales.
 
     Raises:
-        ConfigError: data that aren't images of even height and width, or can't be halved ``levels`` times.
+        ConfigError: data that aren't images of even height and width, or can't be halved `levels` times.
     """
 
     @checked

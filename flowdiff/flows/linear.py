@@ -88,7 +88,7 @@ class PLULinear(Flow):
 
 
 class AffineFiLM(Flow):
-    """y = exp(κ·a(e))·x + κ·b(e), one scale and shift per entry of ``shape``, broadcast over the sample.
+    """y = exp(κ·a(e))·x + κ·b(e), one scale and shift per entry of `shape`, broadcast over the sample.
 
     Args:
         shape: shape of scale and shift, e.g. (d,), or (C, H, W) for one per pixel, or (C, 1, 1).

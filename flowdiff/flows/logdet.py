@@ -64,7 +64,7 @@ def exact_log_det(matrix: Tensor) -> Tensor:
 
 
 class Probes(nn.Module):
-    """Vectors of random signs and a number of terms: always the same ones, but fresh in :func:`fresh_probes`.
+    """Vectors of random signs and a number of terms: always the same ones, but fresh in `fresh_probes`.
 
     Without it, log p is a deterministic function with a gradient, as samplers want it: its error is fixed, that of 8
     vectors and of a series cut after 32 terms. With it, log p is a random number whose mean is exact.
@@ -96,7 +96,7 @@ class Probes(nn.Module):
 
 
 def fresh_probes(model: nn.Module, long: bool = False) -> AbstractContextManager[None]:
-    """Within it, every :class:`Probes` of ``model`` draws new vectors and a new length at each call.
+    """Within it, every `Probes` of `model` draws new vectors and a new length at each call.
 
     They come from torch's global generator on the CPU. Vectors differ between the samples of a batch, N doesn't.
 
@@ -108,7 +108,7 @@ def fresh_probes(model: nn.Module, long: bool = False) -> AbstractContextManager
 
 @contextmanager
 def seeded_probes(model: nn.Module, seed: int) -> Iterator[None]:
-    """Long :func:`fresh_probes` that depend on ``seed`` only; the state of the global generator is restored."""
+    """Long `fresh_probes` that depend on `seed` only; the state of the global generator is restored."""
     with torch.random.fork_rng(devices=[]), fresh_probes(model, long=True):
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,7 @@
 r"""Autoregressive steps for images, with masked convolutions (PixelCNN: van den Oord et al. 2016, arXiv:1606.05328).
 
 The image is viewed as (C·f², H/f, W/f) (pixel unshuffle). In the order of its rows, its columns and its channels, each
-number is transformed by an increasing map that the ones before it decide, as in :mod:`flowdiff.flows.autoregressive`:
+number is transformed by an increasing map that the ones before it decide, as in `flows.autoregressive`:
 
     z_i = T(x_i; θ_i),     θ_i = κ·network_i(x_1, …, x_{i−1}, e),     log|det| = Σ log T'(x_i; θ_i).
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.bijections.transforms import Affine, Transform, TransformFactory, build
+from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.context import Context
@@ -61,7 +61,7 @@ class MaskedConv2d(nn.Module):
             self.weight *= (mask[0].numel() / fan_in).sqrt().clamp(max=3)[:, None, None, None]
 
     def forward(self, x: Tensor, above: Tensor | None = None) -> Tensor:
-        """The same number of rows; ``above`` are the ``reach`` rows of the input before them, by default zeros."""
+        """The same number of rows; `above` are the `reach` rows of the input before them, by default zeros."""
         x = F.pad(self._after(above, x), (self.reach, self.reach))
         return F.conv2d(x, self.weight * self.mask, self.bias)
 
@@ -69,7 +69,7 @@ class MaskedConv2d(nn.Module):
         return F.pad(x, (0, 0, self.reach, 0)) if above is None else torch.cat([above, x], 2)
 
     def last_rows(self, x: Tensor, above: Tensor | None) -> Tensor:
-        """What ``above`` is for the rows that come after x."""
+        """What `above` is for the rows that come after x."""
         return self._after(above, x)[:, :, x.shape[2] :]
 
 
@@ -109,15 +109,15 @@ class PixelCNN(nn.Module):
     def rows(
         self, x: Tensor, embedding: Tensor, start: int, above: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Some rows of the image, x (B, C, h, W) from row ``start`` on.
+        """Some rows of the image, x (B, C, h, W) from row `start` on.
 
         Args:
-            x, embedding: as in ``forward``.
+            x, embedding: as in `forward`.
             start: number of the first row.
             above: for the first convolution and for each block's, what it saw of the rows before; None at the top.
 
         Returns:
-            (B, size, C, h, W), and ``above`` for the rows after these.
+            (B, size, C, h, W), and `above` for the rows after these.
         """
         v = soft_limit(x)
         pairs = torch.stack([v, (1 + v.square()).sqrt()], 2).flatten(1, 2)  # a number and its size, in one group
@@ -212,7 +212,7 @@ class PixelCNNFlow(Composite):
         depth: Layers = 3,
         factor: Annotated[int, Range(1, 64)] = 2,
         max_log_scale: LogScale = 3.0,
-        transform: TransformFactory = Affine,
+        transform: TransformFactory = AffineTransform,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "pixelcnn", f"needs images (C, H, W), not data of shape {tuple(shape)}")

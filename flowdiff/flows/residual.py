@@ -4,12 +4,12 @@ r"""Invertible residual flows (Behrmann et al. 2019, arXiv:1811.00995; Chen et a
     log|det dy/dx| = log det(I + λ·∂g/∂x),
     x = lim x_n,             x_{n+1} = y − λ·g(x_n; e),   |x_n − x| ≤ λⁿ·|x_0 − x|.
 
-g (flowdiff.nn.lipschitz) sees all coordinates at once, in place of the half that a coupling sees. What it pays is
+g (`nn.lipschitz`) sees all coordinates at once, in place of the half that a coupling sees. What it pays is
 the bound: the slopes of one step are in [1 − c, 1 + c], everywhere, and for any weights. A step also scales and shifts
 every coordinate by σ and class, where real residual flows have an ActNorm, so that many narrow steps make one flow.
 
 The log-determinant is exact where min(d, width) ≤ exact_dim: of d × d matrices, or, by Sylvester's identity, of
-width × width ones. Above, it is an unbiased estimate (flowdiff.flows.logdet).
+width × width ones. Above, it is an unbiased estimate (`flows.logdet`).
 """
 
 import logging
@@ -80,7 +80,7 @@ class ResidualBlock(Flow):
         """The x with forward(x) = z, by fixed-point iteration down to the rounding of z's type.
 
         Raises:
-            FlowdiffError: not converged after ``inverse_iterations``; it names the residual.
+            FlowdiffError: not converged after `inverse_iterations`; it names the residual.
         """
         layers = self.network.layers(context.embedding)
         factor = self.lipschitz * context.kappa[:, None]
@@ -105,11 +105,11 @@ class ResidualFlow(Composite):
         context_dim: length of the embedding of σ and class.
         activation: makes the activation of a step.
         n_flows: number of steps.
-        width, depth, lipschitz, exact_dim, terms, inverse_iterations: of every :class:`ResidualBlock`.
+        width, depth, lipschitz, exact_dim, terms, inverse_iterations: of every `ResidualBlock`.
         max_log_scale: soft bound of a step's log-scales.
 
     Attributes:
-        inverse_residual: max |forward(x) − z| of the last call of ``inverse``, also logged; NaN before the first.
+        inverse_residual: max |forward(x) − z| of the last call of `inverse`, also logged; NaN before the first.
     """
 
     @checked

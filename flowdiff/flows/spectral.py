@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flowdiff.bijections.transforms import Affine
+from flowdiff.bijections.transforms import AffineTransform
 from flowdiff.data.statistics import MOST_DIM, DataStatistics
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
@@ -24,7 +24,7 @@ from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 
 
 class Rotated(Flow):
-    """Steps in the basis Q: z = Q f(Qᵀx). Q is the identity until :meth:`fit`."""
+    """Steps in the basis Q: z = Q f(Qᵀx). Q is the identity until `fit`."""
 
     basis: Tensor
 
@@ -57,7 +57,7 @@ class SpectralFlow(Composite):
         activation: makes the activation of a step.
         n_flows: number of steps; the last one transforms the trailing coordinates, if there are any.
         leading: number of leading coordinates (all of them if the data have fewer).
-        nested: subspaces in turn, as shares of ``leading``.
+        nested: subspaces in turn, as shares of `leading`.
         width, depth: of each residual MLP.
         max_log_scale: soft bound of a coupling's log-scales.
     """
@@ -99,6 +99,6 @@ class SpectralFlow(Composite):
                 moved = torch.zeros(dim, dtype=torch.bool)
                 moved[half] = True
                 seen = inside & ~moved
-            coupling = Coupling(moved, Affine(max_log_scale), context_dim, width, depth, seen)
+            coupling = Coupling(moved, AffineTransform(max_log_scale), context_dim, width, depth, seen)
             steps += [coupling, GatedActivation(activation, (dim,))]
         super().__init__([Rotated(steps, dim)], (dim,))

@@ -13,7 +13,7 @@ class Stack(Composite):
         shape: shape of a sample.
         context_dim: length of the embedding of σ and class.
         flows: from the data to the latent; a mapping gives them names, by which the command line reaches them:
-            ``flow.flows.pixels.n_flows=4``.
+            `flow.flows.pixels.n_flows=4`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@ r"""Autoregressive transformer flow (TarFlow: Zhai et al. 2024, arXiv:2412.06329
 (arXiv:2604.20041).
 
 A sample is cut into T patches x_0 … x_{T−1} of P coordinates. A block shifts and scales every patch by what a causal
-transformer (:mod:`flowdiff.nn.attention`) makes of the patches before it, and of e, the embedding of σ and class:
+transformer (`nn.attention`) makes of the patches before it, and of e, the embedding of σ and class:
 
     (α_t, μ_t) = κ(σ)·network(x_{<t}, e),  α softly bounded       z_t = (x_t − μ_t)·exp(−α_t),       log|det| = −Σ α
 
@@ -103,7 +103,7 @@ class TransformerFlow(Flow):
         context_dim: length of the embedding of σ and class.
         activation: makes the activation of a step.
         n_flows: number of blocks; two at least for every patch to see every other.
-        width, depth, heads: of each block's transformer; ``depth`` is its layers.
+        width, depth, heads: of each block's transformer; `depth` is its layers.
         patch: side of a square patch of an image, length of one of a vector. None: the smallest one, from 2 on for
             images, that leaves at most 64 patches.
         max_log_scale: soft bound of a block's log-scales.
@@ -152,7 +152,7 @@ class TransformerFlow(Flow):
         return F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
 
     def _joined(self, patches: Tensor) -> Tensor:
-        """The inverse of :meth:`_patches`."""
+        """The inverse of `_patches`."""
         if len(self.shape) == 1:
             return patches.flatten(1)
         grid = [side // self.patch for side in self.shape[1:]]
@@ -164,7 +164,7 @@ class TransformerFlow(Flow):
 
     @torch.no_grad()
     def inverse(self, z: Tensor, context: Context) -> Tensor:
-        """The x with forward(x) = z, ``inverse_chunk`` samples at a time, without gradients."""
+        """The x with forward(x) = z, `inverse_chunk` samples at a time, without gradients."""
         chunks = zip(*(t.split(self.inverse_chunk) for t in (self._patches(z), *context)), strict=True)
         return self._joined(torch.cat([self.blocks.inverse(part, Context(*of)) for part, *of in chunks]))
 

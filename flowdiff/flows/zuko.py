@@ -45,12 +45,12 @@ class Conditioner(nn.Module):
 
 
 class ZukoFlow(Flow):
-    """A flow of ``zuko.flows`` on flattened samples. Its inverse is zuko's: d passes if it is autoregressive.
+    """A flow of `zuko.flows` on flattened samples. Its inverse is zuko's: d passes if it is autoregressive.
 
     Args:
         shape: shape of a sample.
         context_dim: length of the embedding of σ and class.
-        name: NSF, MAF, NICE, RealNVP or BPF, as in ``zuko.flows``.
+        name: NSF, MAF, NICE, RealNVP or BPF, as in `zuko.flows`.
         n_flows: number of its transforms.
         width, depth: of each network, SiLU between its layers.
         options: further arguments of the flow's constructor, as {bins: 16} or {passes: 2} (couplings).
@@ -106,7 +106,7 @@ def library() -> Any:
 
 
 def chosen(name: str) -> type[nn.Module]:
-    """The class of ``zuko.flows`` with this name.
+    """The class of `zuko.flows` with this name.
 
     Raises:
         ConfigError: there is none, or it is no flow of this package's kind, with the names that are.
@@ -141,7 +141,7 @@ def misfit(flow_class: type[nn.Module]) -> str | None:
 
 
 def adapted(flow: Any) -> Any:
-    """zuko's flow with its networks behind a :class:`Conditioner`, and slopes that torch.func differentiates."""
+    """zuko's flow with its networks behind a `Conditioner`, and slopes that torch.func differentiates."""
     for module in list(flow.modules()):
         if isinstance(getattr(module, "hyper", None), nn.Sequential):
             module.hyper = Conditioner(module.hyper)

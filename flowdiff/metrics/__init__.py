@@ -1,4 +1,4 @@
-"""Metrics: one class each, measured on an ``Evaluand``."""
+"""Metrics: one class each, measured on an `Evaluand`."""
 
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.classes import ClassPosterior

@@ -41,18 +41,18 @@ class Evaluand:
     """A model under evaluation, with the data and the way of sampling that it is evaluated with.
 
     Attributes:
-        denoiser: see ``flowdiff.denoisers.base``; in eval mode, on ``device``.
+        denoiser: see `denoisers.base`; in eval mode, on `device`.
         data: the dataset.
         statistics: moments of the training split, for the Wiener filter.
-        sample: ``sample(n, labels, seed)`` draws n samples, (n, *shape) in model space; labels (n,) or None.
-            Its attribute ``conditions`` (sampler, schedule, num_steps, nfe, …) is copied into the results.
+        sample: `sample(n, labels, seed)` draws n samples, (n, *shape) in model space; labels (n,) or None.
+            Its attribute `conditions` (sampler, schedule, num_steps, nfe, …) is copied into the results.
         sigma_min: the noise level at which likelihoods are taken.
         weights: "ema" or "raw", for the record.
         seed: of the samples and of all noise in the metrics.
         device: where the denoiser lives.
         split: the split evaluated on.
         batch_size: rows per pass through the denoiser; fewer of large samples.
-        progress: called as ``progress(what, done, total)``; None is silent.
+        progress: called as `progress(what, done, total)`; None is silent.
     """
 
     denoiser: Any
@@ -82,11 +82,11 @@ class Evaluand:
 
     @property
     def sample_conditions(self) -> dict[str, Any]:
-        """How the samples were made; a metric that draws others (``cost``) does not change it."""
+        """How the samples were made; a metric that draws others (`cost`) does not change it."""
         return dict(self._drawn if self._drawn is not None else getattr(self.sample, "conditions", {}) or {})
 
     def real(self, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """``n`` rows of the split in an order that does not depend on n (all, in the data's order, if
+        """`n` rows of the split in an order that does not depend on n (all, in the data's order, if
         None).
         """
         k, labels = self.data.images(self.split)
@@ -96,13 +96,13 @@ class Evaluand:
         return k[rows], labels[rows]
 
     def rows(self, n: int) -> Tensor:
-        """The first ``n`` rows of a fixed permutation of the split, which is repeated where n is larger."""
+        """The first `n` rows of a fixed permutation of the split, which is repeated where n is larger."""
         total = len(self.data.images(self.split)[1])
         order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
         return order.repeat(-(-n // total))[:n]
 
     def noised(self, n: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """``n`` dequantised rows x0 of the split (all if None) and noise eps, (n, *shape) each, and labels (n,).
+        """`n` dequantised rows x0 of the split (all if None) and noise eps, (n, *shape) each, and labels (n,).
 
         They depend on the seed only: every noise level and every model sees the same x0 and eps.
         """
@@ -114,7 +114,7 @@ class Evaluand:
         return x0, torch.randn(x0.shape, generator=generator), labels
 
     def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
-        """Slices of at most ``batch_size`` of n rows, in turn ``turn`` of ``turns``; reports the progress.
+        """Slices of at most `batch_size` of n rows, in turn `turn` of `turns`; reports the progress.
 
         Of large samples fewer are taken at a time, `rows_at_once`.
         """
@@ -129,9 +129,9 @@ class Evaluand:
         return labels.to(self.device) if self.denoiser.num_classes else None
 
     def samples(self, n: int) -> tuple[Tensor, Tensor]:
-        """``n`` samples (n, *shape) on the CPU and the labels (n,) they were asked for.
+        """`n` samples (n, *shape) on the CPU and the labels (n,) they were asked for.
 
-        The labels are those of ``real(n)``: sampled and real images have the same distribution of classes.
+        The labels are those of `real(n)`: sampled and real images have the same distribution of classes.
         Samples are drawn once, for the largest n planned, and shared by all metrics.
         """
         if self.sample is None:
@@ -144,7 +144,7 @@ class Evaluand:
         return self._samples[:n], self.data.images(self.split)[1][self.rows(n)]
 
     def sample_images(self, n: int) -> tuple[Tensor, Tensor, int]:
-        """``n`` samples as uint8 images, their labels, and how many held a value that is not finite (shown as
+        """`n` samples as uint8 images, their labels, and how many held a value that is not finite (shown as
         gray).
         """
         x, labels = self.samples(n)
@@ -167,9 +167,9 @@ def rows_at_once(shape: Sequence[int]) -> int:
 class Metric:
     """Base of all metrics. A new one is a subclass and one YAML in conf/metrics.
 
-    Subclasses say what their numbers are (``quantities``: keys, units, which way is better; without them reports give
-    no verdict), why they can't be measured (``unfit``), how many samples they will ask for (``num_needed``), and
-    measure (``__call__``). ``fetches``: it would ask the network for something; such a metric is measured where the
+    Subclasses say what their numbers are (`quantities`: keys, units, which way is better; without them reports give
+    no verdict), why they can't be measured (`unfit`), how many samples they will ask for (`num_needed`), and
+    measure (`__call__`). `fetches`: it would ask the network for something; such a metric is measured where the
     user's own command line names it.
     """
 

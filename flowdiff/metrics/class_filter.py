@@ -8,7 +8,7 @@ together, as far as S_c is uncertain (Ledoit & Wolf 2004, doi:10.1016/S0047-259X
 
     β_c = min(1, (Σ_i |v_i|⁴/n_c − |S_c|²) / (n_c |S_c − Σ|²)).
 
-`flowdiff.data.statistics` has the filter with one covariance, which denoising errors are divided by.
+`data.statistics` has the filter with one covariance, which denoising errors are divided by.
 """
 
 import math

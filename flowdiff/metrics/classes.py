@@ -63,7 +63,7 @@ class ClassPosterior(Metric):
         return (counts / counts.sum()).log()
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``class_posterior/<sigma>``, with the mean of −log p(label | x; σ) as ``log_loss`` in nats."""
+        """Keys `class_posterior/<sigma>`, with the mean of −log p(label | x; σ) as `log_loss` in nats."""
         x0, noise, labels = model.noised(self.num_images)
         prior, n = self.log_prior(model), len(x0)
         results = {}

@@ -1,8 +1,8 @@
 r"""What a model costs: parameters, seconds, memory. On the machine at hand, so best beside another's.
 
     parameters               of the denoiser
-    seconds_per_evaluation   of D of one batch: the median of ``repeats`` after one that is not counted
-    seconds_per_100          of 100 samples, drawn as the other metrics' are: likewise, of ``num_samples``
+    seconds_per_evaluation   of D of one batch: the median of `repeats` after one that is not counted
+    seconds_per_100          of 100 samples, drawn as the other metrics' are: likewise, of `num_samples`
     memory_gb                10⁹ bytes: the weights, and what drawing those samples takes beside them at its peak
 
 Memory is counted as it grows in the draw that isn't timed, so that another model in the same process counts for
@@ -95,7 +95,7 @@ class Cost(Metric):
         }
 
     def _batch(self, model: Evaluand) -> tuple[Tensor, Tensor | None]:
-        """``batch_size`` noised rows of the split, repeated where it has fewer, and their labels."""
+        """`batch_size` noised rows of the split, repeated where it has fewer, and their labels."""
         x0, noise, labels = model.noised(self.batch_size)
         rows = torch.arange(self.batch_size) % len(x0)
         return (x0 + SIGMA * noise)[rows].to(model.device), model.labels(labels[rows])
@@ -120,7 +120,7 @@ def wait(device: torch.device) -> None:
 
 
 class Memory:
-    """By how many bytes the memory in use grows at most within it: ``grown``, NaN where that can't be known.
+    """By how many bytes the memory in use grows at most within it: `grown`, NaN where that can't be known.
 
     Args:
         device: the one whose memory it is.

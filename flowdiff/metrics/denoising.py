@@ -5,11 +5,11 @@
 with x0 the dequantised test images, ε standard normal, and W the Gaussian Wiener filter of the training split
 (`data.statistics`), which is told the class if the model is. Below 1 the model knows more of the data than the
 means of the classes and the one covariance that W takes for all of them. Two ratios compare two models only if both are
-told the class, or neither is: the condition ``filter`` says which.
+told the class, or neither is: the condition `filter` says which.
 
     denoising_filter/σ = RMSE(W'(x0 + σε; σ, c), x0) / RMSE(W(x0 + σε; σ, c), x0)
 
-with W' the filter with a covariance for each class (`flowdiff.metrics.class_filter`), which is linear for each class as
+with W' the filter with a covariance for each class (`metrics.class_filter`), which is linear for each class as
 well: no row of the model's, but what its ratio has to be below to be better than it. It is left out for models that are
 not told the class, and for data of more than 4,096 coordinates or very many classes.
 """
@@ -38,7 +38,7 @@ class Denoising(Metric):
     quantities = (
         Quantity("denoising_ratio/*", better="lower", plotted="denoising_ratio/0.2", column="denoising_ratio/1"),
         Quantity("denoising_filter/*", better="lower", reference=True),
-        # in their place where models with different filters are compared: `flowdiff.collect.compare_by_rmse`
+        # in their place where models with different filters are compared: `runs.job_folders.compare_by_rmse`
         Quantity("denoising_rmse/*", better="lower", plotted="denoising_rmse/0.2"),
         Quantity("denoising_filter_rmse/*", better="lower", reference=True),
     )
@@ -60,7 +60,7 @@ class Denoising(Metric):
         return [f"denoising_{kind}/{sigma:g}" for kind in kinds for sigma in self.sigmas]
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``denoising_ratio/<sigma>`` and ``denoising_filter/<sigma>``, with both RMSEs among the conditions."""
+        """Keys `denoising_ratio/<sigma>` and `denoising_filter/<sigma>`, with both RMSEs among the conditions."""
         assert model.statistics is not None
         x0, noise, labels = model.noised(self.num_images)
         results = {}

@@ -6,7 +6,7 @@ r"""What the derivatives of score and log-density say of a model, in float64 whe
     fokker_planck    rms(r)/rms(σ ∂σ log p), r the residual of `objectives.fokker_planck`: 0 if the densities of all
                      noise levels are one diffusion
 
-at x = x0 + σε. Up to ``exact_dims`` coordinates J is exact, row by row; above, with probes v of independent signs,
+at x = x0 + σε. Up to `exact_dims` coordinates J is exact, row by row; above, with probes v of independent signs,
 
     E |(J − Jᵀ)v|² = ‖J − Jᵀ‖²,     E |Jᵀv|² = ‖J‖²,     E vᵀJv = tr J = Δ log p,
 
@@ -46,7 +46,7 @@ def score_of(denoiser: nn.Module, x: Tensor, sigma: float, labels: Tensor | None
 
 
 class DerivativeMetric(Metric):
-    """Base of the metrics made of derivatives. A subclass gives its ``name`` and measures a noise level.
+    """Base of the metrics made of derivatives. A subclass gives its `name` and measures a noise level.
 
     Args:
         sigmas: noise levels.
@@ -84,7 +84,7 @@ class DerivativeMetric(Metric):
         raise NotImplementedError
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``<name>/<sigma>``: the root of the ratio of the squares' means, which are among the conditions."""
+        """Keys `<name>/<sigma>`: the root of the ratio of the squares' means, which are among the conditions."""
         x0, noise, labels = model.noised(self.num_images)
         dtype = torch.float32 if torch.device(model.device).type == "mps" else torch.float64
         denoiser = model.denoiser

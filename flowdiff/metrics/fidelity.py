@@ -2,8 +2,8 @@
 
 Images reach it as in-memory uint8 datasets, 3×H×W for Inception; features of the training split are cached on
 disk. Two
-rules live here and nowhere else: gray to RGB (``rgb``) and the name of a cache entry (``cache_name``),
-because torch-fidelity trusts a name blindly. Inception's weights are a file (``weights_path``) or are
+rules live here and nowhere else: gray to RGB (`rgb`) and the name of a cache entry (`cache_name`),
+because torch-fidelity trusts a name blindly. Inception's weights are a file (`weights_path`) or are
 downloaded by torch-fidelity.
 
     FID          Heusel et al. 2017, arXiv:1706.08500        KID  Bińkowski et al. 2018, arXiv:1801.01401
@@ -25,10 +25,10 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.facts import one_line
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.extractors.extractor import SHA256, Extractor
 from flowdiff.metrics.quantities import Better, Quantity
+from flowdiff.model.facts import one_line
 from flowdiff.options import OUTSIDE, Count, Range, checked
 from flowdiff.paths import regular, shown
 
@@ -91,7 +91,7 @@ class Images(Dataset[Tensor]):
 
 
 class SmallFeatures(FeatureExtractorBase):
-    """One of ``flowdiff.metrics.extractors`` in torch-fidelity's clothes, registered under its own name."""
+    """One of `metrics.extractors` in torch-fidelity's clothes, registered under its own name."""
 
     def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
         super().__init__(name, features_list)
@@ -193,7 +193,7 @@ class Fidelity(Metric):
         return [key + self.suffix(model) for key in super().keys(model)]
 
     def num_needed(self, model: Evaluand) -> int:
-        """``num_samples``."""
+        """`num_samples`."""
         return self.num_samples
 
     def extractor_name(self, model: Evaluand) -> str:
@@ -256,7 +256,7 @@ class Fidelity(Metric):
             raise
 
     def more(self, n: int, n_reference: int) -> dict[str, Any]:
-        """Further options of torch-fidelity for ``n`` images against ``n_reference``."""
+        """Further options of torch-fidelity for `n` images against `n_reference`."""
         return {}
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
@@ -264,7 +264,7 @@ class Fidelity(Metric):
         raise NotImplementedError
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys as the class says, with ``_<extractor>`` behind them for a small extractor; ``…/real`` for
+        """Keys as the class says, with `_<extractor>` behind them for a small extractor; `…/real` for
         real images.
         """
         n = self.num_samples
@@ -294,7 +294,7 @@ class Fidelity(Metric):
 
 
 class FID(Fidelity):
-    """Fréchet Inception distance to the training split: key ``fid``."""
+    """Fréchet Inception distance to the training split: key `fid`."""
 
     key, option = "fid", "fid"
     quantities = of_extractors("fid", "lower")
@@ -305,7 +305,7 @@ class FID(Fidelity):
 
 
 class KID(Fidelity):
-    """Kernel Inception distance (cubic kernel, subsets of at most 1,000): key ``kid``."""
+    """Kernel Inception distance (cubic kernel, subsets of at most 1,000): key `kid`."""
 
     key, option = "kid", "kid"
     quantities = of_extractors("kid", "lower")
@@ -325,7 +325,7 @@ class KID(Fidelity):
 
 
 class InceptionScore(Fidelity):
-    """Inception Score in ten parts: key ``isc``."""
+    """Inception Score in ten parts: key `isc`."""
 
     key, option, binary, minimum = "isc", "isc", False, 10
     quantities = of_extractors("isc", "higher")
@@ -341,7 +341,7 @@ class InceptionScore(Fidelity):
 
 
 class PrecisionRecall(Fidelity):
-    """Precision and recall with balls to the third neighbour: keys ``precision`` and ``recall``."""
+    """Precision and recall with balls to the third neighbour: keys `precision` and `recall`."""
 
     key, option, minimum = "prc", "prc", 5
     quantities = (*of_extractors("precision", "higher"), *of_extractors("recall", "higher"))

@@ -5,7 +5,7 @@
 with means and covariances of features. tr (Σ1Σ2)^½ is the sum of the square roots of the eigenvalues of the
 symmetric Σ1^½ Σ2 Σ1^½, so nothing complex appears. The distance depends on n and on the extractor: both stand
 beside the number, and so does the distance of as many real images. Inception's is called FID and lives in
-``fidelity.py``.
+`fidelity.py`.
 """
 
 import math
@@ -67,7 +67,7 @@ class SmallExtractorMetric(Metric):
         return None
 
     def num_needed(self, model: Evaluand) -> int:
-        """``num_samples``, at most the size of the split."""
+        """`num_samples`, at most the size of the split."""
         return min(self.num_samples, len(model.data.images(model.split)[1]))
 
     def make_extractor(self, model: Evaluand) -> Extractor:
@@ -86,7 +86,7 @@ class FrechetDistance(SmallExtractorMetric):
         return [f"fd_{self.extractor or model.data.extractor}"]
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``fd_<extractor>`` and ``fd_<extractor>/real``."""
+        """Keys `fd_<extractor>` and `fd_<extractor>/real`."""
         extractor, n = self.make_extractor(model), self.num_needed(model)
         images, _, broken = model.sample_images(n)
         train = model.data.images("train")[0]
@@ -132,7 +132,7 @@ class Recognised(SmallExtractorMetric):
         return super().unfit(model)
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``recognised`` and ``recognised/real``."""
+        """Keys `recognised` and `recognised/real`."""
         extractor, n = self.make_extractor(model), self.num_needed(model)
         images, labels, broken = model.sample_images(n)
         k, y = model.real(n)

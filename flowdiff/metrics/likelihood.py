@@ -36,7 +36,7 @@ def log_likelihood(
 ) -> Tensor:
     """log p(x; σ, labels) in nats: x (N, *shape), labels (N,) → (N,) float64 on the CPU, batch by batch.
 
-    σ is sigma_min if not given; ``turn`` of ``turns`` is for the progress.
+    σ is sigma_min if not given; `turn` of `turns` is for the progress.
     """
     level = model.sigma_min if sigma is None else sigma
     parts = []
@@ -63,7 +63,7 @@ def standard_error(values: Tensor) -> float:
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
-    """Nats of a density of x in [−1, 1]^dims to bits per dimension in units of one of ``levels`` levels. Same
+    """Nats of a density of x in [−1, 1]^dims to bits per dimension in units of one of `levels` levels. Same
     shape.
     """
     return -log_prob / (dims * math.log(2)) + math.log2(levels / 2)
@@ -107,7 +107,7 @@ class BitsPerDim(Metric):
         return no_likelihood(model)
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Key ``bits_per_dim``."""
+        """Key `bits_per_dim`."""
         levels = model.data.levels
         assert levels is not None
         k, labels = model.real()
@@ -128,7 +128,7 @@ class NLLBySigma(Metric):
     """Negative log-likelihood of noised data at several noise levels, in nats per dimension.
 
     Every level sees the same x0 and ε. At high noise it is that of the noise, ½ log(2πe(σ² + variance)), which the
-    condition ``noise`` = ½ log(2πeσ²) is there to compare with.
+    condition `noise` = ½ log(2πeσ²) is there to compare with.
 
     Args:
         sigmas: noise levels.
@@ -153,7 +153,7 @@ class NLLBySigma(Metric):
         return [f"nll_by_sigma/{sigma:g}" for sigma in self.sigmas]
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``nll_by_sigma/<sigma>``."""
+        """Keys `nll_by_sigma/<sigma>`."""
         x0, noise, labels = model.noised(self.num_images)
         results = {}
         for turn, sigma in enumerate(self.sigmas):
@@ -173,7 +173,7 @@ class LogLikelihood(Metric):
     """Mean log-likelihood of toy points, and its gap to the best possible: E[log p] + H, in nats; 0 is
     perfect.
 
-    The data's density is known (``flowdiff.data.distributions``), so the entropy is estimated without a
+    The data's density is known (`data.distributions`), so the entropy is estimated without a
     kernel or
     neighbours: H ≈ −mean log p_data over the same test points. Estimate and log-likelihood share their
     sampling noise, so the gap, −KL(data ‖ model) on average, is known better than either.
@@ -189,7 +189,7 @@ class LogLikelihood(Metric):
         return no_likelihood(model) if isinstance(model.data, Toy) else "only toy data have a known density"
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``log_likelihood`` and ``log_likelihood_gap``."""
+        """Keys `log_likelihood` and `log_likelihood_gap`."""
         assert isinstance(model.data, Toy)
         x, labels = model.real()
         model_log_prob = log_likelihood(model, x, labels, "log-likelihood")

@@ -43,7 +43,7 @@ class OODAuroc(Metric):
     Args:
         sigmas: noise levels beside sigma_min, at which both sets get the same noise.
         num_images: images of each set, at most; null is all.
-        against: the other set, by its name in the dataset's ``out_of_distribution``; "auto" is the first there.
+        against: the other set, by its name in the dataset's `out_of_distribution`; "auto" is the first there.
     """
 
     quantities = (
@@ -81,7 +81,7 @@ class OODAuroc(Metric):
         return classes.logsumexp(1) - math.log(k)
 
     def __call__(self, model: Evaluand) -> dict[str, Result]:
-        """Keys ``ood_auroc`` (at sigma_min) and ``ood_auroc/<sigma>``."""
+        """Keys `ood_auroc` (at sigma_min) and `ood_auroc/<sigma>`."""
         sets = model.data.out_of_distribution()
         name = next(iter(sets)) if self.against == "auto" else self.against
         if name not in sets:

@@ -1,6 +1,6 @@
 """What a number in metrics.json is: its unit, which way is better, whether it stands for its kind in plots.
 
-A metric says this of what it reports (`flowdiff.metrics.Metric.quantities`), and it is written beside each value, so
+A metric says this of what it reports (`metrics.Metric.quantities`), and it is written beside each value, so
 that reports, comparisons and searches need no list of names. Files from before that have no such entries are read by
 what the package's metrics say today; of a name that none of them knows nothing is said: no verdict, no best value.
 """
@@ -19,16 +19,16 @@ class Quantity:
     """A number that a metric reports, under one key or under several that differ in one place.
 
     Attributes:
-        key: in metrics.json; ``*`` stands for what settings fill in, a noise level or an extractor. The same of real
-            data stands at ``<key>/real`` and needs no quantity of its own.
+        key: in metrics.json; `*` stands for what settings fill in, a noise level or an extractor. The same of real
+            data stands at `<key>/real` and needs no quantity of its own.
         unit: as "bits/dim" or "s"; "" is a pure number, None is unknown.
         better: "higher" or "lower"; None: neither, nobody gives a verdict.
-        plotted: the key that a report plots, if it was measured, else the first one of ``key``; None: no plot.
+        plotted: the key that a report plots, if it was measured, else the first one of `key`; None: no plot.
         column: the key that is a column of TensorBoard's HParams, likewise.
         reference: of the data or of a reference, not of the model: stands beside it and is never compared.
 
     Raises:
-        ValueError: ``better`` is something else.
+        ValueError: `better` is something else.
     """
 
     key: str
@@ -60,9 +60,9 @@ def preferred(quantity: Quantity, wanted: str, names: Sequence[str]) -> str | No
 
 
 def resolved(known: Iterable[Quantity], names: Sequence[str]) -> dict[str, Quantity]:
-    """The quantity of each measured name, with that name as its key; ``plotted`` is kept where it is the one plotted.
+    """The quantity of each measured name, with that name as its key; `plotted` is kept where it is the one plotted.
 
-    A name that no quantity covers has no unit and no direction. The first of those that are alike up to a ``/`` is
+    A name that no quantity covers has no unit and no direction. The first of those that are alike up to a `/` is
     plotted all the same.
     """
     listed, found, strangers = list(known), {}, set()

@@ -6,16 +6,16 @@ whatever the batch size, because matrix kernels choose their order of summation 
 
     x_i = sampler(D, noise(seed_i), sigmas, label_i)
 
-does not depend on ``batch_size`` nor on how many samples are asked for, bit for bit on one machine. The idea
+does not depend on `batch_size` nor on how many samples are asked for, bit for bit on one machine. The idea
 of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlabs/edm,
-``StackedRandomGenerator``).
+`StackedRandomGenerator`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from flowdiff import trusted
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.model import safe_construction
 from flowdiff.samplers.batched import BatchedSampler
 
 SETTINGS = ("num_steps", "sigma_min", "sigma_max", "sigma_start")
@@ -34,10 +34,10 @@ def from_config(
 
     Args:
         denoiser: what is sampled.
-        config: holds ``sampler`` and ``schedule`` (each a ``_target_`` or an object) and ``guidance_scale``.
+        config: holds `sampler` and `schedule` (each a `_target_` or an object) and `guidance_scale`.
         images: the data are images, so D is held to [-1, 1].
         batch_size, tile: see `BatchedSampler`.
-        settings: ``num_steps``, ``sigma_min``, ``sigma_max``, ``sigma_start``, ``guidance_scale`` in place of
+        settings: `num_steps`, `sigma_min`, `sigma_max`, `sigma_start`, `guidance_scale` in place of
             the configuration's; None keeps the configuration's.
     """
     given = {key: value for key, value in settings.items() if value is not None}
@@ -54,7 +54,7 @@ def from_config(
 
 
 def check_positive(key: str, value: Any) -> None:
-    """``value`` is None or an integer from 1 up, else a one-line error."""
+    """`value` is None or an integer from 1 up, else a one-line error."""
     if value is not None:
         at_least(key, value, 1)
 
@@ -64,16 +64,16 @@ def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     if not isinstance(config, Mapping):
         return config
     wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
-    return trusted.build(key, wanted)
+    return safe_construction.build(key, wanted)
 
 
 def make(config: Mapping[str, Any], key: str = "", kind: type = object, **arguments: Any) -> Any:
     """Build what a plain configuration describes, with further arguments of the outermost class.
 
-    It is the user's own: here any class may be named, where a stored one has `flowdiff.trusted`.
+    It is the user's own: here any class may be named, where a stored one has `model.safe_construction`.
 
     Raises:
-        FlowdiffError: with ``key`` in front, what it names can't be built of its values, or is no ``kind``.
+        FlowdiffError: with `key` in front, what it names can't be built of its values, or is no `kind`.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate

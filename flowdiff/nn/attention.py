@@ -2,12 +2,12 @@ r"""A causal transformer over the patches of a sample: output t is a function of
 Zhai et al. 2024, arXiv:2412.06329).
 
     h⁰_t = W·limit(x_{t−1}) + p_t + C·e,  without the first term at t = 0          p ~ N(0, 1) at the start
-    h  ← h + attention(norm(h)),     h ← h + W₂·GELU(W₁·norm(h))                   pre-norm, ``depth`` times
+    h  ← h + attention(norm(h)),     h ← h + W₂·GELU(W₁·norm(h))                   pre-norm, `depth` times
     out_t = W·norm(h_t),                                                           0 at initialisation
 
 σ and the class, embedded as e, are added to every token (iTARFlow, arXiv:2604.20041), also to the one of the first
 patch, which sees nothing else. One token at a time, with the keys and values of those before it kept in a
-:class:`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
+`Cache`, the network gives the same outputs: an inversion needs T small steps instead of T passes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -55,7 +55,7 @@ def attend(query: Tensor, pair: Tensor, causal: bool) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """h/√(mean h² + 1e-5), times a learned factor for each of the ``width`` values (Zhang & Sennrich 2019,
+    """h/√(mean h² + 1e-5), times a learned factor for each of the `width` values (Zhang & Sennrich 2019,
     arXiv:1910.07467).
 
     In plain operations: the losses need third derivatives, and those of torch's fused layer norm are wrong.
@@ -137,7 +137,7 @@ class CausalTransformer(nn.Module):
 
 
 class Decoder:
-    """The outputs of a :class:`CausalTransformer` one after the other, without gradients.
+    """The outputs of a `CausalTransformer` one after the other, without gradients.
 
     Args:
         network: the transformer.

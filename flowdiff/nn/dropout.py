@@ -16,7 +16,7 @@ from flowdiff.nn.modes import within
 
 
 class Dropout(nn.Module):
-    """The identity, but inside :func:`dropout`."""
+    """The identity, but inside `dropout`."""
 
     share = 0.0
 
@@ -25,5 +25,5 @@ class Dropout(nn.Module):
 
 
 def dropout(model: nn.Module, share: float) -> AbstractContextManager[None]:
-    """Within it, every :class:`Dropout` of ``model`` drops this share of its values."""
+    """Within it, every `Dropout` of `model` drops this share of its values."""
     return within(model, Dropout, share=share)

@@ -44,7 +44,7 @@ class Conditioning(nn.Module):
         dim: its length E.
         num_classes: the classes that are looked at, 0 for none.
         joint: whether the vector is an input of the density (concat) instead of a condition (film, none).
-        shift: (B, E), added to it; only in a training step that augments its images (flowdiff.objectives.augmentation).
+        shift: (B, E), added to it; only in a training step that augments its images (`objectives.augmentation`).
     """
 
     joint = False

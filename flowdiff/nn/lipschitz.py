@@ -76,7 +76,7 @@ class Jacobian:
         self.last = None if width < dim else last
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Its product with each of the vectors in ``rows``, (n, size) for all samples or (B, n, size): (B, n, size)."""
+        """Its product with each of the vectors in `rows`, (n, size) for all samples or (B, n, size): (B, n, size)."""
         for weight, slope in zip(self.weights, self.slopes, strict=True):
             rows = rows @ weight.T * slope[:, None]
         return rows if self.last is None else rows @ self.last.T

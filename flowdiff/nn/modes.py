@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def within(model: nn.Module, kind: type[nn.Module], **attributes: Any) -> Iterator[None]:
-    """Within it, every module of this kind in ``model`` has these attributes; then those it had before."""
+    """Within it, every module of this kind in `model` has these attributes; then those it had before."""
     before = [(m, {name: getattr(m, name) for name in attributes}) for m in model.modules() if isinstance(m, kind)]
     try:
         for module, _ in before:

@@ -22,7 +22,7 @@ from flowdiff.options import Range, Share, checked
 
 
 class Augmentation(nn.Module):
-    """Changes the images of a training step. This one changes none; a subclass gives ``numbers`` and ``change``.
+    """Changes the images of a training step. This one changes none; a subclass gives `numbers` and `change`.
 
     Args:
         context_dim: length of the embedding of σ and class.
@@ -103,5 +103,5 @@ class Affine(Augmentation):
 
 
 def augmented(denoiser: nn.Module, shift: Tensor | None) -> AbstractContextManager[None]:
-    """Within it, the embedding of σ and class is moved by ``shift`` (B, context_dim)."""
+    """Within it, the embedding of σ and class is moved by `shift` (B, context_dim)."""
     return within(denoiser, Conditioning, shift=shift)

@@ -6,7 +6,7 @@ r"""Training objectives, per sample, at x = x0 + σε with d coordinates.
     mixture      likelihood + weight · denoising                both from one evaluation of the flow
     annealed_mixture    a(t)·likelihood + b(t)·denoising        t ∈ [0, 1] the share of training that is done
     fokker_planck       likelihood + weight · (r/d)²            r the residual of the heat equation that joins the
-                                                                densities of all σ (flowdiff.objectives.fokker_planck)
+                                                                densities of all σ (`objectives.fokker_planck`)
 
 Denoising score matching (Vincent 2011) is blind to what only shifts log p, so the likelihood is reported beside it.
 """
@@ -51,12 +51,12 @@ class Noised(NamedTuple):
 
 
 class Loss:
-    """A training objective. A subclass gives ``terms``."""
+    """A training objective. A subclass gives `terms`."""
 
     needs_likelihood = False
 
     def check(self, denoiser: Denoiser) -> None:
-        """Raise a :class:`FlowdiffError` if the denoiser can't be trained with this objective."""
+        """Raise a `FlowdiffError` if the denoiser can't be trained with this objective."""
         if self.needs_likelihood and not denoiser.normalized:
             raise FlowdiffError(
                 f"loss={snake_case(type(self).__name__)} needs a normalised density of x, and this model has none "
@@ -73,7 +73,7 @@ class Loss:
         drop: Tensor | None = None,
         progress: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
-        """The terms of the loss for each sample; arguments as in :class:`Noised`.
+        """The terms of the loss for each sample; arguments as in `Noised`.
 
         Returns:
             "loss" (B,), which is optimised, and what it is made of: "nll" (nats per dimension), "denoising" (weighted
@@ -82,7 +82,7 @@ class Loss:
         return self.terms(denoiser, Noised(x0, labels, sigma, eps, drop, progress))
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
-        """What :meth:`__call__` returns."""
+        """What `__call__` returns."""
         raise NotImplementedError
 
 

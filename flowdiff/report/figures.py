@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flowdiff.collect import Job, better
 from flowdiff.files import write_whole
 from flowdiff.paths import Unreadable
 from flowdiff.report import summary
-from flowdiff.runfiles import MOST_LOG, read
+from flowdiff.runs.job_folders import Job, better
+from flowdiff.runs.run_files import MOST_LOG, read
 from flowdiff.text import to_label
 
 CURVES = ("train/loss", "val/loss", "val/bits_per_dim")

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from flowdiff import tables
-from flowdiff.collect import Job, counted, rows
+from flowdiff.evaluation import tables
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
+from flowdiff.report.rows import counted, rows
 from flowdiff.report.summary import Table
+from flowdiff.runs.job_folders import Job
 from flowdiff.text import cut, one_line, to_html, to_markdown
 
 STYLE = """
@@ -41,7 +42,7 @@ class Section:
 
 
 def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> list[Section]:
-    """What the report says, with the pictures drawn into ``folder``."""
+    """What the report says, with the pictures drawn into `folder`."""
     seconds = sum(job.seconds or 0.0 for job in jobs)
     everything = Section("Jobs", [f"{counted(jobs)}; {seconds:,.0f} seconds of jobs in all."])
     header, table = rows(jobs, root)
@@ -136,7 +137,7 @@ def picture(caption: str, path: Path, kind: str) -> str:
 def write(
     jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path, command: str
 ) -> None:
-    """summary.md, index.html and their pictures, into ``folder``; ``command`` is what they are made by."""
+    """summary.md, index.html and their pictures, into `folder`; `command` is what they are made by."""
     found = sections(jobs, root, baselines, n_samples, folder)
     title = cut(f"Sweep over {', '.join(baselines)}") if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowdiff.collect import Job, swept_keys
 from flowdiff.errors import FlowdiffError
 from flowdiff.paths import Unreadable
 from flowdiff.report import summary
-from flowdiff.runfiles import picture
+from flowdiff.report.rows import swept_keys
+from flowdiff.runs.job_folders import Job
+from flowdiff.runs.run_files import picture
 from flowdiff.text import one_line
 
 COLUMNS = 10
@@ -36,7 +37,8 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
     checkpoint = next((folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()), None)
     if checkpoint is None or n == 0:
         return left_behind(job, path)
-    from flowdiff import api, plots
+    from flowdiff.evaluation import pictures
+    from flowdiff.model import api
 
     try:
         model = api.load(checkpoint)
@@ -46,7 +48,7 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
     except FlowdiffError as error:
         print(one_line(f"no samples of {job.folder}: {error}"), flush=True)
         return None
-    plots.save_png(plots.image_grid(model.to_uint8(x.nan_to_num()), columns=min(COLUMNS, n)), path)
+    pictures.save_png(pictures.image_grid(model.to_uint8(x.nan_to_num()), columns=min(COLUMNS, n)), path)
     return path
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from scipy import stats
 
-from flowdiff.collect import Job, better, swept_keys
 from flowdiff.errors import ConfigError
+from flowdiff.evaluation.tables import Bold
 from flowdiff.metrics.quantities import Better
-from flowdiff.tables import Bold
+from flowdiff.report.rows import swept_keys
+from flowdiff.runs.job_folders import Job, better
 
 #: Keys that tell repetitions of one setting apart, or say nothing about it.
 REPETITIONS = ("seed", "ckpt_path", "run")
@@ -53,7 +54,7 @@ class Difference:
 
     Attributes:
         metric: its name.
-        pairs: jobs that differ in the compared key alone; 0: there are none, and ``mean`` is that of the two means.
+        pairs: jobs that differ in the compared key alone; 0: there are none, and `mean` is that of the two means.
         seeds: among them.
         mean: difference.
         half: of the 95 % interval; None: one seed, or no pairs.
@@ -166,7 +167,7 @@ def setting(job: Job, keys: Sequence[str]) -> tuple[str | None, ...]:
 
 
 def difference(jobs: Sequence[Job], key: str, value: str, baseline: str, metric: str) -> Difference | None:
-    """The difference of ``value`` from ``baseline``, paired where there are pairs; None where one wasn't measured."""
+    """The difference of `value` from `baseline`, paired where there are pairs; None where one wasn't measured."""
     others = [k for k in swept_keys(jobs) if k not in (key, "ckpt_path", "run", *IGNORED)]
 
     def by_setting(chosen: str) -> dict[tuple[str | None, ...], float]:
@@ -194,7 +195,7 @@ def difference(jobs: Sequence[Job], key: str, value: str, baseline: str, metric:
 
 
 def baselines(jobs: Sequence[Job], given: Sequence[str]) -> dict[str, str]:
-    """The baseline of each studied key: what was given as ``key=value``, else its first value.
+    """The baseline of each studied key: what was given as `key=value`, else its first value.
 
     Raises:
         ConfigError: a key or value that the sweep doesn't have.

@@ -1,11 +1,10 @@
 """From noise to data: samplers, the noise they consume, and wrappers around the denoiser they call.
 
-A sampler sees a denoiser only as ``D = denoiser(x, sigma, labels)`` (and ``denoiser.inverse`` for those that
-invert, ``denoiser.score_and_log_prob`` for those with a Metropolis test), never which one it is. See ``base``
+A sampler sees a denoiser only as `D = denoiser(x, sigma, labels)` (and `denoiser.inverse` for those that
+invert, `denoiser.score_and_log_prob` for those with a Metropolis test), never which one it is. See `base`
 for the contract.
 """
 
-from flowdiff.denoisers.wrappers import Clipped, Counted, Denoise, DenoiserLike, Guided, Tiled
 from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
 from flowdiff.samplers.base import NoiseSource, Sampler, Step
 from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
@@ -16,21 +15,25 @@ from flowdiff.samplers.mcmc import Mcmc
 from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.ode import Euler, Heun, HeunStochastic
+from flowdiff.samplers.schedules import Adaptive, Cosine, Geometric, Karras, Linear, Polyexponential, Schedule, Vp
 
 __all__ = [
+    "Adaptive",
+    "Cosine",
+    "Geometric",
+    "Karras",
+    "Linear",
+    "Polyexponential",
+    "Schedule",
+    "Vp",
     "Ancestral",
     "BlockMean",
-    "Clipped",
     "Conditioned",
-    "Counted",
     "Ddim",
-    "Denoise",
-    "DenoiserLike",
     "Dpmpp2m",
     "Dpmpp2mSde",
     "DpmppSde",
     "Euler",
-    "Guided",
     "Heun",
     "HeunStochastic",
     "IndexedNoise",
@@ -44,7 +47,6 @@ __all__ = [
     "NoiseSource",
     "Sampler",
     "Step",
-    "Tiled",
     "Ula",
     "ancestral_step",
 ]

@@ -5,7 +5,7 @@ r"""Ancestral sampling: an Euler step of the probability-flow ODE past the next 
     x' = x + (sigma_down - sigma_from) (x - D(x; sigma_from)) / sigma_from + sigma_up eps
 
 eta = 1 has the variance of the DDPM posterior q(x_to | x_from, x0) (Ho et al. 2020, arXiv:2006.11239,
-equation 7, written in sigma), eta = 0 is Euler's method; k-diffusion's ``sample_euler_ancestral`` is the
+equation 7, written in sigma), eta = 0 is Euler's method; k-diffusion's `sample_euler_ancestral` is the
 same step.
 """
 
@@ -30,7 +30,7 @@ class Ancestral(Sampler):
 
     Args:
         num_steps: N.
-        eta: share of fresh noise, >= 0; 0 is ``Euler``, 1 the DDPM posterior.
+        eta: share of fresh noise, >= 0; 0 is `Euler`, 1 the DDPM posterior.
     """
 
     @checked
@@ -45,7 +45,7 @@ class Ancestral(Sampler):
         return self.move(x, denoised, noise, sigma, to)
 
     def move(self, x: Tensor, denoised: Tensor, noise: NoiseSource, sigma: float, to: float) -> Tensor:
-        """x at the level ``to`` > 0 from x and D at the level ``sigma``."""
+        """x at the level `to` > 0 from x and D at the level `sigma`."""
         down, up = ancestral_step(sigma, to, self.eta)
         x = x + (down - sigma) * (x - denoised) / sigma
         return x + up * noise() if up > 0 else x
@@ -56,7 +56,7 @@ class Ddim(Ancestral):
 
     Args:
         num_steps: N.
-        eta: as for ``Ancestral``, and the eta of that paper.
+        eta: as for `Ancestral`, and the eta of that paper.
     """
 
     @checked

@@ -3,7 +3,7 @@ r"""What every sampler is: a walk down the noise levels s_0 > s_1 > ... > s_N = 
     x   = start(s_0)                         s_0 z with z standard normal, unless a sampler knows better
     x   = step(x, s_i, s_{i+1})              one level down, for i = 0 .. N-1; at s_N = 0 it returns D(x; s)
 
-The walks differ in ``step``: they all rest on the probability-flow ODE of x = x0 + sigma eps
+The walks differ in `step`: they all rest on the probability-flow ODE of x = x0 + sigma eps
 (Karras et al. 2022, arXiv:2206.00364, equation 3)
 
     dx/dsigma = -sigma grad log p(x; sigma) = (x - D(x; sigma)) / sigma
@@ -44,10 +44,10 @@ class Step(NamedTuple):
 
 
 class Sampler:
-    """Base of the samplers: subclasses give ``step`` and, where they don't begin with pure noise, ``start``.
+    """Base of the samplers: subclasses give `step` and, where they don't begin with pure noise, `start`.
 
-    One that remembers something from step to step forgets it in ``reset``. What it measures on its way it puts
-    into ``records``, by name, a row a sample; ``report`` makes plain values of them.
+    One that remembers something from step to step forgets it in `reset`. What it measures on its way it puts
+    into `records`, by name, a row a sample; `report` makes plain values of them.
 
     Args:
         num_steps: how many levels the walk goes down, >= 1.
@@ -69,11 +69,11 @@ class Sampler:
         self.records = {}
 
     def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the ``records`` of one or more calls say, their rows joined: plain values for JSON."""
+        """What the `records` of one or more calls say, their rows joined: plain values for JSON."""
         return {}
 
     def lacks(self, denoiser: Any) -> str | None:
-        """What it needs and the denoiser has not, ``inverse`` or ``density``; None: nothing."""
+        """What it needs and the denoiser has not, `inverse` or `density`; None: nothing."""
         if self.needs_inverse and not getattr(denoiser, "has_inverse", hasattr(denoiser, "inverse")):
             return "inverse"
         if self.needs_density and not getattr(denoiser, "has_density", hasattr(denoiser, "log_prob")):
@@ -89,7 +89,7 @@ class Sampler:
         return sigma * noise()
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
-        """x at the level ``to`` from x at the level ``sigma``; D (for ``Lms`` nearly) where ``to`` is 0."""
+        """x at the level `to` from x at the level `sigma`; D (for `Lms` nearly) where `to` is 0."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -105,14 +105,14 @@ class Sampler:
         """Draw one batch.
 
         Args:
-            denoiser: ``D = denoiser(x, sigma, labels)``; with ``inverse`` if ``needs_inverse``, with ``log_prob``
-                if ``needs_density``.
-            noise: fresh standard normals (n, *shape) at each call, e.g. ``IndexedNoise``.
-            sigmas: (num_steps + 1,) decreasing (or, if it ``stays``, equal), the last one 0, e.g.
-                ``sampler.sigmas(schedule)``.
+            denoiser: `D = denoiser(x, sigma, labels)`; with `inverse` if `needs_inverse`, with `log_prob`
+                if `needs_density`.
+            noise: fresh standard normals (n, *shape) at each call, e.g. `IndexedNoise`.
+            sigmas: (num_steps + 1,) decreasing (or, if it `stays`, equal), the last one 0, e.g.
+                `sampler.sigmas(schedule)`.
             labels: (n,) class labels, or None.
-            callback: called with a ``Step`` after each step.
-            correct: x and its level to another x at that level, before each step, e.g. ``Conditioned``.
+            callback: called with a `Step` after each step.
+            correct: x and its level to another x at that level, before each step, e.g. `Conditioned`.
 
         Returns:
             (n, *shape) samples.
@@ -139,5 +139,5 @@ class Sampler:
 
     @property
     def name(self) -> str:
-        """The sampler's name in the configuration: ``InversionDenoise`` is ``inversion_denoise``."""
+        """The sampler's name in the configuration: `InversionDenoise` is `inversion_denoise`."""
         return snake_case(type(self).__name__)

@@ -6,9 +6,9 @@ whatever the batch size, because matrix kernels choose their order of summation 
 
     x_i = sampler(D, noise(seed_i), sigmas, label_i)
 
-does not depend on ``batch_size`` nor on how many samples are asked for, bit for bit on one machine. The idea
+does not depend on `batch_size` nor on how many samples are asked for, bit for bit on one machine. The idea
 of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlabs/edm,
-``StackedRandomGenerator``).
+`StackedRandomGenerator`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +33,7 @@ Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], 
 
 
 def seeds_from(seed: int, n: int) -> Tensor:
-    """Seeds ``seed``, ``seed + 1``, …: (n,) int64. Image 5 of seed 0 is image 0 of seed 5."""
+    """Seeds `seed`, `seed + 1`, …: (n,) int64. Image 5 of seed 0 is image 0 of seed 5."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 or seed + n > 2**32:
         raise ConfigError("seed", seed, "must be an integer from 0 to 2^32 - 1 - num_samples")
     return torch.arange(seed, seed + n, dtype=torch.int64)
@@ -56,8 +56,8 @@ class BatchedSampler:
 
     Args:
         denoiser: what is sampled.
-        sampler: one of `flowdiff.samplers`.
-        schedule: one of `flowdiff.samplers.schedules`.
+        sampler: one of `samplers`.
+        schedule: one of `samplers.schedules`.
         guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
         clip: bounds of the data that D is held to, (-1, 1) for images; None: not held.
         batch_size: samples that are made together, rounded up to whole tiles.
@@ -74,7 +74,7 @@ class BatchedSampler:
     nfe: float = field(default=0.0, init=False)
     """Network evaluations, inversions too, that each sample of the last call took."""
     evaluations: dict[str, int] = field(default_factory=dict, init=False)
-    """The same apart: ``nfe_forward``, ``nfe_gradient``, ``inversions``; ``nfe_schedule``, in all, of one that is
+    """The same apart: `nfe_forward`, `nfe_gradient`, `inversions`; `nfe_schedule`, in all, of one that is
     made from the model."""
     statistics: dict[str, Any] = field(default_factory=dict, init=False)
     """What the sampler reports of the last call."""
@@ -138,14 +138,14 @@ class BatchedSampler:
         quiet: bool = False,
         what: str = "sampling",
     ) -> Tensor:
-        """``function(denoiser, noise, labels, rows, advance)`` of one batch after the other.
+        """`function(denoiser, noise, labels, rows, advance)` of one batch after the other.
 
         Args:
             function: is given the denoiser as it is sampled, the noise of the batch's seeds, its labels, its row
                 numbers among all n (int64, on the device, the last one repeated up to whole tiles) and what it calls
                 after each step; returns a tensor with a row for each.
             labels, seeds, quiet, what: as for sampling.
-            steps: how often ``function`` calls ``advance`` in a batch.
+            steps: how often `function` calls `advance` in a batch.
 
         Returns:
             What it returned, (n, ...) float32 on the CPU.
@@ -248,7 +248,7 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 def _filled(rows: Tensor, tile: int) -> Tensor:
-    """``rows`` with its last one repeated up to a multiple of ``tile``."""
+    """`rows` with its last one repeated up to a multiple of `tile`."""
     return torch.cat([rows, rows[-1:].expand(-len(rows) % tile)])
 
 

@@ -1,4 +1,4 @@
-"""Completions of images of which a part is known, in batches: `flowdiff.samplers.conditional` for many images.
+"""Completions of images of which a part is known, in batches: `samplers.conditional` for many images.
 
 Completion i is a function of its seed, its label and its image: neither the batch size nor its neighbours matter.
 """
@@ -37,8 +37,8 @@ NUM_STEPS = 64
 def from_the_top(batched: BatchedSampler, num_steps: int | None = None) -> BatchedSampler:
     """A sampler that begins at sigma_max, where nothing of an image is decided yet.
 
-    One that begins lower (``sigma_start``) begins with an image of its own, to which the known part would come too
-    late: `NUM_STEPS` ancestral steps, or ``num_steps``, take its place.
+    One that begins lower (`sigma_start`) begins with an image of its own, to which the known part would come too
+    late: `NUM_STEPS` ancestral steps, or `num_steps`, take its place.
     """
     if batched.sampler.sigma_start is None:
         return batched
@@ -68,7 +68,7 @@ def complete(
         key: the option's name in an error.
 
     Raises:
-        ConfigError: ``n_corrector`` is negative, or above 0 for a denoiser without a density.
+        ConfigError: `n_corrector` is negative, or above 0 for a denoiser without a density.
     """
     denoiser = batched.denoiser
     if at_least(key, n_corrector, 0) and not denoiser.has_density:

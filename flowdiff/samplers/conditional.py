@@ -107,15 +107,15 @@ class BlockMean(Known):
 
 
 class Conditioned:
-    """Holds a sampler to what is known: the ``correct`` of `Sampler`, for one batch.
+    """Holds a sampler to what is known: the `correct` of `Sampler`, for one batch.
 
     The step of chain i at level s is r_i s^2: r_i begins at the optimum for independent Gaussians of variance s^2
-    in the ``free`` dimensions, and follows the chain's own acceptance from level to level. (Metropolis' test is exact
+    in the `free` dimensions, and follows the chain's own acceptance from level to level. (Metropolis' test is exact
     for a step that knows nothing of the chain's past; what this one knows changes slowly.)
 
     Args:
-        density: x and its level to score and log p (up to a constant), e.g. ``Denoise.score_and_log_prob``; never
-            called if ``n_corrector`` is 0.
+        density: x and its level to score and log p (up to a constant), e.g. `Denoise.score_and_log_prob`; never
+            called if `n_corrector` is 0.
         noise: standard normals (n, C, H, W) at each call.
         known: the projectors of the n images.
         x0: (n, C, H, W); only P x0 is looked at.
@@ -137,7 +137,7 @@ class Conditioned:
         """(n,) at each level: the share of its steps that was accepted."""
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """x at the level ``sigma``, held to what is known."""
+        """x at the level `sigma`, held to what is known."""
         x = self.known.replace(x, self.x0 + sigma * self.noise())
         if not self.n_corrector:
             return x

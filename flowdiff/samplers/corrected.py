@@ -4,10 +4,10 @@ r"""Predictor-corrector sampling (Song et al. 2021, arXiv:2011.13456): Langevin 
     x <- n_corrector Langevin steps for p(x; s'), with tau = r s'^2    the corrector; none at s' = 0
 
 Ula's steps are unadjusted: they only need D, for s(x) = (D - x) / sigma^2, and are biased by the size of r.
-Mala's pass the Metropolis test of the exact density (``langevin``), under guidance that of
+Mala's pass the Metropolis test of the exact density (`langevin`), under guidance that of
 log p_c + (w - 1)(log p_c - log p_null): whatever r is, they leave p(x; s') as it is and only take away the
 predictor's errors. Each sample's r follows its own acceptance to 57 %, so that samples don't depend on their batch;
-what r has learnt from the path of a sample is the one thing that is not exact (``mcmc`` stops learning).
+what r has learnt from the path of a sample is the one thing that is not exact (`mcmc` stops learning).
 """
 
 from collections.abc import Mapping
@@ -58,13 +58,13 @@ class Ula(Ancestral):
         if to == 0:
             return denoise(x, sigma)
         state = self._state
-        # its score is that of x unless x was changed since (``correct`` of the call)
+        # its score is that of x unless x was changed since (`correct` of the call)
         denoised = denoise(x, sigma) if state is None or state.x is not x else x + sigma**2 * state.score
         self._state = self.correct(denoise, noise, self.move(x, denoised, noise, sigma, to), to)
         return self._state.x
 
     def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
-        """``n_corrector`` Langevin steps at sigma."""
+        """`n_corrector` Langevin steps at sigma."""
 
         def density(x: Tensor) -> tuple[Tensor, Tensor]:
             return (denoise(x, sigma) - x) / sigma**2, x.new_zeros(len(x))
@@ -77,7 +77,7 @@ class Ula(Ancestral):
 
 
 class Mala(Ula):
-    """Ancestral steps, each followed by Metropolis-adjusted Langevin steps. Evaluations as for ``Ula``.
+    """Ancestral steps, each followed by Metropolis-adjusted Langevin steps. Evaluations as for `Ula`.
 
     Needs a density. Its report: the acceptance, in all and by sigma, and the r that the samples end with.
 
@@ -85,7 +85,7 @@ class Mala(Ula):
         num_steps: N.
         eta: share of fresh noise of the predictor, >= 0.
         n_corrector: Langevin steps at each level, >= 1.
-        step_size: r at the start, > 0; None: as for ``Ula``.
+        step_size: r at the start, > 0; None: as for `Ula`.
     """
 
     needs_density = True
@@ -123,7 +123,7 @@ class Mala(Ula):
         self.records["step_size"] = self._rate.value
 
     def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
-        """``acceptance``, ``acceptance_by_sigma`` (a level in each of some groups to their mean), ``step_size`` (the
+        """`acceptance`, `acceptance_by_sigma` (a level in each of some groups to their mean), `step_size` (the
         median r at the end)."""
         if "acceptance" not in records:
             return {}

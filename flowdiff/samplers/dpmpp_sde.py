@@ -5,7 +5,7 @@ r"""DPM-Solver++(S), stochastic, of second order by an evaluation on the way (Lu
     D' = (1 - 1/(2r)) D + D(x~; u) / (2r)
     x' = D' + (s'_down / s)(x - D') + s_noise s'_up eps'   an ancestral step to s', with D' in place of D
 
-``down`` and ``up`` are those of ``ancestral_step``. k-diffusion's ``sample_dpmpp_sde`` is the same; eps and eps'
+`down` and `up` are those of `ancestral_step`. k-diffusion's `sample_dpmpp_sde` is the same; eps and eps'
 are here two independent draws, not two increments of one Brownian path.
 """
 

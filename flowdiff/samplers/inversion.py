@@ -3,9 +3,9 @@ r"""Samplers that only a flow has: x = f^{-1}(z; sigma, c), z ~ N(0, I), is an e
 Inversion         x at sigma_start, then D(x; sigma_start): one inversion, one evaluation.
 InversionDenoise  x at sigma_start, then Heun's method from there down to 0.
 
-``sigma_start`` is the knob between the two ways of sampling: low, and the flow alone makes the image; high,
+`sigma_start` is the knob between the two ways of sampling: low, and the flow alone makes the image; high,
 and it is left to the score. D has less variance than the data, by what it takes for noise, so a plain
-``Inversion`` wants a small sigma_start. TarFlow (arXiv:2412.06329) denoises its inverted samples in the
+`Inversion` wants a small sigma_start. TarFlow (arXiv:2412.06329) denoises its inverted samples in the
 same way, by its own score.
 """
 
@@ -27,7 +27,7 @@ def inverted(denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | N
 
 
 class Inversion(Sampler):
-    """Invert the flow at ``sigma_start``, then denoise once: 1 inversion and 1 evaluation.
+    """Invert the flow at `sigma_start`, then denoise once: 1 inversion and 1 evaluation.
 
     Args:
         sigma_start: the noise level of the inversion.
@@ -48,12 +48,12 @@ class Inversion(Sampler):
 
 
 class InversionDenoise(Heun):
-    """Invert the flow at ``sigma_start``, then Heun's method down to 0. 1 inversion and 2N - 1 evaluations.
+    """Invert the flow at `sigma_start`, then Heun's method down to 0. 1 inversion and 2N - 1 evaluations.
 
     Args:
         sigma_start: the noise level of the inversion.
         num_steps: N, the steps from sigma_start down.
-        s_churn, s_tmin, s_tmax, s_noise: as for ``Heun``.
+        s_churn, s_tmin, s_tmax, s_noise: as for `Heun`.
     """
 
     needs_inverse = True

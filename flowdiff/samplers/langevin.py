@@ -79,12 +79,12 @@ def optimal_step(dims: int) -> float: ...
 @overload
 def optimal_step(dims: Tensor) -> Tensor: ...
 def optimal_step(dims: int | Tensor) -> float | Tensor:
-    """The best tau for ``dims`` independent standard normals; for a tensor of numbers, of each."""
+    """The best tau for `dims` independent standard normals; for a tensor of numbers, of each."""
     return 1.36 * dims ** (-1 / 3)
 
 
 def first_steps(x: Tensor, step_size: float | None) -> Tensor:
-    """``step_size``, or the optimal step if None, for each row of x: (n,)."""
+    """`step_size`, or the optimal step if None, for each row of x: (n,)."""
     return x.new_full((len(x),), optimal_step(x[0].numel()) if step_size is None else step_size)
 
 
@@ -95,7 +95,7 @@ class StepSize:
         initial: (n,), > 0.
         gain: of Robbins & Monro's rule.
         decay: 0 keeps following a target that moves; in (1/2, 1] it settles. A chain is exact only with a step
-            that no longer learns from it: ``freeze``.
+            that no longer learns from it: `freeze`.
         target: the acceptance wanted.
     """
 
@@ -136,7 +136,7 @@ def adjusted_steps(
     Args:
         density: as for `langevin_step`.
         x: (n, *shape), where the chains are.
-        rate: the step sizes over ``variance``.
+        rate: the step sizes over `variance`.
         variance: sigma^2.
         noise: standard normals (n, *shape) at each call, two for a step.
         steps: how many.

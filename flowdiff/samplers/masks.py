@@ -38,7 +38,7 @@ def missing_pixels(mask: str, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
     """The missing pixels of each image.
 
     Args:
-        mask: a name of `SHAPES`, ``random:P``, or a file.
+        mask: a name of `SHAPES`, `random:P`, or a file.
         shape: of an image, (C, H, W).
         seeds: (n,) int64; a random mask is a function of the seed.
 

@@ -1,8 +1,8 @@
 r"""Markov chains at one noise level: Metropolis-adjusted Langevin steps for p(x; sigma), then D(x; sigma).
 
 A chain starts at a sample of p (the flow's inverse) or far from one (sigma z); its step size follows its own
-acceptance in the warm-up and stays from then on, so that the rest of the chain is exact (``langevin``). Rows of
-equal class are chains of one density, and ``chains`` tells how far they agree: started at samples of p, they
+acceptance in the warm-up and stays from then on, so that the rest of the chain is exact (`langevin`). Rows of
+equal class are chains of one density, and `chains` tells how far they agree: started at samples of p, they
 disagree as far as they can't get from mode to mode.
 """
 
@@ -25,7 +25,7 @@ COORDINATES = 32
 
 
 class Mcmc(Sampler):
-    """Chains of ``num_steps`` steps at ``sigma_start``, then D. 2 + num_steps evaluations, 1 inversion.
+    """Chains of `num_steps` steps at `sigma_start`, then D. 2 + num_steps evaluations, 1 inversion.
 
     Needs a density, and an inverse to start from. Its report: the acceptance, the r = tau / sigma^2 and the number
     of draws after the warm-up, R-hat and the effective number of draws of a class, the worst and the median over
@@ -34,7 +34,7 @@ class Mcmc(Sampler):
     Args:
         sigma_start: the noise level.
         num_steps: steps of a chain, >= 1.
-        start: where chains start, ``inverse`` or ``noise``.
+        start: where chains start, `inverse` or `noise`.
         warmup: share of the steps in which the step size adapts, in [0, 1).
         step_size: r at the start, > 0; None: the best for independent Gaussians of variance sigma^2.
     """

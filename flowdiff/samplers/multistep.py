@@ -4,10 +4,10 @@ Dpmpp2mSde   DPM-Solver++(2M), its stochastic form (Lu et al. 2022, arXiv:2211.0
              D' = D + (D - D_old) / (2 r),   r = log(s_{i-1} / s) / log(s / s')
              x' = D' + a (x - D') + s_noise s' (1 - (s'/s)^(2 eta))^(1/2) eps,   a = (s'/s)^(1 + eta)
 Dpmpp2m      the same with eta = 0: the ODE
-Lms          Adams-Bashforth: d = (x - D) / s as a polynomial through its last ``order`` values, integrated
+Lms          Adams-Bashforth: d = (x - D) / s as a polynomial through its last `order` values, integrated
              exactly from s to s', also to s' = 0, where the other samplers return D
 
-As in k-diffusion's ``sample_dpmpp_2m_sde`` (midpoint), ``sample_dpmpp_2m`` and ``sample_lms``.
+As in k-diffusion's `sample_dpmpp_2m_sde` (midpoint), `sample_dpmpp_2m` and `sample_lms`.
 """
 
 import math
@@ -49,7 +49,7 @@ class Dpmpp2mSde(Dpmpp2m):
 
     Args:
         num_steps: N.
-        eta: amount of fresh noise, >= 0; 0 is ``Dpmpp2m``.
+        eta: amount of fresh noise, >= 0; 0 is `Dpmpp2m`.
         s_noise: scale of the noise added, >= 0.
     """
 
@@ -64,7 +64,7 @@ class Lms(Sampler):
 
     Args:
         num_steps: N.
-        order: how many slopes are used, >= 1; 1 is ``Euler``.
+        order: how many slopes are used, >= 1; 1 is `Euler`.
     """
 
     @checked
@@ -86,7 +86,7 @@ class Lms(Sampler):
 
 
 def adams_bashforth(levels: list[float], to: float) -> list[float]:
-    """The integral from ``levels[-1]`` to ``to`` of each of the Lagrange polynomials on the levels."""
+    """The integral from `levels[-1]` to `to` of each of the Lagrange polynomials on the levels."""
     nodes, weights = np.polynomial.legendre.leggauss(len(levels))
     half = (to - levels[-1]) / 2
     points = levels[-1] + half * (nodes + 1)

@@ -1,7 +1,7 @@
 """Noise that belongs to a sample, not to a batch.
 
 One generator per sample: sample i consumes the stream of its own seed, so it comes out the same in whatever
-batch, order or process it is drawn (the ``StackedRandomGenerator`` of NVlabs/edm, ``generate.py``). The
+batch, order or process it is drawn (the `StackedRandomGenerator` of NVlabs/edm, `generate.py`). The
 streams are drawn on the CPU and moved, so that they don't depend on the device either.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class IndexedNoise:
-    """A noise source: each call returns fresh standard normals (n, *shape), row i by the seed ``seeds[i]``.
+    """A noise source: each call returns fresh standard normals (n, *shape), row i by the seed `seeds[i]`.
 
     Args:
         seeds: one integer in [0, 2^32) per sample (torch's CPU generator keeps 32 bits of a seed).

@@ -76,7 +76,7 @@ class Heun(Sampler):
 
 
 class HeunStochastic(Heun):
-    """Heun's method with the churn that EDM publishes for ImageNet-64 (its table 5). Arguments as for ``Heun``."""
+    """Heun's method with the churn that EDM publishes for ImageNet-64 (its table 5). Arguments as for `Heun`."""
 
     @checked
     def __init__(

@@ -16,7 +16,7 @@ A schedule is a monotone map F of sigma and N equal steps in F:
 
 The cosine schedule of Nichol & Dhariwal has alpha_bar = cos^2(pi t / 2), so sigma = sqrt(1/alpha_bar - 1) =
 tan(pi t / 2). The VP process of Song et al. has sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t), t in (0, 1]
-(EDM's table 1). ``Adaptive`` has
+(EDM's table 1). `Adaptive` has
 
     F(sigma) = (1 - even) G(sigma) + even log sigma,   dG/dlog sigma ~ (E |dD/dlog sigma|^2)^(1/2)
 
@@ -39,7 +39,7 @@ from flowdiff.text import snake_case
 
 
 class Schedule:
-    """A discretisation of sigma. A subclass gives the map ``warp`` (F above) and its inverse ``unwarp``.
+    """A discretisation of sigma. A subclass gives the map `warp` (F above) and its inverse `unwarp`.
 
     Args:
         sigma_min: the last noise level above zero, > 0.
@@ -57,14 +57,14 @@ class Schedule:
         raise NotImplementedError
 
     def unwarp(self, value: Tensor) -> Tensor:
-        """The inverse of ``warp``."""
+        """The inverse of `warp`."""
         raise NotImplementedError
 
     def fit(self, denoiser: Any, noise: NoiseSource, labels: Tensor | None) -> "Schedule":
         """This schedule as it is for a denoiser, where it is made from the model.
 
         Args:
-            denoiser: ``D = denoiser(x, sigma, labels)``.
+            denoiser: `D = denoiser(x, sigma, labels)`.
             noise: standard normals (n, *shape) at each call.
             labels: (n,) or None.
         """
@@ -81,7 +81,7 @@ class Schedule:
 
         Args:
             num_steps: N >= 1, the number of steps.
-            sigma_max: start here, not at ``self.sigma_max`` (``sigma_start`` of the inversion samplers); one step may
+            sigma_max: start here, not at `self.sigma_max` (`sigma_start` of the inversion samplers); one step may
                 start at sigma_min.
 
         Returns:
@@ -134,10 +134,10 @@ class Linear(Schedule):
 
 
 class Polyexponential(Schedule):
-    """Equal steps in (log sigma / sigma_min)^(1/rho), k-diffusion's ``get_sigmas_polyexponential``.
+    """Equal steps in (log sigma / sigma_min)^(1/rho), k-diffusion's `get_sigmas_polyexponential`.
 
     Args:
-        rho: 1 is ``Geometric``, more puts more steps at low noise.
+        rho: 1 is `Geometric`, more puts more steps at low noise.
     """
 
     @checked
@@ -193,7 +193,7 @@ class Cosine(Schedule):
 
 
 class Adaptive(Geometric):
-    """Equal steps in the way that the model's D goes; ``Geometric`` until ``fit`` has measured it.
+    """Equal steps in the way that the model's D goes; `Geometric` until `fit` has measured it.
 
     Args:
         grid: noise levels at which it is measured, >= 2: so many evaluations, once.

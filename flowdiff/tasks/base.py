@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.api import Model
 from flowdiff.data.base import ImageData
 from flowdiff.data.labels import Labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.model.api import Model
 from flowdiff.samplers.batched import BatchedSampler
 from flowdiff.text import snake_case
 
@@ -21,8 +21,8 @@ class Request:
 
     Attributes:
         num_samples: rows of the picture; None: as many as the task likes.
-        class_label: see `flowdiff.data.labels.Labels`; None: the task's own choice.
-        seed: result i has the seed ``seed + i``.
+        class_label: see `data.labels.Labels`; None: the task's own choice.
+        seed: result i has the seed `seed + i`.
         data: loads the dataset that the model was trained on; called only by tasks that need images.
     """
 
@@ -37,7 +37,7 @@ class Drawn:
     """What a task has made.
 
     Attributes:
-        batched: what it was made with; its ``conditions`` go to samples.json.
+        batched: what it was made with; its `conditions` go to samples.json.
         x: (N, C, H, W) on the CPU, in [-1, 1].
         labels: (N,) int64, or None.
         seeds: (N,) int64.
@@ -119,10 +119,10 @@ class Chosen:
 def choose_images(
     request: Request, model: Model, split: str, index: int | Sequence[int] | None, rows: int, each: int = 1
 ) -> Chosen:
-    """Images of a split by number, ``each`` of them for each row of a picture.
+    """Images of a split by number, `each` of them for each row of a picture.
 
     Args:
-        request: its ``num_samples`` is the number of rows, unless ``index`` is a list.
+        request: its `num_samples` is the number of rows, unless `index` is a list.
         model: of images of the same shape.
         split: train, val or test.
         index: the numbers of the images; one number: that of the first; None: 0.

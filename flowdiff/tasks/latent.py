@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from flowdiff.api import Model
 from flowdiff.data.labels import resolve_labels
+from flowdiff.model.api import Model
 from flowdiff.options import Range, Sigma, Steps, checked
 from flowdiff.samplers.base import NoiseSource
 from flowdiff.samplers.batched import BatchedSampler, seeds_from

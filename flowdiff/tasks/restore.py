@@ -1,6 +1,6 @@
 r"""Inpainting and super-resolution: several completions of each image, judged against the truth.
 
-Both sample Q x given P x for an orthogonal projector P (`flowdiff.samplers.conditional`), and both are measured by
+Both sample Q x given P x for an orthogonal projector P (`samplers.conditional`), and both are measured by
 
     mse = |Q (x - x0)|^2 / dim Q             in units of [-1, 1], over what was missing
 
@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from flowdiff.api import Model
 from flowdiff.data.base import ImageData
 from flowdiff.data.labels import resolve_labels
 from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError
+from flowdiff.model.api import Model
 from flowdiff.options import Range, Steps, checked
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from flowdiff.samplers.completion import complete, from_the_top
@@ -36,7 +36,7 @@ class Restore(Task):
     Args:
         completions: of each image.
         n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0 is replacement alone.
-        num_steps: of the ancestral steps in place of a sampler that begins at ``sigma_start``; None: 64.
+        num_steps: of the ancestral steps in place of a sampler that begins at `sigma_start`; None: 64.
         split: train, val or test.
         index: which images: the number of the first, or a list; None: the first ones.
     """
@@ -101,7 +101,7 @@ class Restore(Task):
         }
 
     def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
-        """For samples.npz: what was known of the images, ``blank`` being its projection."""
+        """For samples.npz: what was known of the images, `blank` being its projection."""
         return {"known": blank}
 
     def _acceptance(self, rates: Tensor, batched: BatchedSampler) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Inpaint(Restore):
     """Some pixels are missing.
 
     Args:
-        mask: what is missing: a name, ``random:P`` or a file (`flowdiff.samplers.masks`); None is ``left``.
+        mask: what is missing: a name, `random:P` or a file (`samplers.masks`); None is `left`.
         completions, n_corrector, num_steps, split, index: see `Restore`.
     """
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.benchmarks import contenders, guide
-from flowdiff import cli
+from flowdiff.commands import cli
 
 
 def test_a_benchmark_of_speed_from_end_to_end(

@@ -22,7 +22,7 @@ from experiments.benchmarks import budget, contenders, fit, flows, table
 from experiments.benchmarks.contenders import Contender, Results
 from experiments.benchmarks.peers import Peer
 from experiments.flow_table import __main__ as flow_table
-from flowdiff import cli
+from flowdiff.commands import cli
 from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
 

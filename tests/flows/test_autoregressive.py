@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowdiff.bijections.splines import slope_bounds
-from flowdiff.bijections.transforms import Affine, Spline, Transform, build
+from flowdiff.bijections.transforms import AffineTransform, SplineTransform, Transform, build
 from flowdiff.errors import ConfigError
 from flowdiff.flows.autoregressive import MADE, Autoregressive
 from flowdiff.flows.context import Context
 
 DIM, BATCH, EMBEDDING = 9, 5, 4
-TRANSFORMS = [Affine(), Spline()]
+TRANSFORMS = [AffineTransform(), SplineTransform()]
 ORDER = torch.tensor([4, 0, 8, 2, 6, 1, 3, 7, 5])
 
 both = pytest.mark.parametrize("transform", TRANSFORMS, ids=["affine", "spline"])
@@ -91,7 +91,7 @@ def test_parameters_are_those_of_a_network_that_is_given_the_earlier_coordinates
 
 
 def test_the_first_coordinate_depends_on_the_context() -> None:
-    module, (x, context) = step(Affine()), batch()
+    module, (x, context) = step(AffineTransform()), batch()
     first = module(x[:1].expand(BATCH, -1), context)[0][:, ORDER[0]]
     assert first.diff().abs().min() > 1e-4
 
@@ -103,7 +103,7 @@ def test_orders_alternate_and_one_coordinate_is_enough(flow: str) -> None:
     raster = torch.arange(len(orders[0]))
     assert torch.equal(orders[0], raster) and torch.equal(orders[1], raster.flip(0)) and torch.equal(orders[2], raster)
     x, context = batch(1)
-    alone = step(Spline(), order=torch.zeros(1, dtype=torch.long))
+    alone = step(SplineTransform(), order=torch.zeros(1, dtype=torch.long))
     torch.testing.assert_close(alone.inverse(alone(x, context)[0], context), x)
 
 
@@ -112,9 +112,9 @@ def test_a_transform_that_is_none_is_named() -> None:
         build("spline", 2.0)  # type: ignore[arg-type]
     for key, value in {"bins": 1, "bound": 0.0}.items():
         with pytest.raises(ConfigError, match=rf"{key}={value}: "):
-            Spline(**{key: value})
+            SplineTransform(**{key: value})
     with pytest.raises(ConfigError, match=r"max_log_scale=9: "):
-        Spline(max_log_scale=9)
+        SplineTransform(max_log_scale=9)
 
 
 @both
@@ -126,6 +126,6 @@ def test_a_transform_is_the_identity_at_0_and_bounded(transform: Transform) -> N
     extreme[:, 1] = 0.3  # the shift has no bound
     y, log_slope = transform.forward(x, extreme)
     assert (y - x).abs().max() > 1
-    low, high = (1.0, 1.0) if isinstance(transform, Affine) else slope_bounds(8, 2.0)
+    low, high = (1.0, 1.0) if isinstance(transform, AffineTransform) else slope_bounds(8, 2.0)
     assert math.log(low) - 2 <= log_slope.min() and log_slope.max() <= math.log(high) + 2
     torch.testing.assert_close(transform.inverse(y, extreme), x, rtol=1e-9, atol=1e-9)

@@ -20,7 +20,7 @@ STEPS = 200
 
 
 def fit(model: ScoreFlow, draw: Callable[[int], Tensor], sigma: float) -> None:
-    """STEPS steps on what ``draw(n)`` gives, (n, 2)."""
+    """STEPS steps on what `draw(n)` gives, (n, 2)."""
     loss, levels = build("loss", "likelihood"), torch.full((256,), sigma)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)

@@ -5,7 +5,7 @@ import torch
 from models import make, randomise
 from torch import Tensor
 
-from flowdiff.bijections.transforms import Affine, Spline, Transform
+from flowdiff.bijections.transforms import AffineTransform, SplineTransform, Transform
 from flowdiff.errors import ConfigError
 from flowdiff.flows.context import Context
 from flowdiff.flows.pixelcnn import MaskedConvolutions, PixelCNNFlow
@@ -13,7 +13,7 @@ from flowdiff.flows.pixelcnn import MaskedConvolutions, PixelCNNFlow
 SHAPE = (3, 5, 4)  # groups of channels, rows, columns
 BATCH, EMBEDDING = 3, 4
 
-both = pytest.mark.parametrize("transform", [Affine(), Spline()], ids=["affine", "spline"])
+both = pytest.mark.parametrize("transform", [AffineTransform(), SplineTransform()], ids=["affine", "spline"])
 orders = pytest.mark.parametrize("backwards", [False, True])
 
 
@@ -65,7 +65,7 @@ def test_inverse(transform: Transform, backwards: bool, depth: int) -> None:
 
 def test_the_first_layers_scale_does_not_depend_on_how_much_is_masked() -> None:
     torch.manual_seed(0)
-    network = MaskedConvolutions((4, 14, 14), Affine(), EMBEDDING, 64, 1).network
+    network = MaskedConvolutions((4, 14, 14), AffineTransform(), EMBEDDING, 64, 1).network
     h = network.first(torch.randn(200, 8, 14, 14))[:, :, 3:, 3:-3].std((0, 2, 3))
     first, last = h[:16].mean(), h[-16:].mean()
     assert 0.8 < first / last < 1.25

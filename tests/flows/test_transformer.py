@@ -46,7 +46,7 @@ def first_block(model: ScoreFlow) -> AutoregressiveBlock:
 
 
 def by_hand(network: CausalTransformer, seen: list[Tensor], embedding: Tensor) -> Tensor:
-    """The output after the patches ``seen``, of one sample: every formula of the module, one vector at a time."""
+    """The output after the patches `seen`, of one sample: every formula of the module, one vector at a time."""
 
     def norm(h: Tensor, layer: torch.nn.Module) -> Tensor:
         return h / ((h**2).mean() + 1e-5).sqrt() * layer.weight

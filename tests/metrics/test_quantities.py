@@ -13,11 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from trained import checkpoint
 
-from flowdiff import api, cli, metrics
+from flowdiff import metrics
+from flowdiff.commands import cli
 from flowdiff.data.digits import Digits
 from flowdiff.data.toy import Toy
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
+from flowdiff.model import api
 
 CHOICES = sorted(file.stem for file in (cli.config_dir() / "metrics").glob("*.yaml"))
 

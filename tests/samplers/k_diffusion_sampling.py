@@ -1,6 +1,6 @@
-"""k-diffusion's ``sampling`` module, without the rest of its package.
+"""k-diffusion's `sampling` module, without the rest of its package.
 
-``k_diffusion/__init__`` imports CLIP, which wants ``pkg_resources``, gone from setuptools. ``sampling``
+`k_diffusion/__init__` imports CLIP, which wants `pkg_resources`, gone from setuptools. `sampling`
 itself needs none of that: it is imported under a package that is only a path.
 """
 

@@ -31,7 +31,7 @@ def ar1(phi: float, chains: int, draws: int, seed: int) -> Tensor:
     ],
 )
 def test_numbers_of_arviz(case: tuple[float, int, int, int], rounded: bool, expected: tuple[float, ...]) -> None:
-    """``az.rhat(x)``, ``az.rhat(x, method="split")``, ``az.ess(x)``, ``az.ess(x, method="mean")``; rounded draws have
+    """`az.rhat(x)`, `az.rhat(x, method="split")`, `az.ess(x)`, `az.ess(x, method="mean")`; rounded draws have
     ties."""
     x = ar1(*case)
     x = (x * 10).round() / 10 if rounded else x

@@ -2,7 +2,7 @@
 
 The weights lie beside this file as safetensors and their sha256 is pinned below: a number measured with
 `mlp_digits` is comparable with every other number measured with `mlp_digits`. `python -m
-flowdiff.metrics.extractors.train dataset=digits` (mnist, fashion_mnist) is the command that made them; its report
+`metrics.extractors.train` dataset=digits` (mnist, fashion_mnist) is the command that made them; its report
 stands in each file's metadata.
 """
 
@@ -28,7 +28,7 @@ class Extractor:
     """A frozen classifier in float32 on the CPU.
 
     Args:
-        name: a key of ``SHA256``.
+        name: a key of `SHA256`.
         folder: where the weights lie; the package's own folder by default.
     """
 

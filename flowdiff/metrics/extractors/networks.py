@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """An extractor's network: ``body`` makes the features, ``head`` the logits."""
+    """An extractor's network: `body` makes the features, `head` the logits."""
 
     body: nn.Module
     head: nn.Module

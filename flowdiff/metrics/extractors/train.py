@@ -1,6 +1,6 @@
 """How the extractors that ship with the package were made.
 
-    python -m flowdiff.metrics.extractors.train dataset=digits [output=FOLDER] [epochs=200] [seed=0]
+    python -m `metrics.extractors.train` dataset=digits [output=FOLDER] [epochs=200] [seed=0]
 
 Cross-entropy with label smoothing 0.05, AdamW, cosine decay, small random shifts, rotations and zooms. The
 file keeps the command, the test accuracy and the versions in its metadata; the sha256 that it prints is the

@@ -1,0 +1,143 @@
+"""Going on with a run.
+
+`ckpt_path=RUN/checkpoints/last.ckpt` goes on in a new run folder and leaves the old one as it is;
+`resume=last`, typed inside a run folder, goes on in that folder and appends to its metrics. Either way the
+checkpoint's own configuration is the base, and what is typed on the command line wins over it.
+
+The checkpoint may be a stranger's. Its words and values are data (`commands.stored_words`): what is built, and where a
+run reads and writes, come from conf/ and from the user's own words; paths, services and the number of processes that
+it names are followed only where this user wrote it (`model.seal`), and where a run writes never.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowdiff.commands import cli, error_messages, stored_words
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model import checkpoint, safe_construction, seal
+from flowdiff.model.facts import about, one_line
+from flowdiff.paths import expanded, shown
+from flowdiff.training import going_on
+from flowdiff.training.building import plain
+
+OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
+WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these
+
+
+def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration to go on with, the checkpoint's with the given words on top; and all words, old and new.
+
+    Three configurations are compared: `theirs`, composed from the checkpoint's own command line with the
+    new words after it; `base`, composed from the checkpoint's own command line; and `ours`, stored in
+    the checkpoint. Where theirs equals base, nothing new was asked for and the stored value counts, even if
+    the YAML files have changed since. What is built (`_target_`) always comes from the YAML files, never
+    from the checkpoint.
+
+    Raises:
+        FlowdiffError: the checkpoint can't be read, or holds words that no run of flowdiff's leads to.
+    """
+    path = str(cfg.ckpt_path)
+    content = checkpoint.read(path)
+    entry, own, folder = content["flowdiff"], seal.is_own(content), cli.config_dir()
+    going_on.check_config_dir(entry, path)
+    try:
+        old, base = _followed(entry.get("overrides", []), own, folder)
+    except FlowdiffError as error:
+        raise about(path, error) from error
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
+        why = f"its command line doesn't fit the choices in conf/: {one_line(error)}"
+        raise about(path, FlowdiffError(why)) from error
+    keys = {word.split("=")[0].lstrip("+~") for word in overrides}
+    kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
+    theirs = error_messages.composed([*kept, *overrides], folder, "config")
+    merged = _merge(plain(theirs, resolve=False), base, entry.get("source", entry["config"]), base, own, "")
+    if not own and "metrics" not in keys:
+        merged["metrics"] = _without_fetching(merged.get("metrics"), keys)
+    merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
+    return OmegaConf.create(merged), [*kept, *overrides]
+
+
+def _followed(stored: list[str], own: bool, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Those of the stored words that are followed, and what they lead to. Of the others a line says so."""
+    read = [o for o in stored_words.read(stored) if o.key_or_group not in OF_THIS_RUN]
+    whole = _composed([str(o.input_line) for o in read], folder)
+    kept: list[str] = []
+    left: list[str] = []
+    for override in read:
+        key, outside = override.key_or_group, stored_words.goes_outside(override, whole)
+        follow = not outside or (own and not (key.startswith(WRITTEN) and not stored_words.is_choice(override)))
+        (kept if follow else left).append(str(override.input_line))
+    if left:
+        what = "is only what the checkpoint says and not followed; type it again if it is right"
+        print(f"{' '.join(left)}: {what}", flush=True)
+    base = _composed(kept, folder) if left else whole
+    if not own:
+        stored_words.check_composed(base)
+    return kept, base
+
+
+def _composed(stored: list[str], folder: Path) -> dict[str, Any]:
+    return plain(error_messages.composed(stored, folder, "config"), resolve=False)
+
+
+def _merge(theirs: Any, base: Any, ours: Any, whole: Mapping[str, Any], own: bool, key: str) -> Any:
+    """`theirs`, with the stored values where nothing new was asked for and a value is all that is stored."""
+    if not all(isinstance(c, dict) for c in (theirs, base, ours)):
+        return ours if theirs == base and _is_value(ours, base) and _is_followed(key, whole, own) else theirs
+    known = {k for k in theirs if k in base and k in ours and not str(k).startswith("_")}
+    return {
+        k: _merge(v, base[k], ours[k], whole, own, f"{key}.{k}" if key else str(k)) if k in known else v
+        for k, v in theirs.items()
+    }
+
+
+def _is_followed(key: str, whole: Mapping[str, Any], own: bool) -> bool:
+    outside = stored_words.is_outside(key, whole)
+    return not outside or (own and not key.startswith((*WRITTEN, *OF_THIS_RUN)))
+
+
+def _is_value(ours: Any, base: Any) -> bool:
+    """Whether a stored value can stand where conf/ has `base`: a scalar of its kind, or a list of scalars."""
+    if isinstance(ours, list):
+        return isinstance(base, list) and all(_is_value(each, None) for each in ours)
+    if isinstance(ours, str):
+        return "$" not in ours and ours != "???" and (base is None or isinstance(base, str))
+    if isinstance(ours, bool):
+        return base is None or isinstance(base, bool) or _is_interpolation(base)
+    if isinstance(ours, int | float):
+        return base is None or (isinstance(base, int | float) and not isinstance(base, bool)) or _is_interpolation(base)
+    return ours is None and not isinstance(base, dict)
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _without_fetching(metrics: Any, keys: set[str]) -> Any:
+    """The metrics but those that would ask the network for something and aren't named now; of them a line says so."""
+    found = {}
+    for name, node in (metrics or {}).items():
+        named = any(key == f"metrics.{name}" or key.startswith(f"metrics.{name}.") for key in keys)
+        if node and not named and safe_construction.build("metrics", node).fetches:
+            print(f"skipped {name}: it would fetch a network's weights; metrics=[{name}] asks for that", flush=True)
+        else:
+            found[name] = node
+    return found
+
+
+def find_checkpoint(cfg: DictConfig) -> str | None:
+    """The checkpoint to go on from, as an absolute path; None for a fresh run."""
+    if cfg.get("resume") is None:
+        return str(expanded(str(cfg.ckpt_path)).absolute()) if cfg.get("ckpt_path") else None
+    if cfg.resume != "last":
+        raise ConfigError("resume", cfg.resume, "must be last, typed inside a run folder (else ckpt_path=FILE)")
+    path = Path("checkpoints", "last.ckpt").absolute()
+    if not path.is_file():
+        allowed = f"{shown(path)} does not exist; cd into a run folder, or give ckpt_path=FILE"
+        raise ConfigError("resume", "last", allowed)
+    return str(path)

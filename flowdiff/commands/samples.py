@@ -1,0 +1,181 @@
+"""Samples from a checkpoint, written as PNG, grid and npz. The command line around it is `flowdiff.sample`.
+
+The model, its sampler and its schedule come from the checkpoint; what the command line gives wins over them.
+Neither the training data nor the run's folder is needed, unless a task (`tasks`) wants images.
+"""
+
+import functools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flowdiff.commands.requests import SampleRequest, check_request
+from flowdiff.data.folders import listed
+from flowdiff.data.labels import resolve_labels, typed_labels
+from flowdiff.errors import ConfigError
+from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
+from flowdiff.files import write_json, write_whole
+from flowdiff.model.api import Model
+from flowdiff.model.construction import make
+from flowdiff.model.opening import data_of, density_of, given_root, opened, output_folder, plain
+from flowdiff.samplers.batched import BatchedSampler, seeds_from
+
+
+def sample(cfg: DictConfig) -> dict[str, Any]:
+    """Draw and write samples.
+
+    Args:
+        cfg: as in conf/sample.yaml.
+
+    Returns:
+        `output_dir`, `grid` (or `scatter`) and `npz` (paths), and the conditions of the samples; of a task
+        also what it has measured.
+    """
+    check_request(SampleRequest, plain(cfg))
+    task = build_task(cfg)
+    model, batched = opened(cfg)
+    if task is not None:
+        return _perform(task, cfg, model, batched)
+    images = model.has_images
+    n = cfg.num_samples or (16 if images else 2000)
+    wanted = "balanced" if cfg.class_label is None else typed_labels(plain(cfg.class_label), model.class_names)
+    labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
+    seeds = seeds_from(cfg.seed, n)
+    folder = output_folder(cfg.output_dir)
+    x = batched(labels, seeds)
+    conditions = _conditions(cfg, model, batched, n)
+    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    if not images:
+        written = _write_points(folder, model, x, labels, seeds, batched)
+    write_json(folder / "samples.json", conditions)
+    _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
+    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def build_task(cfg: DictConfig) -> Any:
+    """The task of conf/task that the command line names, None for plain sampling.
+
+    Raises:
+        ConfigError: it is none, one of its settings is wrong, or `mask` is given to a task without one.
+    """
+    config = plain(cfg.get("task"))
+    if cfg.mask is not None and "mask" not in (config or {}):
+        raise ConfigError("mask", cfg.mask, "needs task=inpaint")
+    return None if config is None else make(config, "task")
+
+
+def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
+    """Do a task, write and print what came of it."""
+    from flowdiff.tasks.base import Request
+
+    data = functools.cache(lambda: data_of(model, *given_root(cfg)))
+    wanted = typed_labels(plain(cfg.class_label), model.class_names)
+    folder = output_folder(cfg.output_dir)
+    drawn = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
+    picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
+    written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
+    conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
+    write_json(folder / "samples.json", conditions)
+    rows = len(drawn.picture) // len(drawn.columns)
+    how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
+    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
+    print("\n".join(drawn.report))
+    print(f"output_dir: {folder}")
+    print(f"npz: {written['npz']}")
+    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(drawn.columns)})")
+    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+
+def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
+    """How the samples were made; says so if some are not finite."""
+    if batched.nonfinite:
+        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    return batched.conditions | {
+        "ckpt_path": str(cfg.ckpt_path),
+        "weights": model.weights,
+        "data": model.data,
+        "class_names": model.class_names,
+        "seed": int(cfg.seed),
+        "n": n,
+        "nonfinite": batched.nonfinite,
+    }
+
+
+def _write_images(
+    folder: Path,
+    model: Model,
+    x: Tensor,
+    labels: Tensor | None,
+    seeds: Tensor,
+    picture: Tensor | None = None,
+    arrays: Mapping[str, Tensor] | None = None,
+) -> dict[str, Path]:
+    """Each image, all in samples.npz with `arrays` beside them, and grid.png: `picture`, or all of them."""
+    images = model.to_uint8(x.nan_to_num())
+    earlier = len(list(folder.glob("[0-9]*.png")))
+    if earlier > len(images):
+        print(f"note: {folder} holds {earlier - len(images)} images of an earlier call beside these", file=sys.stderr)
+    paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
+    _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1), **(arrays or {})}, labels, seeds)
+    for i, image in enumerate(images):
+        save_png(image, folder / f"{i:06d}.png")
+    save_png(image_grid(images) if picture is None else picture, paths["grid"])
+    return paths
+
+
+def _write_points(
+    folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor, batched: BatchedSampler
+) -> dict[str, Path]:
+    paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
+    _save_npz(paths["npz"], {"points": x}, labels, seeds)
+    sigma = float(batched.conditions["sigma_min"])
+    density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
+    title = f"{model.data}: {len(x)} samples, {batched.sampler.name}" + (
+        f", over log p at sigma {sigma:g}" if density else ""
+    )
+    save_png(density_scatter(x, density, title, labels), paths["scatter"])
+    return paths
+
+
+def _save_npz(path: Path, arrays: Mapping[str, Tensor], labels: Tensor | None, seeds: Tensor) -> None:
+    """`labels` is -1 where there is no class."""
+    labels = torch.full_like(seeds, -1) if labels is None else labels
+    found = {key: value.cpu().numpy() for key, value in {**arrays, "labels": labels, "seeds": seeds}.items()}
+    write_whole(path, lambda file: np.savez_compressed(file, **found))
+
+
+def _report(
+    folder: Path,
+    n: int,
+    what: str,
+    labels: Tensor | None,
+    conditions: Mapping[str, Any],
+    written: Mapping[str, Path],
+    statistics: Mapping[str, Any],
+) -> None:
+    drawn = [] if labels is None else sorted(set(labels.tolist()))
+    names = [name for c, name in enumerate(conditions["class_names"] or ()) if c in drawn and name != str(c)]
+    classes = (f"classes {drawn}" if drawn else "no class") + (f" ({listed(names)})" if names else "")
+    print(
+        f"{n} {what} of {conditions['data']}, {classes}, seeds {conditions['seed']} to {conditions['seed'] + n - 1}: "
+        f"{conditions['sampler']}, {conditions['schedule']}, {conditions['num_steps']} steps, "
+        f"{conditions['nfe']:g} evaluations each, guidance {conditions['guidance_scale']:g}, "
+        f"{conditions['weights']} weights"
+    )
+    if statistics:
+        print(f"{conditions['sampler']}: " + ", ".join(f"{key} {_shown(value)}" for key, value in statistics.items()))
+    print(f"output_dir: {folder}")
+    for name, path in written.items():
+        print(f"{name}: {path}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key}: {each:g}" for key, each in value.items()) + ")"
+    return f"{value:g}"

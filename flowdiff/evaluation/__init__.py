@@ -1,0 +1,1 @@
+"""A model measured, and two models compared."""

@@ -1,0 +1,307 @@
+"""What a checkpoint holds, and how it is read back without running anything that a stranger put into it.
+
+A checkpoint is Lightning's own file (a dict of tensors and plain values) with one more entry, `"flowdiff"`:
+
+    format       int, see `model.facts.FORMAT`
+    config       the run's resolved configuration, plain dicts, lists, numbers and strings
+    source       the same before interpolation, and `overrides`, the words of the command line
+    shape, num_classes, levels, class_names, data     what the model was trained on
+    notes        lines on its files: the numbers of the classes, what was left out
+    versions, git                                     what it was trained with
+    first_stage                                       of a model of latents: the autoencoder's hash, the pixels' levels
+    micro_step                                        batches seen so far
+
+and beside it `sha256` and `signature`, see `model.seal`. `state_dict` holds the EMA weights,
+`current_model_state` the raw ones. An exported model (`flowdiff.export`) is that entry as JSON, with `step` and
+`weights` (ema or raw), `sha256` and `signature`, beside the denoiser's tensors as safetensors.
+
+A file is measured before it is read (`model.reading`), its entries are held to their types (`model.facts`), and
+what its configuration names is built by `model.safe_construction`.
+"""
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff import paths
+from flowdiff.data.base import ImageData
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model import reading, safe_construction, seal
+from flowdiff.model.budget import Budget
+from flowdiff.model.facts import FORMAT, about, check_content, check_entry, one_line
+from flowdiff.model.format_1 import as_format_2
+
+EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
+
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds of a model: the entry `"flowdiff"`, the tensors of the denoiser, and which they are.
+
+    `own`: this user wrote it (`model.seal`), and what it says of paths is the user's own word.
+    """
+
+    entry: dict[str, Any]
+    state: dict[str, Tensor]
+    step: int
+    weights: str
+    own: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """A model read back from a file, with all that is known about it."""
+
+    denoiser: nn.Module
+    config: dict[str, Any]
+    shape: tuple[int, ...]
+    num_classes: int
+    levels: int | None
+    class_names: list[str] | None
+    data: str
+    step: int
+    weights: str
+    path: Path
+    first_stage: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    git: str | None = None
+    own: bool = False
+
+
+def describe(
+    config: dict[str, Any],
+    data: ImageData,
+    *,
+    source: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """The entry `"flowdiff"` of a checkpoint: plain values, which `weights_only=True` reads."""
+    goes_on = bool(config.get("ckpt_path"))
+    return {
+        "format": FORMAT,
+        "config": config,
+        "source": source or config,
+        "overrides": list(overrides or []),
+        "shape": list(data.shape),
+        "num_classes": int(data.num_classes),
+        "levels": None if data.levels is None else int(data.levels),
+        "class_names": None if data.class_names is None else [str(name) for name in data.class_names],
+        "data": str(data.name),
+        "notes": list(data.notes),
+        "first_stage": data.first_stage_facts,
+        "versions": package_versions(),
+        "git": git_commit(ask=not goes_on),
+    }
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The contents of a checkpoint file, its tensors on the CPU, held to their types and to the file's digest.
+
+    Raises:
+        FlowdiffError: it is missing, cut off, damaged or foreign; nothing in it was run.
+    """
+    if exported_file(path) is not None:
+        raise about(path, FlowdiffError("an exported model can't be trained on; that takes the run's .ckpt file"))
+    try:
+        file = paths.regular(path)
+        content = check_content(reading.read_checkpoint(file), file.stat().st_size)
+        if not seal.check(content):
+            reading.check_crc(file)
+        content["flowdiff"] = as_format_2(content["flowdiff"])
+    except FlowdiffError as error:
+        raise about(path, error) from error
+    return content
+
+
+def exported_file(path: str | os.PathLike[str]) -> Path | None:
+    """The safetensors file of an exported model, if `path` is one or the folder of one."""
+    file = paths.expanded(path)
+    if paths.is_file(file):
+        return file if file.suffix == ".safetensors" else None
+    return file / EXPORTED if paths.is_file(file / EXPORTED) else None
+
+
+def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
+    """Read a model's file, a checkpoint or an exported one, without building the denoiser.
+
+    Args:
+        path, weights: as for `load`.
+    """
+    if weights not in ("ema", "raw"):
+        raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
+    file = exported_file(path)
+    if file is not None:
+        try:
+            found = _exported(file)
+        except FlowdiffError as error:
+            raise about(path, error) from error
+        if weights == "raw" and found.weights != "raw":
+            raise FlowdiffError(f"weights=raw: {path} was exported with the {found.weights} weights alone")
+        return found
+    content = read(path)
+    if content["flowdiff"]["config"].get("autoencoder"):
+        hint = "a model of its latents is trained by first_stage=autoencoder_kl first_stage.path=RUN/autoencoder"
+        raise about(path, FlowdiffError(f"holds an autoencoder, not a denoiser; {hint}"))
+    key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
+    tensors = content.get(key) or {}
+    state = {k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")}
+    entry = {k: v for k, v in content["flowdiff"].items() if k != "micro_step"}
+    return Stored(entry, state, content.get("global_step", 0), weights, seal.is_own(content))
+
+
+def _exported(file: Path) -> Stored:
+    """An exported model, which holds the weights that it was exported with."""
+    facts = file.with_suffix(".json")
+    if not paths.is_file(facts):
+        raise FlowdiffError(f"no {facts.name} beside {file.name}: not a model of flowdiff, or half of it")
+    try:
+        entry = paths.read_json(facts)
+    except FlowdiffError as error:
+        raise FlowdiffError(f"{facts.name} {error}") from error
+    if not isinstance(entry, dict):
+        raise FlowdiffError(f"{facts.name} is not that of a model of flowdiff")
+    check_entry(entry)
+    try:
+        state = reading.read_safetensors(file)
+    except FlowdiffError as error:
+        raise FlowdiffError(f"{file.name} {error}") from error
+    for name, tensor in state.items():
+        reading.check_tensor(name, tensor)
+    seal.check({**entry, "tensors": state})
+    own = seal.is_own(entry)  # of a digest that holds
+    entry = {k: v for k, v in as_format_2(entry).items() if k not in (seal.DIGEST, seal.SIGNATURE)}
+    return Stored(entry, state, entry.pop("step", 0), entry.pop("weights", "ema"), own)
+
+
+def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any = "cpu") -> Checkpoint:
+    """Rebuild the denoiser from a checkpoint alone.
+
+    Args:
+        path: a `.ckpt` file, the folder of an exported model, or the `.safetensors` file in it.
+        weights: `"ema"` (the averaged weights) or `"raw"` (those of the last optimiser step). An exported model
+            has those that it was exported with.
+        map_location: the device of the denoiser.
+
+    Returns:
+        The denoiser in eval mode, and the facts stored with it.
+    """
+    found = stored(path, weights)
+    entry = found.entry
+    try:
+        check_all_finite(found.state)
+        shape = tuple(entry["shape"])
+        with Budget.of(found.state):
+            denoiser = build_denoiser(entry["config"], shape, entry["num_classes"])
+        reading.check_types(found.state, denoiser.state_dict())
+        denoiser.load_state_dict(found.state)
+    except FlowdiffError as error:
+        raise about(path, error) from error
+    except Exception as error:
+        raise about(path, FlowdiffError(f"the model can't be rebuilt from it: {one_line(error)}")) from error
+    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
+    return Checkpoint(
+        denoiser=denoiser.to(device).eval().requires_grad_(False),
+        config=entry["config"],
+        shape=shape,
+        num_classes=entry["num_classes"],
+        levels=entry["levels"],
+        class_names=entry.get("class_names"),
+        data=entry["data"],
+        step=found.step,
+        weights=found.weights,
+        path=Path(path),
+        first_stage=entry.get("first_stage"),
+        versions=entry.get("versions") or {},
+        git=entry.get("git"),
+        own=found.own,
+    )
+
+
+def check_all_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise if a weight is NaN or infinite; the error names it."""
+    for name, tensor in state.items():
+        reading.check_finite(name, tensor)
+
+
+def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The denoiser of a plain resolved configuration, its weights fresh."""
+    denoiser: nn.Module = safe_construction.build(
+        "denoiser", config["denoiser"], shape=list(shape), num_classes=num_classes
+    )
+    return denoiser
+
+
+@contextlib.contextmanager
+def within(path: str | None) -> Iterator[None]:
+    """Where a run goes on from a file, a model that is built in it is not larger than what the file holds."""
+    if not path:
+        yield
+        return
+    try:
+        file = paths.regular(path)
+        with Budget(file.stat().st_size, reading.count_records(file)):
+            yield
+    except FlowdiffError as error:
+        raise error if isinstance(error, ConfigError) else about(path, error) from error
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(ask: bool = True) -> str | None:
+    """The commit of the checkout this package is in; None outside one.
+
+    Args:
+        ask: git whether files are changed: `+` behind the commit. False: no process is started, and `?` stands
+            there; so it is in a run that goes on from a file that may be a stranger's.
+    """
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    if not ask:
+        commit = _head(root / ".git")
+        return None if commit is None else f"{commit}?"
+    try:
+        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+        commit, changed = (
+            subprocess.run(c, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for c in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _head(folder: Path) -> str | None:
+    """The commit that a .git folder's HEAD names, read from its files; None where they say it in another way."""
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        ref = head.removeprefix("ref: ")
+        if ref == head:
+            return head
+        if (folder / ref).is_file():
+            return (folder / ref).read_text().strip()
+        packed = (folder / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {ref}")), None)
+    except OSError:
+        return None

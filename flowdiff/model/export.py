@@ -1,0 +1,79 @@
+"""A trained model without its training: safetensors and JSON, or a folder of diffusers. See `flowdiff.export`.
+
+    safetensors   FOLDER/model.safetensors   the denoiser's tensors
+                  FOLDER/model.json          the entry "flowdiff" of the checkpoint, step and weights
+    diffusers     FOLDER/model_index.json, pipeline.py, denoiser/, scheduler/, vae/: what `model.pipeline` saves
+
+`flowdiff.load`, `flowdiff.sample` and `flowdiff.evaluate` read the first as they read a checkpoint.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from safetensors.torch import save
+
+from flowdiff.commands.requests import ExportRequest, check_request
+from flowdiff.errors import FlowdiffError
+from flowdiff.files import write_json, write_whole
+from flowdiff.model import seal
+from flowdiff.model.api import Model
+from flowdiff.model.checkpoint import EXPORTED, Stored, load, stored
+from flowdiff.model.opening import output_folder, plain
+
+
+def export(cfg: DictConfig) -> dict[str, Any]:
+    """Write a checkpoint's model in another format.
+
+    Args:
+        cfg: as in conf/export.yaml.
+
+    Returns:
+        `output_dir`, and `files` (paths below it).
+
+    Raises:
+        FlowdiffError: no such checkpoint or format, a model that the format can't hold, diffusers not installed.
+    """
+    check_request(ExportRequest, plain(cfg))
+    built = Model(load(cfg.ckpt_path, cfg.weights), cfg.first_stage.path)  # what can't be built is not handed on
+    model = stored(cfg.ckpt_path, cfg.weights)
+    folder = output_folder(cfg.output_dir)
+    hint = FORMATS[cfg.format](model, built, folder)
+    print(f"{cfg.format}: {model.entry['data']}, step {model.step}, {model.weights} weights")
+    print(f"output_dir: {folder}\n{hint}")
+    return {"output_dir": str(folder), "files": sorted(str(f) for f in folder.rglob("*") if f.is_file())}
+
+
+def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
+    """The model as `model.safetensors` and `model.json`; how it is read, in words."""
+    file = folder / EXPORTED
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state.items()}  # none may share memory
+    write_whole(file, lambda out: out.write(save(tensors)))
+    content = seal.sealed({**facts(model), "tensors": tensors}, seal.own_key(make=False) if model.own else None)
+    write_json(file.with_suffix(".json"), {key: value for key, value in content.items() if key != "tensors"})
+    return f'read by: flowdiff.load("{folder}")'
+
+
+def write_diffusers(model: Stored, built: Model, folder: Path) -> str:
+    """The model as a pipeline of diffusers, with its autoencoder if it is one of latents; how it is read, in words."""
+    try:
+        from flowdiff.model.pipeline import pipeline_of
+    except ImportError as error:
+        raise FlowdiffError(f"format=diffusers: pip install 'flowdiff[latent]' ({error})") from error
+    try:
+        pipeline_of(model, getattr(built.first_stage, "network", None)).save_pretrained(folder)
+    except OSError as error:
+        raise FlowdiffError(f"can't write {folder}: {error.strerror or error}") from error
+    return f'read by: diffusers.DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)'
+
+
+def facts(model: Stored) -> dict[str, Any]:
+    """All that is known of a model but its tensors: plain values."""
+    return {**model.entry, "step": model.step, "weights": model.weights}
+
+
+FORMATS: dict[str, Callable[[Stored, Model, Path], str]] = {
+    "safetensors": write_safetensors,
+    "diffusers": write_diffusers,
+}

@@ -1,0 +1,1 @@
+"""What a run folder holds and who works in it: status, lock, sweeps, signals."""

@@ -1,0 +1,82 @@
+r"""`compile=true`: the loss as one graph, by torch.compile.
+
+What is compiled is a function of the denoiser and one batch,
+
+    (denoiser, x0, labels, σ, ε, drop, progress)  →  the terms of the loss,
+
+with the score, which is a torch.func.grad, inside of it and the gradients of the weights outside. The denoiser is an
+argument: the graph holds no weights, a copy of the module (the average) or of its state knows nothing of it, and a
+checkpoint is the same with it or without. Dropout, the shift of an augmented batch and the class table are looked up
+anew at each call, by the guards of torch._dynamo.
+
+Only training steps are compiled. All of them have one shape, so that there is one graph; a validation, which has a
+smaller last batch and is short, runs as it is written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.errors import ConfigError
+from flowdiff.flows.logdet import Probes
+from flowdiff.objectives.losses import Loss
+
+BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
+
+Terms = Callable[..., dict[str, Tensor]]
+
+
+def compiled(loss: Loss, denoiser: Denoiser) -> Terms:
+    """The loss, compiled: called as the loss is.
+
+    Args:
+        loss: the training objective.
+        denoiser: what it will be called with.
+
+    Raises:
+        ConfigError: the log-determinant is a series of a random length.
+    """
+    if any(isinstance(m, Probes) for m in denoiser.modules()):
+        raise ConfigError(
+            "compile",
+            "true",
+            "this flow estimates its log-determinant with a random number of terms, each a graph of its own: "
+            "use compile=false, or a flow.exact_dim of at least flow.width",
+        )
+    torch.compiler.reset()  # graphs of an earlier job of the sweep would count against the limit of one function
+
+    def terms(
+        denoiser: Denoiser,
+        x0: Tensor,
+        labels: Tensor | None,
+        sigma: Tensor,
+        eps: Tensor,
+        drop: Tensor | None,
+        progress: Tensor | float,
+    ) -> dict[str, Tensor]:
+        return loss(denoiser, x0, labels, sigma, eps, drop, progress)
+
+    function: Terms = torch.compile(terms, backend=BACKEND, dynamic=False)
+    return function
+
+
+def check_compiler(device: str) -> None:
+    """Compile one addition, so that a missing compiler is said before anything else happens.
+
+    Args:
+        device: kind of the device that the loss will run on, "cpu" or "cuda".
+
+    Raises:
+        ConfigError: it can't be compiled.
+    """
+    if BACKEND != "inductor":
+        return
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        needed = "needs a C++ compiler (g++ or clang++, or its path in CXX)" if device == "cpu" else "needs Triton"
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError("compile", "true", f"{needed}, or use compile=false: {reason}") from error

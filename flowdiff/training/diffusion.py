@@ -1,0 +1,98 @@
+"""The LightningModule: it wires data, noise, loss and denoiser together, and holds no mathematics of its own.
+
+What is random in a training step: augmentation, dequantisation (or the sample of a first stage's posterior), σ, ε,
+label dropout, dropout in networks, probes of an estimated log-determinant.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff.data.base import ImageData
+from flowdiff.denoisers.base import Denoiser
+from flowdiff.flows.logdet import fresh_probes
+from flowdiff.nn.dropout import dropout
+from flowdiff.objectives.augmentation import Augmentation, augmented
+from flowdiff.objectives.losses import Loss
+from flowdiff.objectives.noise import NoiseDistribution
+from flowdiff.training.compilation import compiled
+from flowdiff.training.optimisation import Optimised
+
+
+class Diffusion(Optimised):
+    """Training of one denoiser.
+
+    Args:
+        denoiser: the model.
+        loss: the training objective.
+        noise: the distribution of σ.
+        augmentation: of the training images.
+        config: the resolved configuration, plain values.
+        entry: what a checkpoint says of the run, `model.checkpoint.describe`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        noise: NoiseDistribution,
+        augmentation: Augmentation,
+        config: dict[str, Any],
+        entry: dict[str, Any],
+    ) -> None:
+        super().__init__(config, entry)
+        loss.check(denoiser)
+        self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
+        # a function: what copies the module, as the average does, doesn't copy it
+        self.terms = compiled(loss, denoiser) if config.get("compile") else loss
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+        self.seed_step()
+        k, shift = self.augmentation(batch[0], self.data.levels)
+        x0, labels = self._prepare((k, batch[1]))
+        drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
+        sigma = self.noise(len(x0), x0.device)
+        eps = torch.randn_like(x0)
+        # a tensor: a compiled loss would be compiled anew for every other number
+        progress = torch.tensor(min(1.0, self.global_step / int(self.config["decay_steps"])), device=x0.device)
+        with (
+            dropout(self.denoiser, float(self.config["dropout"])),
+            fresh_probes(self.denoiser),
+            augmented(self.denoiser, shift),
+        ):
+            terms = self.terms(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
+        loss = self.need_finite(terms["loss"].mean())
+        return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
+
+    def validated(self, data: ImageData) -> list[str]:
+        """Bits per dimension too, where the density is one of pixels."""
+        return ["val/loss", *(["val/bits_per_dim"] if self.has_bits(data) else [])]
+
+    def has_bits(self, data: ImageData) -> bool:
+        """Whether a validation gives bits per dimension."""
+        return self.denoiser.normalized and data.levels is not None
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.seed_validation(batch_idx)
+        self.log_validation(self.validation_terms(batch))
+
+    def validation_terms(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What a validation logs of a batch, (B,) each: the terms of the loss, and bits per dimension of images."""
+        x0, labels = self._prepare(batch)
+        sigma = self.noise(len(x0), x0.device)
+        terms = self.loss(self.denoiser, x0, labels, sigma, torch.randn_like(x0))
+        if self.has_bits(self.data):
+            assert self.data.levels is not None
+            lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
+            nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
+            terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
+        return terms
+
+    def _prepare(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Levels to model space; labels only where the model looks at them."""
+        k, labels = batch
+        return self.data.to_model(k), labels if self.denoiser.num_classes else None

@@ -1,0 +1,201 @@
+"""Loggers: a run that goes on in its folder keeps its metrics, TensorBoard can tell a sweep's runs apart, and wandb is
+imported late."""
+
+import csv
+import io
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import loggers
+from lightning.pytorch.loggers import csv_logs
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+from flowdiff.commands.swept import swept_keys
+from flowdiff.errors import FlowdiffError
+from flowdiff.files import there, write_atomically
+from flowdiff.options import OUTSIDE
+from flowdiff.runs.swept_words import run_name, values_of
+from flowdiff.runs.words import typed_words
+
+_traceback = threading.excepthook
+
+
+def _quietly(failure: threading.ExceptHookArgs) -> None:
+    """What fails in TensorBoard's thread is raised again where the run writes next: once is enough."""
+    if not isinstance(failure.thread, _AsyncWriterThread):
+        _traceback(failure)
+
+
+threading.excepthook = _quietly
+
+
+class Rows(csv_logs.ExperimentWriter):
+    """The rows of metrics.csv: each is on the disk when it has been logged, the file is whole at every moment.
+
+    Args:
+        log_dir: the file's folder; made again if it is removed.
+        run_dir: the run's, which is not.
+        last_step: of an earlier file the rows up to this step are kept; the others will be written again.
+    """
+
+    def __init__(self, log_dir: str, run_dir: str, last_step: float) -> None:
+        self.metrics, self.hparams, self.log_dir, self.run_dir = [], {}, log_dir, run_dir
+        self.file = Path(log_dir, self.NAME_METRICS_FILE)
+        kept = [row for row in _rows(self.file) if _step(row) <= last_step]
+        self.metrics_keys = sorted(set().union(*kept))
+        if self.file.exists():
+            self._write(kept)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(self) -> None:
+        """Append what was logged; where it has new columns, or the file is gone, write all of it."""
+        rows, self.metrics = self.metrics, []
+        new = set().union(*rows) - set(self.metrics_keys)
+        if not rows:
+            return
+        there(self.run_dir)
+        if new or not self.file.is_file():
+            self.metrics_keys = sorted({*self.metrics_keys, *new})
+            self._write([*_rows(self.file), *rows])
+            return
+        with self.file.open("a", newline="") as file:
+            csv.DictWriter(file, self.metrics_keys).writerows(rows)
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.file, lambda file: file.write(text.getvalue().encode()), sync=False)
+
+
+MOST = 1 << 28  # bytes of metrics.csv
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file without empty cells; a last line that is not whole is none."""
+    if not file.is_file():
+        return []
+    if file.stat().st_size > MOST:
+        raise FlowdiffError(f"{file}: more than {MOST:,} bytes, which no run writes; move it away")
+    text = file.read_text(errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        rows = list(csv.reader(io.StringIO(whole, newline="")))
+    except csv.Error as error:
+        raise FlowdiffError(f"{file}: can't be read ({error}); move it away") from error
+    header = rows[0] if rows else []
+    return [
+        {name: cell for name, cell in zip(header, row, strict=True) if cell}
+        for row in rows[1:]
+        if len(row) == len(header)
+    ]
+
+
+def _step(row: Mapping[str, str]) -> float:
+    try:
+        return float(row.get("step", ""))
+    except ValueError:
+        return math.inf
+
+
+class CSVLogger(loggers.CSVLogger):
+    """Lightning's CSV logger deletes an earlier metrics.csv in its folder and holds rows back, 100 steps long. This one
+    goes on in the file (`Rows`).
+
+    `last_step` is set before the first row: the step of the checkpoint that the run goes on from; −1: a new run.
+
+    Args:
+        save_dir: the run folder.
+        settings: Lightning's others.
+    """
+
+    last_step: float = math.inf
+
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
+        super().__init__(save_dir, **{"flush_logs_every_n_steps": 1, **settings})
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, which knows the rows that are there already."""
+        if self._experiment is None:
+            self._experiment = Rows(self.log_dir, self.save_dir, self.last_step)
+        return self._experiment
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """A row, on the disk at once."""
+        super().log_metrics(metrics, steps_behind(metrics, step))
+
+
+def steps_behind(metrics: Mapping[str, float], step: int | None) -> int | None:
+    """The steps that a model has seen. What Lightning logs itself, a validation's values, has an epoch, and the number
+    of the step before: a checkpoint of that step doesn't have them."""
+    return None if step is None else step + ("epoch" in metrics)
+
+
+class TensorBoardLogger(loggers.TensorBoardLogger):
+    """Lightning's, in `<save_dir>/tensorboard`. In a sweep the folder is named by what is swept, as TensorBoard shows
+    that name: 0/n_flows-1_activation-elu.
+
+    A run that goes on where events are already goes on in their folder; those after `last_step`, the step of its
+    checkpoint, are no longer shown. The rows of HParams are `training.tensorboard`'.
+
+    Args:
+        save_dir: the run folder.
+        settings: Lightning's others.
+    """
+
+    def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
+        events = sorted(Path(save_dir).glob("*/events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
+        folder = events[-1].parent.name if events else named() or "tensorboard"
+        self.goes_on = bool(events)
+        plain = {"name": None, "version": folder, "default_hp_metric": False}
+        super().__init__(save_dir, **{**plain, **settings})
+
+    last_step: float = math.inf
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer."""
+        if self._experiment is None and self.goes_on and math.isfinite(self.last_step):
+            self._kwargs["purge_step"] = int(self.last_step) + 1
+        return super().experiment
+
+    def save(self) -> None:
+        """Let all that was logged be on the disk, as it is where a checkpoint has its step."""
+        super().save()
+        if self._experiment is not None:
+            self._experiment.flush()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Lightning adds the epoch to all that it logs; the budget is in steps, and its curve a group of its own."""
+        kept = {name: value for name, value in metrics.items() if name != "epoch"}
+        super().log_metrics(kept, steps_behind(metrics, step))
+
+
+def named() -> str:
+    """What the present job's sweep varies, with this job's values; "" where there is no sweep."""
+    keys = swept_keys()
+    words = values_of(typed_words()) if keys else {}
+    return run_name({key: value for key, value in words.items() if key in keys})
+
+
+def wandb_logger(
+    save_dir: Annotated[str, OUTSIDE],
+    project: str = "flowdiff",
+    name: str | None = None,
+    offline: bool = False,
+    **settings: Any,
+) -> loggers.Logger:
+    """Lightning's `WandbLogger`; a clear line where wandb isn't installed."""
+    try:
+        return loggers.WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
+    except ModuleNotFoundError as error:
+        raise FlowdiffError("logger=wandb: wandb is not installed; pip install 'flowdiff[wandb]'") from error
