@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff.commands import cli
+from flowdiff.model.vocabulary import config_dir
 
 torch.set_num_threads(1)
 os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> Compose:
     """`config("flow=linear", tiny=False, run_dir=…)`: the composed default configuration with these words."""
 
     def composed(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
-        with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
             return compose("config", overrides=[f"run_dir={run_dir}", *(TINY if tiny else ()), *words])
 
     return composed

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from flowdiff.commands import cli, error_messages
+from flowdiff.commands import error_messages
 from flowdiff.evaluation.measurement import evaluation_tile
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.model import checkpoint
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.training import building
 
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -45,7 +46,7 @@ def peak_of(work: Callable[[], Any]) -> float:
 def peaks(flow: str) -> dict[str, float]:
     """Of one flow."""
     words = ["dataset=mnist", f"flow={flow}", "run_dir=."]
-    config = building.plain(error_messages.composed(words, cli.config_dir(), "config"))
+    config = building.plain(error_messages.composed(words, config_dir(), "config"))
     model = checkpoint.build_denoiser(config, SHAPE, CLASSES)
     loss, size = building.make(config["loss"]), int(config["dataset"]["batch_size"])
     optimizer, average = torch.optim.AdamW(model.parameters()), copy.deepcopy(model)

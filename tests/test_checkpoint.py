@@ -14,6 +14,7 @@ from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 from flowdiff.model import checkpoint
+from flowdiff.model.vocabulary import config_dir
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from conftest import TINY
     from hydra import compose, initialize_config_dir
 
-    from flowdiff.commands import cli
-
     folder = tmp_path_factory.mktemp("run")
     words = [f"run_dir={folder}", *TINY, *BARE, "trainer.max_steps=4", "lr=0.01"]
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("config", overrides=words)
     train(cfg)
     return folder / "checkpoints" / "last.ckpt"

@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from trained import composed
 
-from flowdiff.commands import cli, error_messages, train
+from flowdiff.commands import error_messages, train
 from flowdiff.model import checkpoint, vocabulary
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.training import building
 
 Run = Callable[..., tuple[int, str, str]]
@@ -277,13 +278,13 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert (cli.config_dir() / "config.yaml").is_file()
-    assert os.path.isabs(cli.config_dir())
+    assert (config_dir() / "config.yaml").is_file()
+    assert os.path.isabs(config_dir())
     package = tmp_path / "site-packages" / "flowdiff"
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "config.yaml").touch()
     monkeypatch.setattr(vocabulary, "__file__", str(package / "configs.py"))
-    assert cli.config_dir() == package / "conf"
+    assert config_dir() == package / "conf"
 
 
 def test_memory_and_disk_are_explained(tmp_path: Path) -> None:
@@ -292,13 +293,13 @@ def test_memory_and_disk_are_explained(tmp_path: Path) -> None:
         (PermissionError(13, "Permission denied", "/x"), "can't write /x: Permission denied"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out of memory: lower dataset.batch_size"),
     ):
-        line = error_messages.explain(error, [], cli.config_dir(), "config")
+        line = error_messages.explain(error, [], config_dir(), "config")
         assert line is not None
         assert line.startswith(words)
-    assert error_messages.explain(ZeroDivisionError("x"), [], cli.config_dir(), "config") is None
+    assert error_messages.explain(ZeroDivisionError("x"), [], config_dir(), "config") is None
 
 
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
-    line = error_messages.explain(error, ["hydra/launcher=joblib"], cli.config_dir(), "config")
+    line = error_messages.explain(error, ["hydra/launcher=joblib"], config_dir(), "config")
     assert line == "hydra/launcher=joblib: is not installed; pip install 'flowdiff[sweep]'"

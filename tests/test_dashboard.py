@@ -18,8 +18,9 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from flowdiff.commands import cli, dashboard, swept
+from flowdiff.commands import dashboard, swept
 from flowdiff.errors import FlowdiffError
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.training import building, run, tensorboard
 from flowdiff.training.loggers import TensorBoardLogger
 
@@ -201,7 +202,7 @@ def test_names_tell_what_is_swept() -> None:
 
 def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:
     words = ["experiment=ablation/n_flows", "flow.n_flows=3", "seed=1", "hydra.sweep.dir=sweep"]
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("config", overrides=words, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.mode, cfg.hydra.runtime.cwd = RunMode.MULTIRUN, str(tmp_path)

@@ -18,6 +18,7 @@ from trained import checkpoint
 
 from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
 from flowdiff.errors import shown
+from flowdiff.model.vocabulary import config_dir
 
 VALUES: tuple[Any, ...] = ("wrong", None, "", -1, 0, 1e9, 10**9, math.nan, [1], {"a": 1}, True)
 #: Not a budget of seconds any more; they are right, and only patience ends them.
@@ -49,7 +50,7 @@ def composed(name: str) -> DictConfig:
     words = list(COMMANDS[name][1])
     if name != "config":
         words.append(f"ckpt_path={checkpoint('digits')}")
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(name, overrides=words)
 
 
@@ -77,7 +78,7 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = error_messages.explain(error, [f"{key}={shown(value)}"], cli.config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={shown(value)}"], config_dir(), name, config)
         if line is None:
             raise
         return line

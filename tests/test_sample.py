@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from trained import checkpoint, composed, edited
 
 from flowdiff import samplers
-from flowdiff.commands import cli
 from flowdiff.commands.sample import sample
 from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import pictures
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.progress import Progress
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
@@ -77,7 +77,7 @@ def test_levels_become_bytes_of_the_data(tmp_path: Path) -> None:
 # -- a sample is a function of its seed and label ---------------------------------------------------------
 
 
-SAMPLERS = sorted(p.stem for p in (cli.config_dir() / "sampler").glob("*.yaml"))
+SAMPLERS = sorted(p.stem for p in (config_dir() / "sampler").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -223,7 +223,7 @@ def test_ula_needs_no_density_and_its_images_stay_in_range() -> None:
     assert lms(None, seeds_from(0, 4)).abs().max() <= 1
 
 
-@pytest.mark.parametrize("schedule", sorted(p.stem for p in (cli.config_dir() / "schedule").glob("*.yaml")))
+@pytest.mark.parametrize("schedule", sorted(p.stem for p in (config_dir() / "schedule").glob("*.yaml")))
 def test_every_schedule(schedule: str, tmp_path: Path) -> None:
     draw(tmp_path, f"schedule={schedule}", "num_samples=2", "num_steps=2", "sigma_min=0.01")
     about = json.loads((tmp_path / "samples.json").read_text())

@@ -11,10 +11,10 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from flowdiff.commands import cli
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Metric
 from flowdiff.metrics.quantities import Quantity
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs import job_folders, search
 
 WORDS = (
@@ -107,7 +107,7 @@ def test_a_mistake_ends_the_search(command: Command, tmp_path: Path) -> None:
 
 
 def test_the_documented_search_composes() -> None:
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config", overrides=["experiment=search"], return_hydra_config=True)
         assert search.searches(config.hydra) and config.hydra.sweeper.sampler.seed == 0
         for key in config.hydra.sweeper.params:

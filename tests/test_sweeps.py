@@ -13,8 +13,9 @@ import pytest
 from conftest import BARE, TINY, environment, start, wait_for
 from hydra import compose, initialize_config_dir
 
-from flowdiff.commands import cli, sweeps
+from flowdiff.commands import sweeps
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs import job_folders
 
 SWEEP = (
@@ -108,12 +109,12 @@ def test_only_with_multirun() -> None:
     assert arguments == ["train", "seed=1,2"]
 
 
-ABLATIONS = sorted(file.stem for file in (cli.config_dir() / "experiment" / "ablation").glob("*.yaml"))
+ABLATIONS = sorted(file.stem for file in (config_dir() / "experiment" / "ablation").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_compose_and_sweep_over_three_seeds(name: str) -> None:
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         words = [f"experiment=ablation/{name}"]
         config = compose("config", overrides=words, return_hydra_config=True)
         params = dict(config.hydra.sweeper.params)

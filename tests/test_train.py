@@ -15,11 +15,12 @@ from hydra.errors import InstantiationException
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from flowdiff.commands import cli, error_messages
+from flowdiff.commands import error_messages
 from flowdiff.commands.train import train
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.model import checkpoint
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.objectives.losses import AnnealedMixture
 from flowdiff.training import run
 from flowdiff.training.diffusion import Diffusion
@@ -67,14 +68,14 @@ GROUPS += ("logger", "callbacks", "debug", "trainer", "metrics")
 
 def choices() -> list[str]:
     """`group=choice` for every YAML file in conf/."""
-    folder = cli.config_dir()
+    folder = config_dir()
     found = [f"{group}={file.stem}" for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
     assert len(found) > 50
     return found
 
 
 def test_groups_are_all_known() -> None:
-    folders = {path.name for path in cli.config_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
+    folders = {path.name for path in config_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     sampling = {"sampler", "schedule", "task"}  # test_sample.py and test_tasks.py
     assert folders - {"hydra", "__pycache__"} - sampling == set(GROUPS)
 
@@ -379,7 +380,7 @@ def test_wrong_values_are_refused_before_training(
     monkeypatch.setattr(run, "fit", never)
     with pytest.raises((FlowdiffError, InstantiationException)) as caught:
         train(config(*BARE, word))
-    line = error_messages.explain(caught.value, [word], cli.config_dir(), "config")
+    line = error_messages.explain(caught.value, [word], config_dir(), "config")
     assert line is not None
     assert message in line
     assert "\n" not in line

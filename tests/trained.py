@@ -13,8 +13,8 @@ from conftest import BARE, TINY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff.commands import cli
 from flowdiff.commands.train import train
+from flowdiff.model.vocabulary import config_dir
 
 WORDS = {
     "digits": [],
@@ -25,7 +25,7 @@ WORDS = {
 
 def composed(name: str, *words: str) -> DictConfig:
     """conf/<name>.yaml with these words of a command line."""
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose(name, overrides=list(words))
 
 

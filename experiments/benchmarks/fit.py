@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
-from flowdiff.commands import cli, error_messages
+from flowdiff.commands import error_messages
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
 from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.model.vocabulary import config_dir
 
 VALIDATIONS = 12
 
@@ -153,7 +154,7 @@ def main(folder: Path) -> dict[str, Any]:
     """Train and measure what request.json asks for; returns what is in result.json."""
     request = json.loads((folder / "request.json").read_text())
     entry, seed = request["settings"], int(request["seed"])
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config", overrides=[f"experiment={request['dataset']}", f"seed={seed}"])
     sigma_min = float(config.sigma_min)
     data = loaded(instantiate(config.dataset, _convert_="all"))

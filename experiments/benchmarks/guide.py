@@ -30,6 +30,7 @@ from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
 from flowdiff.model.api import Model, load
 from flowdiff.model.opening import build_data
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.samplers.batched import seeds_from
 from flowdiff.training.run import train
 
@@ -101,7 +102,7 @@ class Benchmark:
     def trained(self, words: Sequence[str], run: Path) -> tuple[Model, float, int]:
         """The model of a short training, its images per second after the warm-up, and images in a step."""
         settings = [*TRAINING, f"seed={self.seed}", f"trainer.max_time={{seconds:{self.seconds}}}", f"run_dir='{run}'"]
-        with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("config", overrides=[*words, *settings])
         with contextlib.redirect_stdout(io.StringIO()):
             last = train(config, list(words))["last"]

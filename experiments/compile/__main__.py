@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.commands import cli, error_messages
+from flowdiff.commands import error_messages
 from flowdiff.data.base import loaded
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 from flowdiff.model import checkpoint
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.training import building
 from flowdiff.training.compilation import compiled
 
@@ -41,7 +42,7 @@ ROUNDS, SECONDS = 3, 1.0  # rounds, and seconds of eager steps in each
 def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Tensor]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
-    config = building.plain(error_messages.composed(words, cli.config_dir(), "config"))
+    config = building.plain(error_messages.composed(words, config_dir(), "config"))
     building.seed(0)
     data = loaded(building.make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
@@ -129,7 +130,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    names = sorted(file.stem for file in (cli.config_dir() / "flow").glob("*.yaml"))
+    names = sorted(file.stem for file in (config_dir() / "flow").glob("*.yaml"))
     parser = argparse.ArgumentParser("python -m experiments.compile", description=__doc__)
     parser.add_argument("--flows", default=",".join(names), help="some of them, as coupling,linear")
     parser.add_argument("--losses", default=",".join(LOSSES), help="some of mixture,likelihood")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from experiments.benchmarks import contenders, table
 from experiments.benchmarks.contenders import Contender, Result, Results
-from flowdiff.commands import cli
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
+from flowdiff.model.vocabulary import config_dir
 
 DATASET = "digits"
 RUNS = Path("outputs/flow_table")
@@ -27,7 +27,7 @@ COLUMNS = (
 
 def flows(seconds: float, seed: int) -> list[Contender]:
     """One contender for each file in conf/flow."""
-    names = sorted(file.stem for file in (cli.config_dir() / "flow").glob("*.yaml"))
+    names = sorted(file.stem for file in (config_dir() / "flow").glob("*.yaml"))
     return [Contender(name, "flowdiff", [f"flow={name}"], DATASET, seconds, seed) for name in names]
 
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from flowdiff.commands import cli, error_messages
+from flowdiff.commands import error_messages
 from flowdiff.commands.train import train
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.training.run import matmul_precision
 
 OUT = Path(__file__).with_name("results")
@@ -53,7 +54,7 @@ def measured(words: Sequence[str], steps: int) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        train(error_messages.composed([*words, *more], cli.config_dir(), "config"))
+        train(error_messages.composed([*words, *more], config_dir(), "config"))
         return json.loads(file.read_text())
 
 

@@ -20,13 +20,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from flowdiff.commands import cli
 from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.files import write_text
 from flowdiff.model import checkpoint
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.objectives.losses import Likelihood, Mixture
 from flowdiff.training.building import plain
 
@@ -50,7 +50,7 @@ SDXL_AUTOENCODER: dict[str, Any] = {
 
 def model(flow: str, shape: tuple[int, ...]) -> Denoiser:
     """The denoiser of `experiment=sdxl_latent flow=…`, unconditional, at its initialisation."""
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         words = [f"flow={flow}", "precondition=standardized", "run_dir=none"]
         config = plain(compose("config", overrides=words))
     found = checkpoint.build_denoiser(config, shape, 0)
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("experiments/sdxl_latent"))
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128])
-    names = [path.stem for path in sorted((cli.config_dir() / "flow").glob("*.yaml"))]
+    names = [path.stem for path in sorted((config_dir() / "flow").glob("*.yaml"))]
     parser.add_argument("--flows", nargs="+", default=names)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--limit", type=float, default=180, help="seconds for a flow's two steps")

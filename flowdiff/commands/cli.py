@@ -37,6 +37,7 @@ from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
 from flowdiff.runs.status import Status, to_log_file
+from flowdiff.runs.sweeps import standing
 from flowdiff.runs.words import typed_words
 from flowdiff.text import one_line, snake_case
 
@@ -315,7 +316,7 @@ def _write_record(folder: Path, cfg: DictConfig) -> None:
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
-    state, last = sweeps.standing(folder, overrides, killed)
+    state, last = standing(folder, overrides, killed)
     if last is not None:
         with open_dict(cfg):
             cfg.ckpt_path = str(last)

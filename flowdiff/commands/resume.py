@@ -17,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import cli, error_messages, stored_words
+from flowdiff.commands import error_messages, stored_words
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model import checkpoint, safe_construction, seal
 from flowdiff.model.facts import about, one_line
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.paths import expanded, shown
 from flowdiff.training import going_on
 from flowdiff.training.building import plain
@@ -43,7 +44,7 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
     """
     path = str(cfg.ckpt_path)
     content = checkpoint.read(path)
-    entry, own, folder = content["flowdiff"], seal.is_own(content), cli.config_dir()
+    entry, own, folder = content["flowdiff"], seal.is_own(content), config_dir()
     going_on.check_config_dir(entry, path)
     try:
         old, base = _followed(entry.get("overrides", []), own, folder)

@@ -85,11 +85,9 @@ def as_format_2(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _renamed(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {
-            key: NAMES.get(value, value) if _is_name(key, value) else _renamed(value) for key, value in node.items()
-        }
+        return {key: _name(value) if key == "_target_" else _renamed(value) for key, value in node.items()}
     return [_renamed(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def _is_name(key: Any, value: Any) -> bool:
-    return key == "_target_" and isinstance(value, str)
+def _name(value: Any) -> Any:
+    return NAMES.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Blocks of networks: embeddings, dropout, MLPs, convolutions, attention, U-Net blocks, Lipschitz layers, soft bounds."""
+"""Blocks of networks: embeddings, dropout, MLPs, convolutions, attention, U-Net blocks, Lipschitz layers, bounds."""
 
 from flowdiff.nn.embeddings import Concat, Conditioning, FiLM, Unconditional
 

@@ -17,18 +17,20 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import cli, error_messages, stored_words
+from flowdiff.commands import error_messages, stored_words
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
-from flowdiff.model import checkpoint, safe_construction
+from flowdiff.model import safe_construction
 from flowdiff.model.construction import make
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
 from flowdiff.options import leaves
 from flowdiff.runs.words import is_typed
 from flowdiff.training.callbacks.checkpoints import Checkpoints
+from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.tensorboard import missing_parts
 
 
@@ -106,7 +108,7 @@ def build_trainer(config: Mapping[str, Any], callbacks: list[Callback], loggers:
         settings["val_check_interval"] = min(every, epochs * batches + steps * accumulate)
     elif isinstance(every, int) and every > batches_of_an_epoch(settings, batches):
         settings["val_check_interval"] = 1.0  # where validations are counted in epochs, an epoch's end
-    plugins: list[Any] = [checkpoint.AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():  # `runs.slurm` queues jobs again
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return instantiate(
@@ -202,8 +204,8 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
 def recipe(choices: Mapping[str, Any]) -> str:
     """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
     experiment, dataset = choices.get("experiment"), choices.get("dataset")
-    own = (cli.config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
-    of_others = experiment is None or (cli.config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    own = (config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
+    of_others = experiment is None or (config_dir() / "dataset" / f"{experiment}.yaml").is_file()
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
 

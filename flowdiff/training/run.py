@@ -27,14 +27,13 @@ from flowdiff.files import made, noticing_removal, there
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.metrics.base import Metric
 from flowdiff.model import checkpoint, seal
-from flowdiff.model.construction import make
+from flowdiff.model.construction import from_config, make
 from flowdiff.model.facts import about, one_line
 from flowdiff.objectives.losses import Noised
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.runs import lock
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override, typed_words
-from flowdiff.samplers import batched
 from flowdiff.training import autoencoder, going_on, places, processes, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
@@ -163,7 +162,7 @@ def build_diffusion(config: dict[str, Any], data: ImageData, words: list[str], s
         denoiser = make(config["denoiser"], "denoiser", Denoiser, shape=list(data.shape), num_classes=data.num_classes)
     fall_back(config, denoiser, words)
     augmentation = build_augmentation(config, denoiser, data, words)
-    batched.from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
+    from_config(denoiser, config, images=data.levels is not None)  # refuses wrong sampling settings now
     denoiser.fit(data.statistics(denoiser.num_classes))  # 0 classes with conditioning=none
     if any(isinstance(part, Gaussianised) and not part.bend for part in denoiser.modules()):
         print("precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True)

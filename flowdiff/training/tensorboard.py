@@ -24,8 +24,8 @@ from tensorboard.plugins.hparams.api_pb2 import (
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
 
-from flowdiff.commands import cli
 from flowdiff.errors import is_number
+from flowdiff.model.vocabulary import config_dir
 from flowdiff.options import leaves
 from flowdiff.runs.swept_words import values_of
 from flowdiff.text import snake_case
@@ -178,7 +178,7 @@ def info(key: str, value: Value, values: Sequence[str] | None) -> HParamInfo:
 @functools.cache
 def choices(group: str) -> dict[str, Any]:
     """The YAML files of a configuration group; none where there is no such group."""
-    files = sorted((cli.config_dir() / group).glob("*.yaml"))
+    files = sorted((config_dir() / group).glob("*.yaml"))
     return {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files}
 
 

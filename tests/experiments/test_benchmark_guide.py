@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.benchmarks import contenders, guide
-from flowdiff.commands import cli
+from flowdiff.model.vocabulary import config_dir
 
 
 def test_a_benchmark_of_speed_from_end_to_end(
@@ -51,7 +51,7 @@ def test_a_benchmark_of_speed_from_end_to_end(
 
 @pytest.mark.parametrize("dataset", contenders.DATASETS)
 def test_its_contenders_compose(dataset: str) -> None:
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         made = {name: compose("config", overrides=words) for name, words in guide.commands(dataset).items()}
     assert [config.dataset._target_ for config in made.values()] == [made["default"].dataset._target_] * 3
     assert (made["guide"].dataset.batch_size, made["guide"].lr, made["guide"].flow.n_flows) == (256, 1e-4, 3)

@@ -22,9 +22,9 @@ from experiments.benchmarks import budget, contenders, fit, flows, table
 from experiments.benchmarks.contenders import Contender, Results
 from experiments.benchmarks.peers import Peer
 from experiments.flow_table import __main__ as flow_table
-from flowdiff.commands import cli
 from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
+from flowdiff.model.vocabulary import config_dir
 
 ENTRIES = OmegaConf.to_container(OmegaConf.load(contenders.FILE))
 assert isinstance(ENTRIES, dict)
@@ -272,7 +272,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_the_table_of_flows_has_every_flow(tmp_path: Path, runs: list[str]) -> None:
     words = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     assert flow_table.main(words) == 0
-    names = sorted(file.stem for file in (cli.config_dir() / "flow").glob("*.yaml"))
+    names = sorted(file.stem for file in (config_dir() / "flow").glob("*.yaml"))
     assert runs == names
     rows = read(tmp_path / "out" / "flows.csv")
     assert list(rows) == names
@@ -328,7 +328,7 @@ def test_who_leads_is_said() -> None:
 def test_every_contender_composes(dataset: str) -> None:
     everyone = contenders.contenders(dataset, 120.0, 0)
     assert {c.kind for c in everyone} == {"flowdiff", "baseline", "peer"}
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for contender in everyone:
             if contender.kind != "peer":
                 assert compose("config", overrides=[f"experiment={dataset}", *contender.settings])

@@ -14,19 +14,19 @@ from omegaconf import OmegaConf
 from trained import checkpoint
 
 from flowdiff import metrics
-from flowdiff.commands import cli
 from flowdiff.data.digits import Digits
 from flowdiff.data.toy import Toy
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
 from flowdiff.model import api
+from flowdiff.model.vocabulary import config_dir
 
-CHOICES = sorted(file.stem for file in (cli.config_dir() / "metrics").glob("*.yaml"))
+CHOICES = sorted(file.stem for file in (config_dir() / "metrics").glob("*.yaml"))
 
 
 def chosen(name: str, **settings: Any) -> Metric:
     """The metric of conf/metrics/<name>.yaml, with these settings in place of its own."""
-    with initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         (entry,) = compose(f"metrics/{name}").metrics.values()
     plain = {key: settings.get(key, value) for key, value in OmegaConf.to_container(entry).items()}
     return instantiate(plain, _convert_="all")
