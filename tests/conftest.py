@@ -3,40 +3,20 @@
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from flowdiff.model.vocabulary import config_dir
+from tests.helpers import forked
+from tests.helpers.command_lines import TINY, Compose, environment
 
 torch.set_num_threads(1)
 os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
-
-ROOT = Path(__file__).resolve().parent.parent
-#: A model and a budget for tests of the machinery, not of what is learnt.
-TINY = (
-    "flow.n_flows=2",
-    "flow.width=16",
-    "flow.depth=1",
-    "dataset.batch_size=64",
-    "conditioning.sigma_embed_dim=8",
-    "conditioning.cond_embed_dim=8",
-    "num_steps=3",
-    "warmup_steps=2",
-    "trainer.log_every_n_steps=2",
-    "callbacks.checkpoints.every_n_steps=1000",
-    "callbacks.progress.interval=0",
-)
-#: No pictures and no metrics.
-BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
-
-Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture
@@ -61,29 +41,3 @@ def command(
         return forked.run(f"flowdiff.{module}", words, cwd, environment(), (said / "out", said / "err"), timeout)
 
     return run
-
-
-def environment() -> dict[str, str]:
-    """For a subprocess: this checkout's package, one thread, no colours."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-
-
-def start(cwd: Path, *words: str) -> forked.Forked:
-    """A training that goes on in the background, its output in a folder beside `cwd`."""
-    said = Path(tempfile.mkdtemp(prefix="said-", dir=cwd.parent))
-    return forked.Forked("flowdiff.train", words, cwd, environment(), (said / "out", said / "err"))
-
-
-def wait_for(found: Callable[[], object], process: forked.Forked, seconds: float = 240) -> None:
-    """Until something is there, or the process has ended."""
-    end = time.monotonic() + seconds
-    while not found():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
-
-
-def run_folders(root: Path) -> Sequence[Path]:
-    """The run folders below a folder, in the order of their names."""
-    return sorted(status.parent for status in root.rglob("status.json"))

@@ -13,11 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from configs import build, choices
-from conftest import BARE, Compose
-from models import IMAGE, make, points, random_flow, randomise, statistics
 from torch import Tensor
-from trained import checkpoint, composed
 
 from flowdiff.commands.evaluate import evaluate
 from flowdiff.commands.train import train
@@ -25,6 +21,10 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
+from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.configs import build, choices
+from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
+from tests.helpers.trained import checkpoint, composed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from autoencoders import saved
 from torch import Tensor
 
 from flowdiff.data import latents
@@ -14,6 +13,7 @@ from flowdiff.data.first_stage import AutoencoderKL, Identity
 from flowdiff.data.latents import LatentData, seen_through
 from flowdiff.data.toy import Toy
 from flowdiff.errors import ConfigError
+from tests.helpers.autoencoders import saved
 
 
 class Counting(AutoencoderKL):

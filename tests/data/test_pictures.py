@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import pictures
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from flowdiff.data.images import ImageFolder
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
 from flowdiff.data.splits import stratified
 from flowdiff.errors import ConfigError, FlowdiffError, shown
+from tests.helpers import pictures
 
 ALL = pictures.pictures()
 

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import forked
 import pytest
 import torch
-from conftest import environment
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -25,6 +23,8 @@ from experiments.flow_table import __main__ as flow_table
 from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.vocabulary import config_dir
+from tests.helpers import forked
+from tests.helpers.command_lines import environment
 
 ENTRIES = OmegaConf.to_container(OmegaConf.load(contenders.FILE))
 assert isinstance(ENTRIES, dict)

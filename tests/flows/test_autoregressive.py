@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from models import make, randomise
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +12,7 @@ from flowdiff.bijections.transforms import AffineTransform, SplineTransform, Tra
 from flowdiff.errors import ConfigError
 from flowdiff.flows.autoregressive import MADE, Autoregressive
 from flowdiff.flows.context import Context
+from tests.helpers.models import make, randomise
 
 DIM, BATCH, EMBEDDING = 9, 5, 4
 TRANSFORMS = [AffineTransform(), SplineTransform()]

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from analytic import GaussianDenoiser
-from configs import build
-from models import make
 from torch import Tensor
 
 from flowdiff.denoisers.score_flow import ScoreFlow
+from tests.helpers.analytic import GaussianDenoiser
+from tests.helpers.configs import build
+from tests.helpers.models import make
 
 SIGMA = 0.3
 STEPS = 200

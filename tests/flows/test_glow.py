@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import make, points, randomise, statistics
 from numpy.typing import NDArray
 from torch import nn
 
@@ -19,6 +18,7 @@ from flowdiff.flows.context import Context
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling
 from flowdiff.flows.glow import GlowFlow
 from flowdiff.flows.linear import AffineFiLM
+from tests.helpers.models import make, points, randomise, statistics
 
 Array = NDArray[np.float64]
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from models import make
 
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.flows.linear import PLULinear
 from flowdiff.model.construction import user_error
 from flowdiff.objectives.losses import Likelihood
+from tests.helpers.models import make
 
 SHAPE = (4, 64, 64)
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from models import make, randomise
 from torch import Tensor
 
 from flowdiff.bijections.transforms import AffineTransform, SplineTransform, Transform
 from flowdiff.errors import ConfigError
 from flowdiff.flows.context import Context
 from flowdiff.flows.pixelcnn import MaskedConvolutions, PixelCNNFlow
+from tests.helpers.models import make, randomise
 
 SHAPE = (3, 5, 4)  # groups of channels, rows, columns
 BATCH, EMBEDDING = 3, 4

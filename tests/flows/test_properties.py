@@ -12,8 +12,12 @@ import math
 
 import pytest
 import torch
-from configs import build, choices
-from models import (
+from torch import Tensor
+
+from flowdiff.denoisers.score_flow import ScoreFlow
+from flowdiff.errors import ConfigError
+from tests.helpers.configs import build, choices
+from tests.helpers.models import (
     CLASSES,
     IMAGE,
     classes_of,
@@ -25,10 +29,6 @@ from models import (
     randomise,
     statistics,
 )
-from torch import Tensor
-
-from flowdiff.denoisers.score_flow import ScoreFlow
-from flowdiff.errors import ConfigError
 
 FLOWS, ACTIVATIONS, PRECONDITIONS = choices("flow"), choices("activation"), choices("precondition")
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from models import IMAGE, make, points, random_flow, randomise, statistics
 from torch import Tensor
 
 from flowdiff.data.digits import Digits
@@ -19,6 +18,7 @@ from flowdiff.metrics.base import Evaluand
 from flowdiff.metrics.likelihood import BitsPerDim
 from flowdiff.nn.dropout import dropout
 from flowdiff.nn.lipschitz import LipschitzMLP, at_most_unit_norm, lip_swish
+from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
 
 E = 5
 FLOAT = torch.float64

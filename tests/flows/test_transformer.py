@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from configs import build
-from models import make, points, random_flow, randomise, statistics
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +18,8 @@ from flowdiff.errors import ConfigError
 from flowdiff.flows.context import Context
 from flowdiff.flows.transformer import AutoregressiveBlock, TransformerFlow, patch_size
 from flowdiff.nn.attention import CausalTransformer
+from tests.helpers.configs import build
+from tests.helpers.models import make, points, random_flow, randomise, statistics
 
 IMAGE = (1, 8, 8)  # 16 patches of 4 pixels
 

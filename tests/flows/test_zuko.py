@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 import zuko
-from models import latent, make, points, randomise, statistics
 from torch import Tensor
 from zuko.transforms import ComposedTransform, CouplingTransform, DependentTransform, MonotonicAffineTransform
 
@@ -15,6 +14,7 @@ from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.bounds import soft_limit
+from tests.helpers.models import latent, make, points, randomise, statistics
 
 SLOPE = 1e-3
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 import zuko
-from models import IMAGE, classes_of, jacobian, latent, make, points, randomise, statistics
 from torch import Tensor, nn
 
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 from flowdiff.flows import zuko as module
 from flowdiff.flows.zuko import ZukoFlow
+from tests.helpers.models import IMAGE, classes_of, jacobian, latent, make, points, randomise, statistics
 
 NAMES = ["BPF", "MAF", "NICE", "NSF", "RealNVP"]
 names = pytest.mark.parametrize("name", NAMES)

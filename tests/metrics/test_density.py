@@ -5,13 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import GaussianDenoiser, MixtureDenoiser
-from configs import choices
-from models import make, points, random_flow, randomise, statistics
 from sklearn.metrics import roc_auc_score
 from test_evaluate import measured
 from torch import Tensor, nn
-from trained import checkpoint
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.digits import Digits
@@ -24,6 +20,10 @@ from flowdiff.metrics.derivatives import Conservative, FokkerPlanck, jacobian
 from flowdiff.metrics.likelihood import NLLBySigma
 from flowdiff.metrics.ood import OODAuroc, auroc, ranks
 from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
+from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
+from tests.helpers.configs import choices
+from tests.helpers.models import make, points, random_flow, randomise, statistics
+from tests.helpers.trained import checkpoint
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.2, -1.5]]).double()
 FACTORS = torch.tensor([[[0.5, 0.0], [0.3, 0.2]], [[0.1, 0.0], [0.0, 0.6]], [[0.4, 0.0], [-0.3, 0.3]]]).double()

@@ -2,11 +2,9 @@
 
 import json
 
-import forked
 import pytest
 import torch
 import torch_fidelity
-from conftest import environment
 from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -18,6 +16,8 @@ from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.metrics.base import Evaluand, measure
 from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall, cache_name, rgb
 from flowdiff.metrics.frechet import FrechetDistance
+from tests.helpers import forked
+from tests.helpers.command_lines import environment
 
 
 class Blank(FeatureExtractorInceptionV3):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from analytic import GaussianDenoiser
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.digits import Digits
@@ -20,6 +19,7 @@ from flowdiff.metrics.denoising import Denoising
 from flowdiff.metrics.extractors.extractor import Extractor
 from flowdiff.metrics.frechet import FrechetDistance, Recognised, frechet_distance, moments
 from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood, bits_per_dim
+from tests.helpers.analytic import GaussianDenoiser
 
 
 class UniformDenoiser:

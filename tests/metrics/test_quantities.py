@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import GaussianDenoiser
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from trained import checkpoint
 
 from flowdiff import metrics
 from flowdiff.data.digits import Digits
@@ -20,6 +18,8 @@ from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
 from flowdiff.model import api
 from flowdiff.model.vocabulary import config_dir
+from tests.helpers.analytic import GaussianDenoiser
+from tests.helpers.trained import checkpoint
 
 CHOICES = sorted(file.stem for file in (config_dir() / "metrics").glob("*.yaml"))
 

@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 import torch
-from analytic import GaussianDenoiser, MixtureDenoiser
-from configs import build, choices
 from torch import Tensor
 
 from flowdiff.samplers.inversion import InversionDenoise
 from flowdiff.samplers.schedules import Karras
+from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
+from tests.helpers.configs import build, choices
 
 ALL = [(sampler, schedule) for sampler in choices("sampler") for schedule in choices("schedule")]
 CASES = [(sampler, schedule) for sampler, schedule in ALL if schedule == "karras" or sampler in ("euler", "ancestral")]

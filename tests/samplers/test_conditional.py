@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from analytic import GaussianDenoiser, MixtureDenoiser
-from configs import build, choices
 from torch import Tensor
 
 from flowdiff.samplers.ancestral import Ancestral
@@ -13,6 +11,8 @@ from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
+from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
+from tests.helpers.configs import build, choices
 
 SCHEDULE = Karras(0.002, 6.0)
 N = 2000

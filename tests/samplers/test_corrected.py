@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from analytic import GaussianDenoiser, MixtureDenoiser
 from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Clipped, Guided
@@ -16,6 +15,7 @@ from flowdiff.samplers.base import NoiseSource, Sampler, Step
 from flowdiff.samplers.corrected import Mala, Ula
 from flowdiff.samplers.mcmc import Mcmc
 from flowdiff.samplers.schedules import Karras
+from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
 
 N = 2000
 

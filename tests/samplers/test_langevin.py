@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from analytic import MixtureDenoiser
 from torch import Tensor
 from torch.distributions import Normal
 
 from flowdiff.samplers.langevin import Density, State, StepSize, langevin_step, optimal_step
+from tests.helpers.analytic import MixtureDenoiser
 
 SIGMA = 0.1
 

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from analytic import MixtureDenoiser
-from k_diffusion_sampling import sampling
 from torch import Tensor
 
 from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
@@ -15,6 +13,8 @@ from flowdiff.samplers.dpmpp_sde import DpmppSde
 from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms, adams_bashforth
 from flowdiff.samplers.ode import Euler, Heun, HeunStochastic
 from flowdiff.samplers.schedules import Geometric, Karras, Polyexponential, Vp
+from tests.helpers.analytic import MixtureDenoiser
+from tests.helpers.k_diffusion_sampling import sampling
 
 STEPS = 12
 

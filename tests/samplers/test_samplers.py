@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from analytic import GaussianDenoiser, MixtureDenoiser
-from configs import build, choices
 from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Clipped, Counted, Guided, Tiled
@@ -18,6 +16,8 @@ from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.ode import Euler, Heun
 from flowdiff.samplers.schedules import Karras
+from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
+from tests.helpers.configs import build, choices
 
 SCHEDULE = Karras(0.002, 80.0)
 VALUES = {"num_steps": 6, "sigma_start": 0.3}

@@ -1,0 +1,108 @@
+"""Every key of every command, set to what it can't be: one line that names it and its value, or a run that it is right
+for. Never a traceback, never torch's or Hydra's own words.
+
+The keys are those of the composed configurations, so that a new one is tried without being named here.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
+from flowdiff.errors import shown
+from flowdiff.model.vocabulary import config_dir
+from tests.helpers.command_lines import TINY
+from tests.helpers.trained import checkpoint
+
+VALUES: tuple[Any, ...] = ("wrong", None, "", -1, 0, 1e9, 10**9, math.nan, [1], {"a": 1}, True)
+#: Not a budget of seconds any more; they are right, and only patience ends them.
+PATIENT = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.accumulate_grad_batches",
+    "dataset.batch_size",
+    "compile",
+)
+#: Keys of what is written beside the checkpoints; with another key none of it is made.
+RESULTS = ("callbacks", "logger", "metrics", "evaluate", "sampler", "schedule")
+COMMANDS = {
+    "config": (
+        train.train,
+        (*TINY, "trainer.max_steps=1", "callbacks.sample_grid.rows=1", "callbacks.sample_grid.columns=2")
+        + ("metrics.fd.num_samples=8", "metrics.recognised.num_samples=8", "metrics.denoising.num_images=8")
+        + ("metrics.denoising.sigmas=[1]", "num_steps=1", "callbacks.denoising_grid.columns=1")
+        + ("callbacks.denoising_grid.sigmas=[1]", "trainer.limit_val_batches=1"),
+    ),
+    "sample": (sample.sample, ("num_samples=1", "num_steps=1")),
+    "evaluate": (evaluate.evaluate, ("num_steps=1", "metrics=[denoising]", "metrics.denoising.num_images=8")),
+    "export": (export.export, ()),
+}
+
+
+def composed(name: str) -> DictConfig:
+    """The configuration of a command with a budget of a second."""
+    words = list(COMMANDS[name][1])
+    if name != "config":
+        words.append(f"ckpt_path={checkpoint('digits')}")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(name, overrides=words)
+
+
+def keys(node: Any, key: str = "") -> Iterator[str]:
+    """All of a configuration's, the inner ones too; what an interpolation stands for is not gone into."""
+    for name, value in node.items():
+        where = f"{key}.{name}" if key else str(name)
+        yield where
+        if isinstance(value, Mapping):
+            yield from keys(value, where)
+
+
+def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> str:
+    """What a command makes of a value: "runs", or the line that refuses it."""
+    changed = cfg.copy()
+    OmegaConf.set_struct(changed, False)
+    for place in ("run_dir", "output_dir"):
+        if place in changed:
+            changed[place] = str(folder)
+    if name == "config" and key.split(".")[0] not in RESULTS:
+        changed.evaluate, changed.logger = None, None
+        changed.callbacks.sample_grid = changed.callbacks.denoising_grid = None
+    OmegaConf.update(changed, key, value, merge=False, force_add=True)
+    try:
+        COMMANDS[name][0](changed)
+    except Exception as error:
+        config = cli._plain(changed)
+        line = error_messages.explain(error, [f"{key}={shown(value)}"], config_dir(), name, config)
+        if line is None:
+            raise
+        return line
+    return "runs"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    warnings.simplefilter("ignore")
+    cfg = composed(name)
+    wrong = []
+    for number, key in enumerate(keys(OmegaConf.to_container(cfg, resolve=False))):
+        for value in VALUES:
+            if key in PATIENT and type(value) in (int, bool) and value > 0:
+                continue
+            try:
+                line = outcome(name, key, value, cfg, tmp_path / f"{number}")
+            except Exception as error:
+                wrong.append(f"{key}={shown(value)}: {type(error).__name__}: {error_messages.one_line(error)[:300]}")
+                continue
+            if line != "runs" and not (
+                line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line
+            ):
+                wrong.append(f"{key}={shown(value)}: said {line[:300]}")
+            print(f"{key}={shown(value)} -> {line[:200]}")
+    assert not wrong, "\n" + "\n".join(wrong)
