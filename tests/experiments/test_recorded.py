@@ -61,3 +61,10 @@ def test_the_main_jobs_numbers_stand_in_the_readme() -> None:
     for row in table.rows():
         cells = [column.text(row) for column in table.COLUMNS[1:]]
         assert [line for line in readme.splitlines() if all(f" {cell} " in line for cell in cells)], cells
+
+
+def test_the_index_has_every_experiment() -> None:
+    index = (FOLDER / "README.md").read_text()
+    folders = {file.parent.name for file in FOLDER.glob("*/README.md")}
+    assert folders and {name for name in folders if f"]({name}/README.md)" not in index} == set()
+    assert {folder.parent.name for folder in FOLDER.glob("*/results")} <= folders
