@@ -24,7 +24,7 @@ from flowdiff.files import write_json, write_whole
 from flowdiff.model.api import Model
 from flowdiff.model.construction import make
 from flowdiff.model.opening import data_of, density_of, given_root, opened, output_folder, plain
-from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.batched import BatchedSampler, Drawn, seeds_from
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
@@ -48,13 +48,13 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
     seeds = seeds_from(cfg.seed, n)
     folder = output_folder(cfg.output_dir)
-    x = batched(labels, seeds)
-    conditions = _conditions(cfg, model, batched, n)
-    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    drawn = batched.draw(labels, seeds)
+    conditions = _conditions(cfg, model, drawn, n)
+    written = _write_images(folder, model, drawn.x, labels, seeds) if images else {}
     if not images:
-        written = _write_points(folder, model, x, labels, seeds, batched)
+        written = _write_points(folder, model, drawn, labels, seeds)
     write_json(folder / "samples.json", conditions)
-    _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
+    _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
@@ -77,33 +77,33 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     data = functools.cache(lambda: data_of(model, *given_root(cfg)))
     wanted = typed_labels(plain(cfg.class_label), model.class_names)
     folder = output_folder(cfg.output_dir)
-    drawn = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
-    picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
-    written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
-    conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
+    result = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
+    picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
+    written = _write_images(folder, model, result.x, result.labels, result.seeds, picture, result.arrays)
+    conditions = _conditions(cfg, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
     write_json(folder / "samples.json", conditions)
-    rows = len(drawn.picture) // len(drawn.columns)
+    rows = len(result.picture) // len(result.columns)
     how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
-    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
-    print("\n".join(drawn.report))
+    print(f"{task.name}: {len(result.x)} images of {model.data}, {how}")
+    print("\n".join(result.report))
     print(f"output_dir: {folder}")
     print(f"npz: {written['npz']}")
-    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(drawn.columns)})")
+    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
+def _conditions(cfg: DictConfig, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
     """How the samples were made; says so if some are not finite."""
-    if batched.nonfinite:
-        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
-    return batched.conditions | {
+    if drawn.nonfinite:
+        print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    return drawn.conditions | {
         "ckpt_path": str(cfg.ckpt_path),
         "weights": model.weights,
         "data": model.data,
         "class_names": model.class_names,
         "seed": int(cfg.seed),
         "n": n,
-        "nonfinite": batched.nonfinite,
+        "nonfinite": drawn.nonfinite,
     }
 
 
@@ -129,17 +129,15 @@ def _write_images(
     return paths
 
 
-def _write_points(
-    folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor, batched: BatchedSampler
-) -> dict[str, Path]:
+def _write_points(folder: Path, model: Model, drawn: Drawn, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
     paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
-    _save_npz(paths["npz"], {"points": x}, labels, seeds)
-    sigma = float(batched.conditions["sigma_min"])
+    _save_npz(paths["npz"], {"points": drawn.x}, labels, seeds)
+    sigma = drawn.conditions["sigma_min"]
     density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
-    title = f"{model.data}: {len(x)} samples, {batched.sampler.name}" + (
+    title = f"{model.data}: {len(drawn.x)} samples, {drawn.conditions['sampler']}" + (
         f", over log p at sigma {sigma:g}" if density else ""
     )
-    save_png(density_scatter(x, density, title, labels), paths["scatter"])
+    save_png(density_scatter(drawn.x, density, title, labels), paths["scatter"])
     return paths
 
 

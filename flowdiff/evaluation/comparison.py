@@ -4,7 +4,6 @@ python -m flowdiff.evaluate ckpt_path=… against=OTHER/checkpoints/best.ckpt
 python -m flowdiff.evaluate ckpt_path=… denoiser=sdxl denoiser.path=FOLDER     ready-made, not from a checkpoint
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from flowdiff.model.construction import make
 from flowdiff.model.opening import pick_device
 from flowdiff.runs.job_folders import Job, better, compare_by_rmse, read_job
 from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.batched import BatchedSampler
 from flowdiff.text import to_markdown
 
@@ -81,7 +81,7 @@ def opened_rival(cfg: DictConfig, batched: BatchedSampler) -> Rival | None:
         if theirs.first_stage != ours.first_stage:
             raise ConfigError("against", against, "was trained on the latents of another autoencoder")
     model = Model(theirs, cfg.first_stage.path).to(pick_device(cfg.device))
-    sampler = copy.deepcopy(batched.sampler)
+    sampler: Sampler = batched.sampler
     lacking = sampler.lacks(model.denoiser)
     if lacking is not None:
         sampler = Ancestral(num_steps=cfg.num_steps or STEPS)
