@@ -35,6 +35,7 @@ from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
 from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.samplers.batched import Drawn
 
 VALIDATIONS = 12
 
@@ -47,19 +48,14 @@ class Sampler:
     batch_size: int = 500
     seconds_per_100: float = math.nan
 
-    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Drawn:
         torch.manual_seed(seed)
         start, parts = time.perf_counter(), []
         for i in range(0, n, self.batch_size):
             rows = slice(i, min(i + self.batch_size, n))
             parts.append(self.peer.sample(rows.stop - i, None if labels is None else labels[rows]))
         self.seconds_per_100 = 100 * (time.perf_counter() - start) / n
-        return torch.cat(parts)
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """How the samples were made, for the results."""
-        return {"sampler": "inverse", "nfe": self.peer.passes}
+        return Drawn(torch.cat(parts).detach().cpu(), conditions={"sampler": "inverse", "nfe": self.peer.passes})
 
 
 def batches(data: ImageData, sigma_min: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -114,9 +114,9 @@ class Benchmark:
         batched = model.batched(measure.sampler, num_steps=measure.steps)
         labels, seeds = resolve_labels("balanced", SAMPLES, model.num_classes), seeds_from(self.seed, SAMPLES)
         start = time.perf_counter()
-        batched(labels, seeds, quiet=True)
+        drawn = batched.draw(labels, seeds, quiet=True)
         self.values[measure, name].append(time.perf_counter() - start)
-        self.counts[measure, name] = {"nfe": batched.nfe, **batched.evaluations}
+        self.counts[measure, name] = {"nfe": drawn.nfe, **drawn.evaluations}
 
     def rows(self) -> list[Row]:
         """A row for each measure of each contender, with its spread and that of its ratio to the default."""

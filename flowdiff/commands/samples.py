@@ -25,7 +25,7 @@ from flowdiff.model.construction import build
 from flowdiff.model.opening import density_of, load_data, open_model
 from flowdiff.model.requests import ClassLabel, DrawRequest, spell_out
 from flowdiff.options import Range, Recipe
-from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.batched import BatchedSampler, Drawn, seeds_from
 from flowdiff.tasks.base import Request, Task
 
 
@@ -63,13 +63,13 @@ def draw(request: SampleRequest) -> dict[str, Any]:
     labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
     seeds = seeds_from(request.seed, n)
     folder = make_folder(request.output_dir, "output_dir")
-    x = batched(labels, seeds)
-    conditions = _conditions(request, model, batched, n)
-    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    drawn = batched.draw(labels, seeds)
+    conditions = _conditions(request, model, drawn, n)
+    written = _write_images(folder, model, drawn.x, labels, seeds) if images else {}
     if not images:
-        written = _write_points(folder, model, x, labels, seeds, batched)
+        written = _write_points(folder, model, drawn, labels, seeds)
     write_json(folder / "samples.json", conditions)
-    _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
+    _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
@@ -89,33 +89,33 @@ def _perform(task: Task, request: SampleRequest, model: Model, batched: BatchedS
     data = functools.cache(lambda: load_data(model, request.data_root))
     wanted = typed_labels(request.class_label, model.class_names)
     folder = make_folder(request.output_dir, "output_dir")
-    drawn = task(model, batched, Request(request.num_samples, wanted, request.seed, data))
-    picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
-    written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
-    conditions = _conditions(request, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
+    result = task(model, batched, Request(request.num_samples, wanted, request.seed, data))
+    picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
+    written = _write_images(folder, model, result.x, result.labels, result.seeds, picture, result.arrays)
+    conditions = _conditions(request, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
     write_json(folder / "samples.json", conditions)
-    rows = len(drawn.picture) // len(drawn.columns)
+    rows = len(result.picture) // len(result.columns)
     how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
-    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
-    print("\n".join(drawn.report))
+    print(f"{task.name}: {len(result.x)} images of {model.data}, {how}")
+    print("\n".join(result.report))
     print(f"output_dir: {folder}")
     print(f"npz: {written['npz']}")
-    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(drawn.columns)})")
+    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def _conditions(request: SampleRequest, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
+def _conditions(request: SampleRequest, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
     """How the samples were made; says so if some are not finite."""
-    if batched.nonfinite:
-        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
-    return batched.conditions | {
+    if drawn.nonfinite:
+        print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    return drawn.conditions | {
         "ckpt_path": request.ckpt_path,
         "weights": model.weights,
         "data": model.data,
         "class_names": model.class_names,
         "seed": request.seed,
         "n": n,
-        "nonfinite": batched.nonfinite,
+        "nonfinite": drawn.nonfinite,
     }
 
 
@@ -141,17 +141,15 @@ def _write_images(
     return paths
 
 
-def _write_points(
-    folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor, batched: BatchedSampler
-) -> dict[str, Path]:
+def _write_points(folder: Path, model: Model, drawn: Drawn, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
     paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
-    _save_npz(paths["npz"], {"points": x}, labels, seeds)
-    sigma = float(batched.conditions["sigma_min"])
+    _save_npz(paths["npz"], {"points": drawn.x}, labels, seeds)
+    sigma = drawn.conditions["sigma_min"]
     density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
-    title = f"{model.data}: {len(x)} samples, {batched.sampler.name}" + (
+    title = f"{model.data}: {len(drawn.x)} samples, {drawn.conditions['sampler']}" + (
         f", over log p at sigma {sigma:g}" if density else ""
     )
-    save_png(density_scatter(x, density, title, labels), paths["scatter"])
+    save_png(density_scatter(drawn.x, density, title, labels), paths["scatter"])
     return paths
 
 

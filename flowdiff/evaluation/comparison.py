@@ -4,7 +4,6 @@ python -m flowdiff.evaluate ckpt_path=… against=OTHER/checkpoints/best.ckpt
 python -m flowdiff.evaluate ckpt_path=… denoiser=sdxl denoiser.path=FOLDER     ready-made, not from a checkpoint
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from flowdiff.model.opening import pick_device
 from flowdiff.options import Recipe
 from flowdiff.runs.job_folders import Job, better, compare_by_rmse
 from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.batched import BatchedSampler
 
 STEPS = 64
@@ -75,7 +75,7 @@ def open_rival(request: EvaluateRequest, ours: Model, batched: BatchedSampler) -
         name, path = "against", Path(against)
         denoiser, facts = load_rival(against, request.weights, ours.facts)
     model = Model(denoiser, facts, request.first_stage.path).to(pick_device(request.device))
-    sampler = copy.deepcopy(batched.sampler)
+    sampler: Sampler = batched.sampler
     lacking = sampler.lacks(model.denoiser)
     if lacking is not None:
         sampler = Ancestral(num_steps=request.num_steps or STEPS)

@@ -29,7 +29,7 @@ from flowdiff.model.construction import build, from_config
 from flowdiff.model.opening import density_of, load_data, open_model
 from flowdiff.options import Recipe
 from flowdiff.progress import Progress
-from flowdiff.samplers.batched import BatchedSampler, default_tile
+from flowdiff.samplers.batched import BatchedSampler, Drawn, default_tile
 
 
 def evaluate_run(
@@ -110,7 +110,7 @@ def stored_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
 def final_columns(metrics: Mapping[str, Metric], denoiser: Denoiser, data: ImageData) -> list[str]:
     """The metrics of TensorBoard's HParams that `evaluate_run` will measure of a model that is yet to be trained."""
     unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
-    model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: torch.zeros(n, *data.shape))
+    model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: Drawn(torch.zeros(n, *data.shape)))
     return [name for metric in metrics.values() for name in metric.columns(model)]
 
 
@@ -119,7 +119,7 @@ def evaluation_tile(shape: tuple[int, ...]) -> int:
     return min(512, 4 * default_tile(shape))
 
 
-@dataclass
+@dataclass(frozen=True)
 class SeededSampler:
     """`sample(n, labels, seed)` of an evaluand.
 
@@ -127,18 +127,11 @@ class SeededSampler:
     """
 
     batched: BatchedSampler
-    nonfinite: int = 0
 
-    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Drawn:
         seeds = (seed * 1_000_003 + torch.arange(n)) % 2**32
-        x = self.batched(None if labels is None else labels.cpu(), seeds, what="sampling for metrics")
-        self.nonfinite = self.batched.nonfinite
-        return x
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """How the samples were made, for metrics.json."""
-        return self.batched.conditions | {"nonfinite": self.nonfinite}
+        drawn = self.batched.draw(None if labels is None else labels.cpu(), seeds, what="sampling for metrics")
+        return replace(drawn, conditions=drawn.conditions | {"nonfinite": drawn.nonfinite})
 
 
 @dataclass
@@ -247,7 +240,6 @@ def report_rival(
         weights=rival.model.weights,
         progress=Shown(),
         planned=0,
-        _samples=None,
         _drawn=None,
     )
     place = make_folder(folder / rival.name, "output_dir")

@@ -41,7 +41,7 @@ from flowdiff.model.inputs import (
 from flowdiff.options import classes_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
-from flowdiff.samplers.completion import complete, from_the_top
+from flowdiff.samplers.completion import complete, first_seeds
 from flowdiff.samplers.conditional import BlockMean, Known, Mask
 from flowdiff.samplers.masks import missing_pixels
 
@@ -210,7 +210,8 @@ class Model(nn.Module):
             tile=tile,
         )
         chosen = seeds_from(seed, n) if seeds is None else listed_seeds(seeds, n)
-        return batched(resolve_labels(labels, n, self.num_classes, "labels", self.class_names), chosen, quiet=quiet)
+        classes = resolve_labels(labels, n, self.num_classes, "labels", self.class_names)
+        return batched.draw(classes, chosen, quiet=quiet).x
 
     def inpaint(
         self,
@@ -247,8 +248,8 @@ class Model(nn.Module):
         if isinstance(mask, Tensor):
             missing = mask.cpu().bool().expand(x.shape)
         else:
-            missing = missing_pixels(mask, self.shape, seeds_from(seed, len(x) * completions)[::completions])
-        return self._completed(Mask(missing), x, labels, completions, n_corrector, batched, seed, quiet)
+            missing = missing_pixels(mask, self.shape, first_seeds(seed, len(x), completions))
+        return self._complete(Mask(missing), x, labels, completions, n_corrector, batched, seed, quiet)
 
     def super_resolution(
         self,
@@ -276,9 +277,9 @@ class Model(nn.Module):
         at_least("completions", completions, 1)
         large = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         self._need_images(large, self.shape)
-        return self._completed(BlockMean(factor), large, labels, completions, n_corrector, batched, seed, quiet)
+        return self._complete(BlockMean(factor), large, labels, completions, n_corrector, batched, seed, quiet)
 
-    def _completed(
+    def _complete(
         self,
         known: Known,
         x: Tensor,
@@ -289,14 +290,10 @@ class Model(nn.Module):
         seed: int,
         quiet: bool,
     ) -> Tensor:
-        each = torch.arange(len(x)).repeat_interleave(completions)
         classes = resolve_labels(labels, len(x), self.num_classes, "labels", self.class_names)
-        own = None if classes is None else classes[each]
-        seeds = seeds_from(seed, len(each))
-        done = complete(
-            from_the_top(batched or self.batched()), known[each], x.cpu()[each], own, seeds, n_corrector, quiet
-        )
-        return done.x.unflatten(0, (len(x), completions))
+        how = batched or self.batched()
+        done = complete(how, known, x.cpu(), classes, completions, seed, n_corrector, quiet=quiet)
+        return done.drawn.x.unflatten(0, (len(x), completions))
 
     def batched(
         self,

@@ -141,12 +141,11 @@ def test_evaluations_with_other_seeds_share_no_sample() -> None:
     seen: list[list[int]] = []
 
     class Recorded(batched.BatchedSampler):
-        def __init__(self) -> None:
-            self.nonfinite = 0
+        def __init__(self) -> None: ...
 
-        def __call__(self, labels: Any, seeds: Any, quiet: bool = False, what: str = "") -> torch.Tensor:
+        def draw(self, labels: Any, seeds: Any, quiet: bool = False, what: str = "") -> batched.Drawn:
             seen.append(seeds.tolist())
-            return torch.zeros(len(seeds), 1)
+            return batched.Drawn(torch.zeros(len(seeds), 1))
 
     for seed in (0, 1, 2):
         measurement.SeededSampler(Recorded())(1000, None, seed)

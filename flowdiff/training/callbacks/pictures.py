@@ -66,7 +66,7 @@ class SampleGrid(Picture):
         sampler = from_config(denoiser, module.entry["config"], images=data.levels is not None)
         classes = denoiser.num_classes
         labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
-        x = sampler(labels, seeds_from(0, n), what="sample grid")
+        x = sampler.draw(labels, seeds_from(0, n), what="sample grid").x
         if images:
             return pictures.image_grid(data.to_uint8(x), columns=self.columns)
         log_prob = None
