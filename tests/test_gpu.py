@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.commands.evaluate import evaluate
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
@@ -38,7 +38,7 @@ def loss_and_gradients(model: Denoiser, name: str, given: list[Tensor | None]) -
     assert x is not None and sigma is not None
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     drop = torch.arange(len(x), device=x.device) % 2 == 0
-    total = build("loss", name)(model, x, labels, sigma, eps, drop, 0.5)["loss"].mean()
+    total = build("loss", name)(model, x, labels, sigma, eps, Perturbation(drop), 0.5)["loss"].mean()
     total.backward()
     return [total.detach().cpu(), *(p.grad.cpu().clone() for p in model.parameters() if p.grad is not None)]
 

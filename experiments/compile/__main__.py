@@ -27,7 +27,7 @@ from experiments.common.columns import Column, to_markdown
 from experiments.common.configurations import flow_names, plain_config
 from experiments.common.spread import Spread
 from flowdiff.data.base import loaded
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 from flowdiff.model import checkpoint
@@ -50,7 +50,7 @@ COLUMNS = (
 )
 
 
-def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Tensor]]:
+def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Any]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
     config = plain_config(words)
@@ -67,11 +67,11 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
     x0 = data.to_model(k)
     sigma = building.make(config["noise"])(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1
-    batch = [x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)]
-    return denoiser.to(device), building.make(config["loss"]), [tensor.to(device) for tensor in batch]
+    *batch, drop, progress = (t.to(device) for t in (x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)))
+    return denoiser.to(device), building.make(config["loss"]), [*batch, Perturbation(drop), progress]
 
 
-def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Tensor]) -> list[Tensor]:
+def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Any]) -> list[Tensor]:
     """Of the mean loss by each parameter."""
     denoiser.zero_grad()
     terms(denoiser, *batch)["loss"].mean().backward()
@@ -90,7 +90,7 @@ def measure(flow: str, loss_name: str, device: torch.device) -> dict[str, Any]:
     terms = compiled(loss, denoiser)
     eager = gradients(loss, denoiser, batch)
     double = copy.deepcopy(denoiser).double()
-    wide = [t.double() if t.is_floating_point() else t for t in batch]
+    wide = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in batch]
     exact = gradients(loss, double, wide)
     start = time.perf_counter()
     found = gradients(terms, denoiser, batch)

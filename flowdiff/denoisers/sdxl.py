@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.statistics import DataStatistics
-from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.denoisers.diffusers_unets import imported
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.nn.attention import attention_for
@@ -138,8 +138,10 @@ class SDXL(Denoiser):
             return x - levels * out
         return x / total.square() - levels / total * out
 
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        classes = self._classes(x, labels, drop)
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
+        classes = self._classes(x, labels, perturbation.drop)
         return self.denoise_text(x, sigma, self.prompt_embeds[classes], self.pooled_prompt_embeds[classes])
 
 

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import ImageData
-from flowdiff.denoisers.base import Denoiser
-from flowdiff.flows.logdet import fresh_probes
-from flowdiff.nn.dropout import dropout
-from flowdiff.objectives.augmentation import Augmentation, augmented
+from flowdiff.denoisers.base import Denoiser, Perturbation
+from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.training.compilation import compiled
@@ -60,12 +58,8 @@ class Diffusion(Optimised):
         eps = torch.randn_like(x0)
         # a tensor: a compiled loss would be compiled anew for every other number
         progress = torch.tensor(min(1.0, self.global_step / self.request.decay_steps), device=x0.device)
-        with (
-            dropout(self.denoiser, self.request.dropout),
-            fresh_probes(self.denoiser),
-            augmented(self.denoiser, shift),
-        ):
-            terms = self.terms(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
+        given = Perturbation(None if labels is None else drop, shift, self.request.dropout, probes="fresh")
+        terms = self.terms(self.denoiser, x0, labels, sigma, eps, given, progress)
         loss = self.need_finite(terms["loss"].mean())
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 

@@ -23,11 +23,9 @@ from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Gaussianised
-from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line
 from flowdiff.evaluation.measurement import build_metrics, evaluate_run, final_columns
 from flowdiff.files import make_folder, report_removal, require_folder, write_text
-from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.metrics.base import Metric
 from flowdiff.model import checkpoint, seal
 from flowdiff.model.construction import build, find_target, from_config
@@ -319,7 +317,7 @@ class _Run:
 
 
 def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
-    """Show the actnorm layers of a new model the first training batch, noised as in training; other models nothing.
+    """Show a new model that wants it (`Denoiser.wants_first_batch`) the first training batch, noised as in training.
 
     There is no trainer yet, and no average of the weights: every process sees the same batch, and the average begins
     with what the batch has set.
@@ -328,13 +326,12 @@ def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) ->
         denoiser: the model, fitted to the data's statistics.
         data, noise: the run's. The batch is noised by torch's global generator, which the run has seeded.
     """
-    if not (isinstance(denoiser, ScoreFlow) and wants_data(denoiser)):
+    if not denoiser.wants_first_batch:
         return
     k, labels = next(iter(data.train_dataloader()))
     x0 = data.to_model(k)
-    with torch.no_grad(), initialising(denoiser):
-        batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0), None)
-        denoiser.log_prob(batch.x, batch.sigma, batch.labels)
+    batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0))
+    denoiser.initialise(batch.x, batch.sigma, batch.labels)
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.diffusers_unets import DiffusersDenoiser, sdxl_unet
 from flowdiff.errors import ConfigError
 from flowdiff.model.checkpoint import load
-from flowdiff.nn.dropout import dropout
 from tests.helpers.command_lines import BARE, Compose
 from tests.helpers.models import CLASSES, make, points, randomise, statistics
 from tests.helpers.runs import train
@@ -62,9 +62,9 @@ def test_c_noise_and_every_pixel_reach_the_network(name: str, monkeypatch: pytes
 def test_dropout_only_in_a_training_step(name: str) -> None:
     model, x, sigma, labels = random(name)
     model.train()
-    assert torch.equal(model(x, sigma, labels), model(x, sigma, labels))
-    with dropout(model, 0.5):
-        assert not torch.equal(model(x, sigma, labels), model(x, sigma, labels))
+    before, step = model(x, sigma, labels), Perturbation(dropout=0.5)
+    assert not torch.equal(model(x, sigma, labels, step), model(x, sigma, labels, step))
+    assert torch.equal(model(x, sigma, labels), before)
 
 
 @either
