@@ -28,13 +28,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
-from experiments.common.configurations import compose_config
+from flowdiff.commands.train import request_of
 from flowdiff.data.base import ImageData, loaded
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
 from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.model.construction import build
 from flowdiff.samplers.batched import Drawn
 
 VALIDATIONS = 12
@@ -148,9 +149,8 @@ def main(folder: Path) -> dict[str, Any]:
     """Train and measure what request.json asks for; returns what is in result.json."""
     request = json.loads((folder / "request.json").read_text())
     entry, seed = request["settings"], int(request["seed"])
-    config = compose_config([f"experiment={request['dataset']}", f"seed={seed}"])
-    sigma_min = float(config.sigma_min)
-    data = loaded(instantiate(config.dataset, _convert_="all"))
+    ours = request_of(f"experiment={request['dataset']}", f"seed={seed}")
+    sigma_min, data = ours.sigma_min, loaded(build(ours.dataset))
     torch.manual_seed(seed)
     classes = data.num_classes if entry["given_class"] else 0
     peer = instantiate(entry["model"], shape=data.shape, num_classes=classes, _convert_="all")

@@ -23,7 +23,7 @@ from experiments.benchmarks import contenders
 from experiments.benchmarks.speeds import DEFAULT, EPOCH, IMAGES, SAMPLING, Measure, report
 from experiments.common import budget, options
 from experiments.common.columns import Row, machine_words
-from experiments.common.configurations import compose_config
+from experiments.common.configurations import train
 from experiments.common.results import describe_machine
 from experiments.common.spread import Spread
 from flowdiff.commands import cli
@@ -32,7 +32,6 @@ from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
 from flowdiff.model.api import Model, load
 from flowdiff.model.opening import build_data
 from flowdiff.samplers.batched import seeds_from
-from flowdiff.training.run import train
 
 STEPS = (10, 20, 50, 100)
 SAMPLES = 100
@@ -102,9 +101,8 @@ class Benchmark:
     def train(self, words: Sequence[str], run: Path) -> tuple[Model, float, int]:
         """The model of a short training, its images per second after the warm-up, and images in a step."""
         settings = [*TRAINING, f"seed={self.seed}", f"trainer.max_time={{seconds:{self.seconds}}}", f"run_dir='{run}'"]
-        config = compose_config([*words, *settings])
         with contextlib.redirect_stdout(io.StringIO()):
-            last = train(config, list(words))["last"]
+            last = train([*words, *settings], said=words)["last"]
         taken, logged = budget.read_windows(run)
         timed, batch = taken[WARM_UP:], budget.batch_size(run)
         return load(last), batch * logged * len(timed) / sum(timed), batch

@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from experiments.common.columns import Column, to_markdown
-from experiments.common.configurations import flow_names, plain_config
+from experiments.common.configurations import flow_names
 from experiments.common.spread import Spread
+from flowdiff.commands.train import request_of
 from flowdiff.data.base import loaded
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
-from flowdiff.model import checkpoint
-from flowdiff.training import building
+from flowdiff.model.construction import build
+from flowdiff.training.building import seed_all
 from flowdiff.training.compilation import compiled
 
 OUT = Path(__file__).with_name("results")
@@ -53,11 +54,10 @@ COLUMNS = (
 def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Any]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
-    config = plain_config(words)
-    building.seed(0)
-    data = loaded(building.make(config["dataset"]))
-    denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
-    assert isinstance(denoiser, Denoiser)
+    request = request_of(*words)
+    seed_all(0)
+    data = loaded(build(request.dataset))
+    denoiser = build(request.denoiser, Denoiser, shape=list(data.shape), num_classes=data.num_classes)
     denoiser.fit(data.statistics(denoiser.num_classes))
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -65,10 +65,10 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
             parameter.add_(torch.randn_like(parameter), alpha=0.3 / fan_in**0.5)
     k, labels = next(iter(data.train_dataloader()))
     x0 = data.to_model(k)
-    sigma = building.make(config["noise"])(len(x0), x0.device)
+    sigma = build(request.noise)(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1
     *batch, drop, progress = (t.to(device) for t in (x0, labels, sigma, torch.randn_like(x0), drop, torch.tensor(0.5)))
-    return denoiser.to(device), building.make(config["loss"]), [*batch, Perturbation(drop), progress]
+    return denoiser.to(device), build(request.loss), [*batch, Perturbation(drop), progress]
 
 
 def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Any]) -> list[Tensor]:

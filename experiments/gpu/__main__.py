@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 from experiments.common.columns import Column, to_markdown
-from experiments.common.configurations import compose_config
-from flowdiff.commands.train import train
+from experiments.common.configurations import train
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
-from flowdiff.training.run import matmul_precision
+from flowdiff.training.run import use_matmul_precision
 
 OUT = Path(__file__).with_name("results")
 WARM, SIDE = 8, 8192
@@ -65,7 +64,7 @@ def measure(words: Sequence[str], steps: int) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        train(compose_config([*words, *more]))
+        train([*words, *more])
         return json.loads(file.read_text())
 
 
@@ -88,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     start = time.monotonic()
     for mode, mode_words, precision, dtype, small in (row for row in MODES if row[0] in given.modes.split(",")):
-        with matmul_precision(precision):
+        with use_matmul_precision(precision):
             best = peak(dtype, device)
         print(f"{mode}: {best / 1e12:.1f} TFLOP/s, cuDNN's TF32: {torch.backends.cudnn.allow_tf32}", flush=True)
         for model, model_words, batches in MODELS:
