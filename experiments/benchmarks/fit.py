@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
 from flowdiff.commands import error_messages
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
@@ -66,7 +66,7 @@ class Sampler:
 
 def batches(data: ImageData, sigma_min: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end: x0 + σ_min·ε (B, *shape), x0 dequantised anew, and labels (B,)."""
-    loader = data.train_dataloader()
+    loader = data.batches("train")
     while True:
         for k, labels in loader:
             x = data.to_model(k)
@@ -157,7 +157,7 @@ def main(folder: Path) -> dict[str, Any]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("config", overrides=[f"experiment={request['dataset']}", f"seed={seed}"])
     sigma_min = float(config.sigma_min)
-    data = loaded(instantiate(config.dataset, _convert_="all"))
+    data = read_data(instantiate(config.dataset, _convert_="all"))
     torch.manual_seed(seed)
     classes = data.num_classes if entry["given_class"] else 0
     peer = instantiate(entry["model"], shape=data.shape, num_classes=classes, _convert_="all")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.commands import error_messages
-from flowdiff.data.base import loaded
+from flowdiff.data.base import read_data
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
@@ -44,7 +44,7 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
     config = building.plain(error_messages.composed(words, config_dir(), "config"))
     building.seed(0)
-    data = loaded(building.make(config["dataset"]))
+    data = read_data(building.make(config["dataset"]))
     denoiser = checkpoint.build_denoiser(config, data.shape, data.num_classes)
     assert isinstance(denoiser, Denoiser)
     denoiser.fit(data.statistics(denoiser.num_classes))
@@ -52,7 +52,7 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
         for parameter in denoiser.parameters():
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
             parameter.add_(torch.randn_like(parameter), alpha=0.3 / fan_in**0.5)
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     x0 = data.to_model(k)
     sigma = building.make(config["noise"])(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, open_dict
 
 from flowdiff.commands import cli
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.runs import places
 from flowdiff.runs.words import typed_words
-from flowdiff.training import places
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

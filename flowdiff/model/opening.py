@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from flowdiff.commands.requests import check_levels, find_target
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import listed
-from flowdiff.data.latents import seen_through
+from flowdiff.data.latents import apply_first_stage
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import made
 from flowdiff.model import safe_construction
@@ -56,7 +56,7 @@ def build_data(
             raise ConfigError("dataset.root", shown(str(root)), allowed)
         plain_config["root"] = followed
     try:
-        return loaded(safe_construction.build("dataset", plain_config, outside=True))
+        return read_data(safe_construction.build("dataset", plain_config, outside=True))
     except FlowdiffError as error:
         said = str(error)
         if not said.startswith("dataset.root="):
@@ -81,7 +81,7 @@ def data_of(model: Model, data_root: str | None = None, typed: bool = True) -> I
     if model.class_names is not None and data.class_names != model.class_names:
         theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
         raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
-    return seen_through(model.first_stage, data)
+    return apply_first_stage(model.first_stage, data)
 
 
 def opened(cfg: DictConfig) -> tuple[Model, BatchedSampler]:

@@ -14,8 +14,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from flowdiff.errors import FlowdiffError
-from flowdiff.metrics.quantities import Better, Quantity, stored
 from flowdiff.paths import Unreadable
+from flowdiff.quantities import Better, Quantity, from_entries
 from flowdiff.runs.run_files import read, read_json
 from flowdiff.text import cut
 
@@ -49,7 +49,7 @@ class Job:
     @functools.cached_property
     def quantities(self) -> dict[str, Quantity]:
         """What its metrics are."""
-        return stored({name: self.conditions.get(name, {}) for name in self.metrics})
+        return from_entries({name: self.conditions.get(name, {}) for name in self.metrics}, _declared)
 
     def is_reference(self, metric: str) -> bool:
         """Whether it is of the data or of a reference, not of the model."""
@@ -135,6 +135,13 @@ def better(jobs: Sequence[Job], metric: str) -> Better | None:
     """Which way of a metric is better, as the jobs' files or the metric's class say; None where they don't agree."""
     said = {job.quantities[metric].better for job in jobs if metric in job.metrics}
     return said.pop() if len(said) == 1 else None
+
+
+def _declared() -> list[Quantity]:
+    """What the metrics say of files from before the entries said it."""
+    from flowdiff.metrics.base import declared  # torch comes with it
+
+    return declared()
 
 
 def _json(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.commands.requests import TrainRequest, check_request, find_target
 from flowdiff.commands.swept import swept_keys
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import listed
-from flowdiff.data.latents import seen_through
+from flowdiff.data.latents import apply_first_stage
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Gaussianised
 from flowdiff.denoisers.score_flow import ScoreFlow
@@ -31,10 +31,10 @@ from flowdiff.model.construction import from_config, make
 from flowdiff.model.facts import about, one_line
 from flowdiff.objectives.losses import Noised
 from flowdiff.objectives.noise import NoiseDistribution
-from flowdiff.runs import lock
+from flowdiff.runs import lock, places
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override, typed_words
-from flowdiff.training import autoencoder, going_on, places, processes, tensorboard
+from flowdiff.training import autoencoder, going_on, processes, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
     build_trainer,
@@ -52,6 +52,7 @@ from flowdiff.training.building import (
 from flowdiff.training.callbacks.average import EMA
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.compilation import check_compiler
+from flowdiff.training.data_module import DataModule
 from flowdiff.training.diffusion import Diffusion
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.training.optimisation import Optimised
@@ -111,8 +112,8 @@ def _train(
 ) -> dict[str, Any]:
     seed(config["seed"])
     config["dataset"], source["dataset"] = located(config["dataset"], source["dataset"])
-    data = seen_through(make(config["first_stage"], "first_stage"), loaded(make(config["dataset"], "dataset")))
-    set_budget(config, words, len(data.train_dataloader()))
+    data = apply_first_stage(make(config["first_stage"], "first_stage"), read_data(make(config["dataset"], "dataset")))
+    set_budget(config, words, len(data.batches("train")))
     build = build_autoencoder if config.get("autoencoder") else build_diffusion
     module = build(config, data, words, source)
     # now: wrong settings are refused before the training
@@ -123,7 +124,7 @@ def _train(
     for logger in loggers:
         if isinstance(logger, CSVLogger | TensorBoardLogger):
             logger.last_step = step  # what an earlier process logged after it is logged again
-    trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.train_dataloader()))
+    trainer = build_trainer(config["trainer"], callbacks, loggers, len(data.batches("train")))
     processes.check(trainer)
     boarded = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
     shown = columns(config, trainer, module, data, metrics) if boarded else []
@@ -215,14 +216,14 @@ def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) ->
     """
     if not (isinstance(denoiser, ScoreFlow) and wants_data(denoiser)):
         return
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     x0 = data.to_model(k)
     with torch.no_grad(), initialising(denoiser):
         batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0), None)
         denoiser.log_prob(batch.x, batch.sigma, batch.labels)
 
 
-def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: Mapping[str, Any]) -> None:
+def fit(trainer: Trainer, module: Optimised, data: ImageData, config: Mapping[str, Any]) -> None:
     """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
     saver = saver_of(trainer)
     path = config.get("ckpt_path")
@@ -230,7 +231,7 @@ def fit(trainer: Trainer, module: Optimised, data: LightningDataModule, config: 
         with Interrupts() as interrupts, processes.own(trainer, config):
             if saver is not None:
                 saver.interrupts, interrupts.patient = interrupts, True
-            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            trainer.fit(module, datamodule=DataModule(data), ckpt_path=path, weights_only=True)
             if interrupts.received is not None:  # after the last step
                 raise Interrupted(interrupts.received)
     except NonFiniteError as error:

@@ -282,10 +282,10 @@ def test_conversions_of_the_module():
 
 def test_loaders_of_the_module():
     data = Digits(batch_size=100, seed=2)
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     assert k.shape == (100, 1, 8, 8) and k.dtype == torch.uint8 and labels.shape == (100,)
-    again = next(iter(Digits(batch_size=100, seed=2).train_dataloader()))
+    again = next(iter(Digits(batch_size=100, seed=2).batches("train")))
     assert torch.equal(again[0], k)
-    assert not torch.equal(next(iter(Digits(batch_size=100, seed=3).train_dataloader()))[0], k)
-    assert sum(len(batch) for _, batch in data.val_dataloader()) == 180
-    assert torch.equal(torch.cat([batch for batch, _ in data.test_dataloader()]), data.images("test")[0])
+    assert not torch.equal(next(iter(Digits(batch_size=100, seed=3).batches("train")))[0], k)
+    assert sum(len(batch) for _, batch in data.batches("val")) == 180
+    assert torch.equal(torch.cat([batch for batch, _ in data.batches("test")]), data.images("test")[0])

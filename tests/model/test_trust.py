@@ -28,8 +28,8 @@ from flowdiff.model.export import export
 from flowdiff.model.facts import check_entry
 from flowdiff.model.opening import data_of
 from flowdiff.model.vocabulary import config_dir, vocabulary
+from flowdiff.runs import places
 from flowdiff.samplers import masks
-from flowdiff.training import places
 from flowdiff.training.building import plain
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
 from tests.helpers.configs import choices, node

@@ -286,7 +286,7 @@ def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compo
 
 def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> None:
     cfg = building.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
-    data = run.loaded(building.make(cfg["dataset"]))
+    data = run.read_data(building.make(cfg["dataset"]))
     module = run.build_diffusion(cfg, data, [], cfg)
     trainer = run.build_trainer(cfg["trainer"], [], [], 5)
     assert run.columns(cfg, trainer, module, data, {}) == []

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flowdiff.data.digits import Digits
+from flowdiff.training.data_module import DataModule
 
 
 class Recorder(lightning.LightningModule):
@@ -42,7 +43,7 @@ def fit(folder, steps, every, ckpt_path=None, **options):
         callbacks=[ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")],
         **({"max_epochs": -1} | options),
     )
-    trainer.fit(module, Digits(batch_size=400, seed=1), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, DataModule(Digits(batch_size=400, seed=1)), ckpt_path=ckpt_path, weights_only=True)
     return module.seen
 
 
