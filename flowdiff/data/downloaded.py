@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.errors import FlowdiffError
-from flowdiff.paths import is_file
+from flowdiff.files import is_file
 
 LARGEST = 256 << 20  # bytes of a file
 

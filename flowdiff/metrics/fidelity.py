@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
+from flowdiff.files import require_file
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.extractors.extractor import SHA256
 from flowdiff.options import OUTSIDE, Count, Range, checked
-from flowdiff.paths import printable, regular, shown
 from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,10 @@ def check_tensors(key: str, path: str | Path) -> None:
     """
     try:
         with torch.serialization.safe_globals(ARRAYS):
-            torch.load(regular(path), map_location="cpu", weights_only=True)
+            torch.load(require_file(path), map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = printable(str(error))[:120] or type(error).__name__
-        allowed = f"not a file of tensors, it is not read ({reason})"
-        raise ConfigError(key, shown(path), allowed) from error
+        allowed = f"not a file of tensors, it is not read ({one_line(error, 120)})"
+        raise ConfigError(key, path, allowed) from error
 
 
 def of_extractors(key: str, better: Better) -> tuple[Quantity, Quantity]:
