@@ -77,9 +77,7 @@ def test_other_data_and_other_autoencoders_have_caches_of_their_own(tmp_path: Pa
     other = AutoencoderKL(str(saved(tmp_path / "other", seed=1)), cache=str(tmp_path / "cache"), device="cpu")
     assert not torch.equal(LatentData(Digits(), other).encoded("val")[0][:], first)
     changed = Digits()
-    changed.setup()
-    assert changed._splits is not None
-    changed._splits["val"][0][0, 0, 0, 0] += 1
+    changed.images("val")[0][0, 0, 0, 0] += 1
     assert not torch.equal(LatentData(changed, autoencoder).encoded("val")[0][:], first)
     LatentData(Digits(), autoencoder).encoded("test")
     assert [len(shards(tmp_path, split)) for split in ("val", "test")] == [3, 1]

@@ -24,7 +24,7 @@ def test_files_are_small_and_pinned(name):
     content = (FOLDER / f"{name}.safetensors").read_bytes()
     assert len(content) < 1_000_000
     assert hashlib.sha256(content).hexdigest() == SHA256[name]
-    assert f"python -m flowdiff.metrics.extractors.train dataset={'_'.join(name.split('_')[1:])}".encode() in content
+    assert f"extractors.train dataset={'_'.join(name.split('_')[1:])}".encode() in content
 
 
 @pytest.mark.parametrize(
