@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from flowdiff.errors import ConfigError
+
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _further: dict[Path, None] = {}  # in the order in which they were told
 
@@ -28,7 +30,7 @@ def config_dir() -> Path:
 
 def folders() -> tuple[Path, ...]:
     """`config_dir`, and the folders of the user's own that `add_folder` was told."""
-    return tuple(folder for folder in dict.fromkeys((config_dir(), *_further)) if folder.is_dir())
+    return tuple(dict.fromkeys((config_dir(), *_further)))
 
 
 def add_folder(folder: str | os.PathLike[str]) -> None:
@@ -36,8 +38,14 @@ def add_folder(folder: str | os.PathLike[str]) -> None:
 
     Args:
         folder: laid out as conf/, one folder for a group.
+
+    Raises:
+        ConfigError: there is none.
     """
-    _further.setdefault(Path(folder).expanduser().absolute())
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir():
+        raise ConfigError("config_dir", folder, "there is no such folder")
+    _further.setdefault(place)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flowdiff.data.folders import natural
+from flowdiff.data.folders import natural_key
 from flowdiff.data.images import ImageFolder
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
-from flowdiff.data.splits import stratified
+from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError, spell
 from tests.helpers import pictures
 
@@ -224,7 +224,7 @@ def test_a_turned_picture_of_another_size_says_so(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     names = ["12", "a10", "2", "b", "a2", "1", "A3", "10", "01", "a", "É2", "é10"]
-    assert sorted(names, key=natural) == ["01", "1", "2", "10", "12", "a", "a2", "A3", "a10", "b", "É2", "é10"]
+    assert sorted(names, key=natural_key) == ["01", "1", "2", "10", "12", "a", "a2", "A3", "a10", "b", "É2", "é10"]
 
 
 def test_a_class_of_other_formats_is_a_class(tmp_path: Path) -> None:
@@ -310,12 +310,12 @@ def test_what_was_left_out_is_said_where_nothing_is_left(tmp_path: Path) -> None
 def test_every_class_is_trained_on(sizes: list[int], fractions: tuple[float, float]) -> None:
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    rows = stratified(labels, *fractions)
+    rows = split_by_class(labels, *fractions)
     assert rows is not None
     assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(len(labels)))
     counts = {split: labels[index].bincount(minlength=len(sizes)) for split, index in rows.items()}
     assert (counts["train"] >= 1).all() and all(len(index) for index in rows.values())
-    again = stratified(labels, *fractions)
+    again = split_by_class(labels, *fractions)
     assert again is not None and all(torch.equal(index, again[split]) for split, index in rows.items())
     for split, fraction in zip(("val", "test"), fractions, strict=True):
         share = torch.tensor(sizes) * fraction
