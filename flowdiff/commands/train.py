@@ -13,8 +13,8 @@ from flowdiff.commands import cli
 from flowdiff.commands.command_line import read_command_line, typed_words
 from flowdiff.commands.composition import compose
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.runs import places
 from flowdiff.runs.words import read_word
-from flowdiff.training import places
 
 if TYPE_CHECKING:
     from flowdiff.training.request import TrainRequest

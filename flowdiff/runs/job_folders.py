@@ -14,7 +14,7 @@ import yaml
 
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import Unreadable
-from flowdiff.metrics.quantities import Better, Quantity, stored
+from flowdiff.quantities import Better, Quantity, from_entries
 from flowdiff.runs.run_files import read, read_json
 from flowdiff.runs.words import read_word
 
@@ -49,7 +49,7 @@ class Job:
     @functools.cached_property
     def quantities(self) -> dict[str, Quantity]:
         """What its metrics are."""
-        return stored({name: self.conditions.get(name, {}) for name in self.metrics})
+        return from_entries({name: self.conditions.get(name, {}) for name in self.metrics}, _declared)
 
     def take(self, entries: Mapping[str, Any]) -> None:
         """The entries of a metrics.json, which may hold anything."""
@@ -146,6 +146,13 @@ def better(jobs: Sequence[Job], metric: str) -> Better | None:
     """Which way of a metric is better, as the jobs' files or the metric's class say; None where they don't agree."""
     said = {job.quantities[metric].better for job in jobs if metric in job.metrics}
     return said.pop() if len(said) == 1 else None
+
+
+def _declared() -> list[Quantity]:
+    """What the metrics say of files from before the entries said it."""
+    from flowdiff.metrics.base import declared  # torch comes with it
+
+    return declared()
 
 
 def _json(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:
