@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, shown
 from flowdiff.files import write_text
 from flowdiff.model.vocabulary import config_dir

@@ -8,6 +8,7 @@ signatures.
 import difflib
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import text
 from flowdiff.errors import ConfigError, FlowdiffError, shown
+from flowdiff.model.vocabulary import files_of, folders
 from flowdiff.options import leaves
-from flowdiff.runs.words import override
+from flowdiff.runs.words import assignment, override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -137,22 +139,17 @@ def _unreadable(word: str) -> str:
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
     parsed = parse(overrides)
-    ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o, config_dir))
+    ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o))
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
         try:
             composed(words[:count], config_dir, config_name)
         except Exception as error:
             word, override = words[count - 1], ordered[count - 1]
-            if is_choice(override, config_dir):
-                return f"{word}: must be one of {', '.join(choices(override.key_or_group, config_dir))}"
+            if is_choice(override):
+                return f"{word}: must be one of {', '.join(files_of(override.key_or_group))}"
             return f"{word}: {one_line(error.__cause__ or error)}"
     return None
-
-
-def choices(group: str, config_dir: Path) -> list[str]:
-    """The names of the YAML files of a group."""
-    return sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
 
 
 def _target(error: InstantiationException) -> str:
@@ -178,7 +175,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], config_dir: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = error.options or choices(group, config_dir)  # none for a list
+    options = error.options or list(files_of(group))  # none for a list
     if not group or not options:
         return one_line(error)
     typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
@@ -208,12 +205,12 @@ def _unknown_key(
     value = bad.input_line.partition("=")[2]
     if bad.key_or_group in ELSEWHERE:
         return f"{bad.input_line}: unknown key; {ELSEWHERE[name].format(value)}"
-    if is_choice(bad, config_dir):
-        return f"{bad.input_line}: must be one of {', '.join(choices(bad.key_or_group, config_dir))}"
+    if is_choice(bad):
+        return f"{bad.input_line}: must be one of {', '.join(files_of(bad.key_or_group))}"
     if parent.split(".")[0] == "hydra":
         return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
-        others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]
+        others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o)]
         cfg = composed(others, config_dir, config_name)
         while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             parent, _, name = parent.rpartition(".")
@@ -243,14 +240,33 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
-def is_choice(override: Override, config_dir: Path) -> bool:
-    """Whether it chooses from a group (`flow=linear`) instead of setting a key."""
-    return bool(override.key_or_group) and (config_dir / override.key_or_group).is_dir()
+def is_choice(override: Override) -> bool:
+    """Whether it chooses from a group of conf/, or of the user's folder (`flow=linear`), instead of setting a key."""
+    return bool(override.key_or_group) and any((folder / override.key_or_group).is_dir() for folder in folders())
 
 
 def composed(overrides: Sequence[str], config_dir: Path, config_name: str) -> DictConfig:
     """A configuration of its own, whatever Hydra is doing otherwise."""
-    if GlobalHydra.instance().is_initialized():
-        return compose(config_name, overrides=list(overrides))
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))
+    return composed_with_choices(overrides, config_dir, config_name)[0]
+
+
+def composed_with_choices(
+    overrides: Sequence[str], config_dir: Path, config_name: str
+) -> tuple[DictConfig, dict[str, str]]:
+    """A configuration of its own, and the choice of each group that led to it (`choices_made`)."""
+    words = list(overrides)
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(initialize_config_dir(str(config_dir), version_base="1.3"))
+            further = [assignment("", f"file://{folder}")[1:] for folder in folders() if folder != config_dir]
+            words += [f"hydra.searchpath=[{','.join(further)}]"] if further else []
+        cfg = compose(config_name, overrides=words, return_hydra_config=True)
+    choices = choices_made(cfg.hydra)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, choices
+
+
+def choices_made(hydra_cfg: DictConfig) -> dict[str, str]:
+    """The choice of each group, as `flow` to `coupling`, that Hydra's own node says; groups without one are left out."""
+    return {group: choice for group, choice in hydra_cfg.runtime.choices.items() if isinstance(choice, str)}

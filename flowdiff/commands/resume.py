@@ -30,8 +30,9 @@ OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
 WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these
 
 
-def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration to go on with, the checkpoint's with the given words on top; and all words, old and new.
+def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str], dict[str, str]]:
+    """The configuration to go on with, the checkpoint's with the given words on top; all words, old and new; and the
+    choice of each group that they make.
 
     Three configurations are compared: `theirs`, composed from the checkpoint's own command line with the
     new words after it; `base`, composed from the checkpoint's own command line; and `ours`, stored in
@@ -55,12 +56,12 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
         raise about(path, FlowdiffError(why)) from error
     keys = {word.split("=")[0].lstrip("+~") for word in overrides}
     kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
-    theirs = error_messages.composed([*kept, *overrides], folder, "config")
+    theirs, choices = error_messages.composed_with_choices([*kept, *overrides], folder, "config")
     merged = _merge(plain(theirs, resolve=False), base, entry.get("source", entry["config"]), base, own, "")
     if not own and "metrics" not in keys:
         merged["metrics"] = _without_fetching(merged.get("metrics"), keys)
     merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
-    return OmegaConf.create(merged), [*kept, *overrides]
+    return OmegaConf.create(merged), [*kept, *overrides], choices
 
 
 def _followed(stored: list[str], own: bool, folder: Path) -> tuple[list[str], dict[str, Any]]:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from flowdiff.commands import cli
+from flowdiff.commands import cli, error_messages
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.runs.words import typed_words
 from flowdiff.training import places
@@ -27,14 +28,14 @@ def task(cfg: DictConfig) -> dict[str, Any]:
     from flowdiff.commands import resume
     from flowdiff.training import run
 
-    path, words = resume.find_checkpoint(cfg), typed_words()
+    path, words, choices = resume.find_checkpoint(cfg), typed_words(), error_messages.choices_made(HydraConfig.get())
     if path:
         places.check_links(cfg.run_dir)
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
-        cfg, words = resume.resumed(cfg, typed)
-    return run.train(cfg, words)
+        cfg, words, choices = resume.resumed(cfg, typed)
+    return run.train(cfg, words, choices)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import torch
 from sklearn.datasets import make_blobs, make_circles, make_moons
 from torch import Tensor
 
+from flowdiff.text import snake_case
+
 
 class Distribution:
     """A distribution in the plane.
@@ -193,3 +195,11 @@ class Pinwheel(Distribution):
         square = ((along - self.offset) / self.length).square() + (across / self.noise).square()
         constant = math.log(2 * math.pi * self.length * self.noise * 5)
         return torch.logsumexp(-square / 2, dim=1) - constant
+
+
+#: Each by its name in a configuration: `two_moons`.
+DISTRIBUTIONS: dict[str, type[Distribution]] = {
+    snake_case(name): c
+    for name, c in list(globals().items())
+    if isinstance(c, type) and issubclass(c, Distribution) and c not in (Distribution, Curve)
+}

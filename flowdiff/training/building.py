@@ -23,7 +23,7 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
 from flowdiff.model import safe_construction
 from flowdiff.model.construction import make
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import files_of
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
@@ -201,11 +201,15 @@ def build_augmentation(config: dict[str, Any], denoiser: Denoiser, data: ImageDa
     return augmentation
 
 
-def recipe(choices: Mapping[str, Any]) -> str:
-    """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
+def recipe(choices: Mapping[str, str]) -> str:
+    """Which experiment's settings are in force, and which one is made for the data, if that is another one.
+
+    Args:
+        choices: the choice that was made of each group.
+    """
     experiment, dataset = choices.get("experiment"), choices.get("dataset")
-    own = (config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
-    of_others = experiment is None or (config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    own = dataset in files_of("experiment") and dataset != experiment
+    of_others = experiment is None or experiment in files_of("dataset")
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
 

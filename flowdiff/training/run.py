@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -57,12 +56,13 @@ from flowdiff.training.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.training.optimisation import Optimised
 
 
-def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
+def train(cfg: DictConfig, words: list[str] | None = None, choices: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train one model and evaluate it.
 
     Args:
         cfg: composed from conf/config.yaml. `run_dir` must be set where Hydra doesn't run the job.
         words: the command line that led to `cfg`; None: that of Hydra's job, if there is one.
+        choices: the choice of each group that led to `cfg`, as `flow` to `coupling`; None: they aren't known.
 
     Returns:
         `checkpoint` (the one evaluated), `last` and `run_dir` (paths), `step`, `metrics` (name to
@@ -74,10 +74,12 @@ def train(cfg: DictConfig, words: list[str] | None = None) -> dict[str, Any]:
     words = typed_words() if words is None else words
     check_request(TrainRequest, config)
     with matmul_precision(config["trainer"].get("matmul_precision")):
-        return train_plain(config, words, source)
+        return train_plain(config, words, source, choices or {})
 
 
-def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]) -> dict[str, Any]:
+def train_plain(
+    config: dict[str, Any], words: list[str], source: dict[str, Any], choices: Mapping[str, str]
+) -> dict[str, Any]:
     """`train` of a resolved configuration; `source` is the one before its resolution, for the checkpoint."""
     check_devices(config["trainer"])
     if config.get("compile"):
@@ -98,13 +100,14 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
         stack.enter_context(noticing_removal(run_dir))
-        return _train(config, words, source, run_dir, step, classes)
+        return _train(config, words, source, choices, run_dir, step, classes)
 
 
 def _train(
     config: dict[str, Any],
     words: list[str],
     source: dict[str, Any],
+    choices: Mapping[str, str],
     run_dir: Path,
     step: int,
     classes: list[str] | None,
@@ -129,8 +132,8 @@ def _train(
     shown = columns(config, trainer, module, data, metrics) if boarded else []
     size, samples = sum(p.numel() for p in module.parameters()), len(data.images("train")[1])
     if trainer.is_global_zero:
-        if HydraConfig.initialized() and not config["ckpt_path"]:
-            print(recipe(HydraConfig.get().runtime.choices), flush=True)
+        if choices and not config["ckpt_path"]:
+            print(recipe(choices), flush=True)
         print(
             f"{config['name']}: {size:,} parameters, {samples:,} training samples; run folder {run_dir}",
             *data.notes,
@@ -144,7 +147,7 @@ def _train(
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
-                tensorboard.begin(logger.experiment, config, words, swept_keys(), shown)
+                tensorboard.begin(logger.experiment, config, words, swept_keys(), shown, choices)
     fit(trainer, module, data, config)
     return finish(trainer, data, config, loggers)
 
