@@ -1,7 +1,7 @@
 """What `--help` says of the choices in conf/ and in the folder that `--config-dir` adds, read there when it is asked.
 
-In conf/hydra/help `${groups:metrics}` is a line for each group of the command, and `${choices:sampler}` one for each choice of
-a group: its name, and the comment at the head of its file.
+In conf/hydra/help `${groups:metrics}` is a line for each group of the command, and `${choices:sampler}` one for each
+choice of a group: its name, and the comment at the head of its file.
 """
 
 import itertools
@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
+from flowdiff.errors import one_line
 from flowdiff.model.vocabulary import files_of
-from flowdiff.text import one_line
 
 WIDTH = 120
 
@@ -47,11 +46,6 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _head(file: Path) -> str:
     """The comment that a file begins with."""
-    lines = itertools.takewhile(
-        lambda line: line.startswith("#"), file.read_text(encoding="utf-8", errors="replace").splitlines()
-    )
-    return one_line(" ".join(line.lstrip("#") for line in lines if "@package" not in line))
-
-
-OmegaConf.register_new_resolver("choices", describe_choices, replace=True)
-OmegaConf.register_new_resolver("groups", list_groups, replace=True)
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return one_line(" ".join(line.lstrip("#") for line in head if "@package" not in line))

@@ -28,7 +28,8 @@ def task(cfg: DictConfig) -> dict[str, Any]:
     from flowdiff.commands import resume
     from flowdiff.training import run
 
-    path, words, choices = resume.find_checkpoint(cfg), typed_words(), error_messages.choices_made(HydraConfig.get())
+    path, words = resume.find_checkpoint(cfg), typed_words()
+    choices = error_messages.choices_made(HydraConfig.get())
     if path:
         places.check_links(cfg.run_dir)
         with open_dict(cfg):

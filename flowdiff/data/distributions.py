@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import make_blobs, make_circles, make_moons
 from torch import Tensor
 
-from flowdiff.text import snake_case
+from flowdiff.options import snake_case
 
 
 class Distribution:

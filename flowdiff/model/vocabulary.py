@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from flowdiff.text import snake_case
+from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

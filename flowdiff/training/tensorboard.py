@@ -24,8 +24,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import is_number
+from flowdiff.model.configuration import leaves
 from flowdiff.model.vocabulary import choice_that_builds, files_of
-from flowdiff.options import leaves
 from flowdiff.runs.swept_words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 

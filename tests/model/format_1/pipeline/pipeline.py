@@ -1,0 +1,1 @@
+"""The class is part of the package flowdiff."""
