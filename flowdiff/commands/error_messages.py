@@ -8,14 +8,9 @@ signatures.
 import difflib
 import errno
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -23,13 +18,14 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowdiff.commands.composition import compose, is_choice, parse
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
-from flowdiff.model.vocabulary import files_of, folders
-from flowdiff.runs.words import assignment, override
+from flowdiff.model.vocabulary import files_of
+from flowdiff.runs.words import override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -142,7 +138,7 @@ def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) ->
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
         try:
-            composed(words[:count], config_dir, config_name)
+            compose(words[:count], config_name)
         except Exception as error:
             word, override = words[count - 1], ordered[count - 1]
             if is_choice(override):
@@ -205,7 +201,7 @@ def _unknown_key(
         return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
         others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o)]
-        cfg = composed(others, config_dir, config_name)
+        cfg = compose(others, config_name)
         while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             parent, _, name = parent.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -227,40 +223,3 @@ def _near(parent: str, name: str, keys: Sequence[str]) -> str | None:
     near = difflib.get_close_matches(name.replace("_", ""), [each.replace("_", "") for each in keys], n=1)
     meant = next((each for each in keys if near and each.replace("_", "") == near[0]), None)
     return None if meant is None else f"{parent}.{meant}" if parent else meant
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def is_choice(override: Override) -> bool:
-    """Whether it chooses from a group of conf/, or of the user's folder (`flow=linear`), instead of setting a key."""
-    return bool(override.key_or_group) and any((folder / override.key_or_group).is_dir() for folder in folders())
-
-
-def composed(overrides: Sequence[str], config_dir: Path, config_name: str) -> DictConfig:
-    """A configuration of its own, whatever Hydra is doing otherwise."""
-    return composed_with_choices(overrides, config_dir, config_name)[0]
-
-
-def composed_with_choices(
-    overrides: Sequence[str], config_dir: Path, config_name: str
-) -> tuple[DictConfig, dict[str, str]]:
-    """A configuration of its own, and the choice of each group that led to it (`choices_made`)."""
-    words = list(overrides)
-    with ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():
-            stack.enter_context(initialize_config_dir(str(config_dir), version_base="1.3"))
-            further = [assignment("", f"file://{folder}")[1:] for folder in folders() if folder != config_dir]
-            words += [f"hydra.searchpath=[{','.join(further)}]"] if further else []
-        cfg = compose(config_name, overrides=words, return_hydra_config=True)
-    choices = choices_made(cfg.hydra)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg, choices
-
-
-def choices_made(hydra_cfg: Any) -> dict[str, str]:
-    """The choice of each group, as `flow` to `coupling`, that Hydra's own node says; those without one are left out."""
-    return {group: choice for group, choice in hydra_cfg.runtime.choices.items() if isinstance(choice, str)}

@@ -8,7 +8,6 @@ columns from the first.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import (
@@ -24,8 +23,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import is_number
-from flowdiff.model.configuration import leaves
+from flowdiff.model.configuration import leaves, to_yaml
 from flowdiff.model.vocabulary import choice_that_builds, files_of
+from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.swept_words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
@@ -61,25 +61,22 @@ def missing_parts(config: Mapping[str, Any], model: str = "denoiser") -> set[str
 def begin(
     writer: SummaryWriter,
     config: Mapping[str, Any],
-    words: Sequence[str],
-    swept: Mapping[str, Sequence[str]],
+    command_line: CommandLine,
     metrics: Sequence[str],
-    choices: Mapping[str, str],
 ) -> None:
     """Write what is known before the first step.
 
     Args:
         writer: of the run.
         config: resolved, plain values.
-        words: the command line.
-        swept: the keys that the run's sweep varies, with their values.
+        command_line: of the run.
         metrics: the scalars that are columns of HParams: those that this run will write, no others.
-        choices: the choice that was made of each group, as far as it is known.
     """
-    writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(dict(config)))}```", 0)
+    writer.add_text("config", f"```yaml\n{to_yaml(config)}```", 0)
+    words, swept = command_line.words, command_line.swept
     writer.add_text("overrides", "\n".join(f"    {word}" for word in words) or "none", 0)
     writer.add_custom_scalars(layout(config))
-    row = hparams(config, words, swept, choices)
+    row = hparams(config, command_line)
     infos = [info(key, value, swept.get(key)) for key, value in row.items()]
     columns = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
     experiment = Experiment(hparam_infos=infos, metric_infos=columns)
@@ -127,29 +124,26 @@ def layout(config: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def hparams(
-    config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str, Sequence[str]], choices: Mapping[str, str]
-) -> dict[str, Value]:
+def hparams(config: Mapping[str, Any], command_line: CommandLine) -> dict[str, Value]:
     """The row of a run: swept keys first, then `MAIN`. What the model doesn't have is left out (a linear flow's width).
 
     Args:
         config: resolved, plain values.
-        words: the command line, which says what can't be read from `config` (experiment=…).
-        swept: the keys that the run's sweep varies.
-        choices: the choice that was made of each group, as far as it is known.
+        command_line: says which keys are swept, what can't be read from `config` (experiment=…), and what the choices
+            are called that led to it.
     """
-    composed, typed = OmegaConf.create(dict(config)), values_of(words)
+    known, typed, swept = dict(leaves(config)), values_of(command_line.words), command_line.swept
     row: dict[str, Value] = {}
     missing = missing_parts(config)
     for key in dict.fromkeys([*swept, *MAIN]):
         group = key.partition(".")[0]
         if key not in swept and group in missing:
             continue
-        value = OmegaConf.select(composed, key)
+        value: Any = known.get(key)
         if is_number(value):
             row[key] = value
-        elif isinstance(value, DictConfig) and "_target_" in value:
-            row[key] = choice_that_builds(key, str(value["_target_"]), choices.get(key))
+        elif isinstance(value, Mapping) and "_target_" in value:
+            row[key] = choice_that_builds(key, str(value["_target_"]), command_line.choices.get(key))
         elif value is not None or key in swept:
             row[key] = typed.get(key, str(value))
     return row
