@@ -6,8 +6,6 @@ In float64 the two differ by rounding alone; float32 and bfloat16 are looked at 
 import copy
 import json
 import math
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +19,12 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
-from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import build, choices
 from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
 from tests.helpers.trained import checkpoint, composed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def on_gpu(*tensors: Tensor | None) -> list[Tensor | None]:

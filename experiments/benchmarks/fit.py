@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
-from flowdiff.commands import error_messages
 from flowdiff.data.base import ImageData, loaded
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
@@ -184,4 +183,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     except Exception as error:
         traceback.print_exc()
-        sys.exit(error_messages.one_line(error))
+        sys.exit(one_line(error))

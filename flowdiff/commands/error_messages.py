@@ -25,9 +25,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import text
-from flowdiff.errors import ConfigError, FlowdiffError, shown
-from flowdiff.options import leaves
+from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
+from flowdiff.model.configuration import leaves
 from flowdiff.runs.words import override
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -64,7 +63,7 @@ def explain(
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, ConfigError) and config is not None:
-            return f"{locate(config, cause.key, cause.value)}={shown(cause.value)}: {cause.allowed}"
+            return f"{locate(config, cause.key, cause.value)}={spell(cause.value)}: {cause.allowed}"
         if isinstance(cause, FlowdiffError):
             return one_line(cause)
     for cause in chain:
@@ -121,7 +120,7 @@ def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, c
         or "not enough memory" in str(error)
     ):
         hint = "lower dataset.batch_size and raise trainer.accumulate_grad_batches by as much"
-        return f"out of memory: {hint} ({one_line(error)[:120]})"
+        return f"out of memory: {hint} ({one_line(error, 120)})"
     return None
 
 
@@ -129,9 +128,9 @@ def _unreadable(word: str) -> str:
     """A word that Hydra's grammar has no reading for: nearly always a path."""
     key, equals, value = word.partition("=")
     if not equals:
-        return f"{shown(word)}: not understood; write key=value"
+        return f"{spell(word)}: not understood; write key=value"
     typed = override(key, value.strip("'\""))
-    return f"{shown(word)}: not understood; quote the value for Hydra too: {typed}"
+    return f"{spell(word)}: not understood; quote the value for Hydra too: {typed}"
 
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
@@ -159,11 +158,6 @@ def _target(error: InstantiationException) -> str:
     """`flow: ` of an error with "full_key: flow"."""
     key = str(error).partition("full_key: ")[2].split("\n")[0].strip()
     return f"{key}: " if key else ""
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks, and without what a terminal would obey."""
-    return text.one_line(error) or type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

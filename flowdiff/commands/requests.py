@@ -22,6 +22,7 @@ from flowdiff.denoisers.precondition import Precondition
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import Flow
 from flowdiff.metrics.base import Metric
+from flowdiff.model.configuration import check
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss
@@ -40,7 +41,6 @@ from flowdiff.options import (
     Share,
     Sigma,
     Steps,
-    check,
 )
 from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.schedules import Schedule

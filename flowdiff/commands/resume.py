@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands import error_messages, stored_words
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
+from flowdiff.files import expand_user
 from flowdiff.model import checkpoint, safe_construction, seal
-from flowdiff.model.facts import about, one_line
+from flowdiff.model.facts import about
 from flowdiff.model.vocabulary import config_dir
-from flowdiff.paths import expanded, shown
 from flowdiff.training import going_on
 from flowdiff.training.building import plain
 
@@ -134,11 +134,11 @@ def _without_fetching(metrics: Any, keys: set[str]) -> Any:
 def find_checkpoint(cfg: DictConfig) -> str | None:
     """The checkpoint to go on from, as an absolute path; None for a fresh run."""
     if cfg.get("resume") is None:
-        return str(expanded(str(cfg.ckpt_path)).absolute()) if cfg.get("ckpt_path") else None
+        return str(expand_user(str(cfg.ckpt_path)).absolute()) if cfg.get("ckpt_path") else None
     if cfg.resume != "last":
         raise ConfigError("resume", cfg.resume, "must be last, typed inside a run folder (else ckpt_path=FILE)")
     path = Path("checkpoints", "last.ckpt").absolute()
     if not path.is_file():
-        allowed = f"{shown(path)} does not exist; cd into a run folder, or give ckpt_path=FILE"
+        allowed = f"{spell(path)} does not exist; cd into a run folder, or give ckpt_path=FILE"
         raise ConfigError("resume", "last", allowed)
     return str(path)

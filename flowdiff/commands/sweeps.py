@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.commands import error_messages
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.paths import read_yaml
+from flowdiff.files import read_yaml
 from flowdiff.runs import lock
 from flowdiff.runs.interrupts import Interrupts
 from flowdiff.runs.lock import OtherJob

@@ -19,6 +19,7 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
 from flowdiff.evaluation.tables import Bold
+from flowdiff.evaluation.text import to_markdown
 from flowdiff.files import write_text
 from flowdiff.model.api import Model
 from flowdiff.model.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ from flowdiff.model.opening import pick_device
 from flowdiff.runs.job_folders import Job, better, compare_by_rmse, read_job
 from flowdiff.samplers.ancestral import Ancestral
 from flowdiff.samplers.batched import BatchedSampler
-from flowdiff.text import to_markdown
 
 STEPS = 64
 """Of the sampler that takes the place of one that the other model can't be sampled with, as in training."""

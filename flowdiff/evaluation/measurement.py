@@ -22,7 +22,7 @@ from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
 from flowdiff.evaluation.comparison import Rival, compared, opened_rival
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
-from flowdiff.files import made, write_json
+from flowdiff.files import make_folder, write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.model import safe_construction
 from flowdiff.model.api import Model
@@ -264,7 +264,7 @@ def report_rival(
         _samples=None,
         _drawn=None,
     )
-    place = made(folder / rival.name, "output_dir")
+    place = make_folder(folder / rival.name, "output_dir")
     entries = report(place, metrics, theirs, rival.model, rival.batched, rival.path)
     about = {
         name: f"{type(each.denoiser).__name__}, {each.weights} weights of {path}"

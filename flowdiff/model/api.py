@@ -23,7 +23,7 @@ from flowdiff import samplers
 from flowdiff.data.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.data.labels import Labels, resolve_labels
 from flowdiff.data.quantise import centres, from_uint8, to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError, at_least, spell
 from flowdiff.model import safe_construction
 from flowdiff.model.checkpoint import Checkpoint
 from flowdiff.model.checkpoint import load as load_checkpoint
@@ -39,8 +39,7 @@ from flowdiff.model.inputs import (
     listed_seeds,
     whole,
 )
-from flowdiff.names import classes_of
-from flowdiff.paths import shown
+from flowdiff.options import classes_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from flowdiff.samplers.completion import complete, from_the_top
@@ -99,7 +98,7 @@ class Model(nn.Module):
         stored = config.get("path")
         path = self._first_stage_path or (stored if self.own else None)
         if path is None:
-            where = f"{shown(str(stored))} is only what the checkpoint says, which is not followed"
+            where = f"{spell(str(stored))} is only what the checkpoint says, which is not followed"
             raise ConfigError("first_stage.path", "null", f"give the autoencoder's folder ({where})")
         if self._first_stage_path is not None or not self.own:
             config = safe_construction.without_outside("first_stage", config)

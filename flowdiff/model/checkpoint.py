@@ -33,12 +33,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff import paths
+from flowdiff import files
 from flowdiff.data.base import ImageData
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.model import reading, safe_construction, seal
 from flowdiff.model.budget import Budget
-from flowdiff.model.facts import FORMAT, about, check_content, check_entry, one_line
+from flowdiff.model.facts import FORMAT, about, check_content, check_entry
 from flowdiff.model.format_1 import as_format_2
 
 EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if exported_file(path) is not None:
         raise about(path, FlowdiffError("an exported model can't be trained on; that takes the run's .ckpt file"))
     try:
-        file = paths.regular(path)
+        file = files.require_file(path)
         content = check_content(reading.read_checkpoint(file), file.stat().st_size)
         if not seal.check(content):
             reading.check_crc(file)
@@ -127,10 +127,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def exported_file(path: str | os.PathLike[str]) -> Path | None:
     """The safetensors file of an exported model, if `path` is one or the folder of one."""
-    file = paths.expanded(path)
-    if paths.is_file(file):
+    file = files.expand_user(path)
+    if files.is_file(file):
         return file if file.suffix == ".safetensors" else None
-    return file / EXPORTED if paths.is_file(file / EXPORTED) else None
+    return file / EXPORTED if files.is_file(file / EXPORTED) else None
 
 
 def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
@@ -164,10 +164,10 @@ def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
 def _exported(file: Path) -> Stored:
     """An exported model, which holds the weights that it was exported with."""
     facts = file.with_suffix(".json")
-    if not paths.is_file(facts):
+    if not files.is_file(facts):
         raise FlowdiffError(f"no {facts.name} beside {file.name}: not a model of flowdiff, or half of it")
     try:
-        entry = paths.read_json(facts)
+        entry = files.read_json(facts)
     except FlowdiffError as error:
         raise FlowdiffError(f"{facts.name} {error}") from error
     if not isinstance(entry, dict):
@@ -250,7 +250,7 @@ def within(path: str | None) -> Iterator[None]:
         yield
         return
     try:
-        file = paths.regular(path)
+        file = files.require_file(path)
         with Budget(file.stat().st_size, reading.count_records(file)):
             yield
     except FlowdiffError as error:

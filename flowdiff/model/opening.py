@@ -13,13 +13,12 @@ from flowdiff.data.base import ImageData, loaded
 from flowdiff.data.folders import listed
 from flowdiff.data.latents import seen_through
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import made
+from flowdiff.files import make_folder
 from flowdiff.model import safe_construction
 from flowdiff.model.api import Model
 from flowdiff.model.checkpoint import load as load_checkpoint
+from flowdiff.model.configuration import check
 from flowdiff.model.construction import SETTINGS, from_config, make
-from flowdiff.options import check
-from flowdiff.paths import shown
 from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.batched import BatchedSampler
 from flowdiff.samplers.schedules import Schedule
@@ -53,7 +52,7 @@ def build_data(
             followed = "data"  # as in conf/
         if followed is None:
             allowed = "is only what the checkpoint says, which is not followed: give data_root=FOLDER"
-            raise ConfigError("dataset.root", shown(str(root)), allowed)
+            raise ConfigError("dataset.root", root, allowed)
         plain_config["root"] = followed
     try:
         return loaded(safe_construction.build("dataset", plain_config, outside=True))
@@ -140,7 +139,7 @@ def output_folder(output_dir: str) -> Path:
     """Where results go: the folder of Hydra's job (`output_dir`; in a sweep a folder in it for each job)."""
     from hydra.core.hydra_config import HydraConfig
 
-    return made(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir, "output_dir")
+    return make_folder(HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else output_dir, "output_dir")
 
 
 def plain(value: Any) -> Any:

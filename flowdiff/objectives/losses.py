@@ -20,9 +20,8 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
 from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
-from flowdiff.options import Length, NonNegative, Positive, Power, checked
+from flowdiff.options import Length, NonNegative, Positive, Power, checked, snake_case
 from flowdiff.tensors import per_sample
-from flowdiff.text import snake_case
 
 
 class Noised(NamedTuple):

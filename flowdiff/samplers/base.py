@@ -19,8 +19,7 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import FlowdiffError
-from flowdiff.options import Steps, checked
-from flowdiff.text import snake_case
+from flowdiff.options import Steps, checked, snake_case
 
 NoiseSource = Callable[[], Tensor]
 """Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowdiff.data.pictures import read_picture
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.paths import is_file
+from flowdiff.files import is_file
 
 ALLOWED = (
     "must be the part to leave out: left, right, top, bottom, center, random:P with a share P of the pixels, "

@@ -17,17 +17,17 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, stored_words
+from flowdiff.commands import stored_words
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers.base import Denoiser
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, one_line
 from flowdiff.model import safe_construction
+from flowdiff.model.configuration import leaves
 from flowdiff.model.construction import make
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
-from flowdiff.options import leaves
 from flowdiff.runs.words import is_typed
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
@@ -41,9 +41,7 @@ def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = str(error.full_key or "configuration")
         typed = OmegaConf.to_container(cfg, resolve=False)
-        raise ConfigError(
-            key, dict(leaves(typed)).get(key), error_messages.one_line(error).split(" full_key:")[0]
-        ) from error
+        raise ConfigError(key, dict(leaves(typed)).get(key), one_line(error).split(" full_key:")[0]) from error
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from flowdiff.errors import ConfigError, FlowdiffError, is_number, shown
-from flowdiff.options import leaves
+from flowdiff.errors import ConfigError, FlowdiffError, is_number, spell
+from flowdiff.model.configuration import leaves
 from flowdiff.runs.interrupts import scheduled
 from flowdiff.runs.words import is_typed
 
@@ -63,7 +63,7 @@ def changes_of_model(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
             new, old = (str(each).rpartition(".")[2] for each in (value, before.get(key)))
             said.append(f"{known.removesuffix('._target_')} is {new} and was {old}")
         else:
-            said.append(f"{known}={shown(value)} was {shown(before.get(key))}")
+            said.append(f"{known}={spell(value)} was {spell(before.get(key))}")
     return f"{', '.join(said[:5]) or 'its weights are those of another one'}; leave it out, or begin a new run"
 
 

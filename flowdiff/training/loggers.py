@@ -16,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 from flowdiff.commands.swept import swept_keys
 from flowdiff.errors import FlowdiffError
-from flowdiff.files import there, write_atomically
+from flowdiff.files import require_folder, write_atomically
 from flowdiff.options import OUTSIDE
 from flowdiff.runs.swept_words import run_name, values_of
 from flowdiff.runs.words import typed_words
@@ -57,7 +57,7 @@ class Rows(csv_logs.ExperimentWriter):
         new = set().union(*rows) - set(self.metrics_keys)
         if not rows:
             return
-        there(self.run_dir)
+        require_folder(self.run_dir)
         if new or not self.file.is_file():
             self.metrics_keys = sorted({*self.metrics_keys, *new})
             self._write([*_rows(self.file), *rows])

@@ -21,14 +21,14 @@ from flowdiff.data.latents import seen_through
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Gaussianised
 from flowdiff.denoisers.score_flow import ScoreFlow
-from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line
 from flowdiff.evaluation.measurement import build_metrics, evaluate_run, final_columns, report_autoencoder
-from flowdiff.files import made, noticing_removal, there
+from flowdiff.files import make_folder, report_removal, require_folder
 from flowdiff.flows.actnorm import initialising, wants_data
 from flowdiff.metrics.base import Metric
 from flowdiff.model import checkpoint, seal
 from flowdiff.model.construction import from_config, make
-from flowdiff.model.facts import about, one_line
+from flowdiff.model.facts import about
 from flowdiff.objectives.losses import Noised
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.runs import lock
@@ -88,7 +88,7 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
         going_on.check_left(content, config, words)
         step, classes = int(content["global_step"]), content["flowdiff"].get("class_names")
         del content
-    run_dir = made(config["run_dir"], "run_dir")
+    run_dir = make_folder(config["run_dir"], "run_dir")
     places.check(config, run_dir)
     if not config.get("ckpt_path") and says_outside(config):
         seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
@@ -97,7 +97,7 @@ def train_plain(config: dict[str, Any], words: list[str], source: dict[str, Any]
             stack.enter_context(lock.occupied(run_dir))
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
-        stack.enter_context(noticing_removal(run_dir))
+        stack.enter_context(report_removal(run_dir))
         return _train(config, words, source, run_dir, step, classes)
 
 
@@ -278,7 +278,7 @@ def finish(trainer: Trainer, data: ImageData, config: Mapping[str, Any], loggers
     if not trainer.is_global_zero:
         return result
     if saver is not None:
-        there(config["run_dir"])
+        require_folder(config["run_dir"])
         if not best.is_file():
             raise FlowdiffError(f"{best} is not there: no step was trained, or the file was removed")
     try:

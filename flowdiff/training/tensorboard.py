@@ -25,10 +25,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import is_number
+from flowdiff.model.configuration import leaves
 from flowdiff.model.vocabulary import config_dir
-from flowdiff.options import leaves
+from flowdiff.options import snake_case
 from flowdiff.runs.swept_words import values_of
-from flowdiff.text import snake_case
 from flowdiff.training.callbacks.scalars import bucket_names
 
 Value = str | float

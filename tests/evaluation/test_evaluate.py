@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowdiff.commands.evaluate import checkpoints_of, evaluate, expanded, run_of
+from flowdiff.commands.evaluate import checkpoints_of, expanded, run_of
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import measurement
 from flowdiff.evaluation.measurement import evaluate_run
@@ -18,18 +17,9 @@ from flowdiff.model.checkpoint import load
 from flowdiff.report import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
+from tests.helpers.command_lines import Command
+from tests.helpers.measured import measured
 from tests.helpers.trained import checkpoint, composed, edited
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:
-    """metrics.json of a call with these words."""
-    ckpt = [] if any(w.startswith("ckpt_path=") for w in words) else [f"ckpt_path={checkpoint(model)}"]
-    result = evaluate(composed("evaluate", *ckpt, f"output_dir={folder}", "num_steps=2", *words))
-    content = json.loads((folder / "metrics.json").read_text())
-    assert content == result["metrics"]
-    return content
 
 
 def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

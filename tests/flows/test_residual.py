@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.score_flow import ScoreFlow
-from flowdiff.errors import ConfigError, FlowdiffError, shown
+from flowdiff.errors import ConfigError, FlowdiffError, spell
 from flowdiff.flows.context import Context
 from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det, fresh_probes, seeded_probes
 from flowdiff.flows.residual import ResidualBlock
@@ -305,7 +305,7 @@ def test_class_and_noise_level_do_not_touch_the_bound() -> None:
     ],
 )
 def test_mistakes_are_named(key: str, value: float) -> None:
-    with pytest.raises(Exception, match=rf"{key}={shown(value)}: must be") as caught:
+    with pytest.raises(Exception, match=rf"{key}={spell(value)}: must be") as caught:
         model(**{key: value})
     assert isinstance(caught.value, ConfigError) or isinstance(caught.value.__cause__, ConfigError)
 

@@ -13,6 +13,7 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 from flowdiff.model import checkpoint
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from tests.helpers.command_lines import BARE, Compose
 from tests.helpers.trained import edited
 
@@ -164,7 +165,7 @@ def test_what_is_no_checkpoint_says_so(trained: Path, tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
-    io = checkpoint.AtomicCheckpointIO()
+    io = AtomicCheckpointIO()
     io.save_checkpoint({"a": torch.ones(3)}, path)
 
     def full(file: Any) -> None:

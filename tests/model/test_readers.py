@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowdiff import paths
+from flowdiff import files
 from flowdiff.commands import stored_words
 from flowdiff.errors import FlowdiffError
 from flowdiff.model import checkpoint as checkpoints
@@ -120,7 +120,7 @@ def test_entries_that_nobody_wrote(data: st.DataObject) -> None:
 def test_json_and_yaml_that_nobody_wrote(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any"
     file.write_bytes(content)
-    for read in (paths.read_json, paths.read_yaml, reading.read_safetensors, reading.read_checkpoint):
+    for read in (files.read_json, files.read_yaml, reading.read_safetensors, reading.read_checkpoint):
         try:
             read(file)
         except FlowdiffError as error:

@@ -94,7 +94,7 @@ def test_another_machines_process_cant_be_seen(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(lock.OtherJob, match=message), lock.occupied(tmp_path):
         pass
     assert file.read_text() == text
-    monkeypatch.setattr(lock.cluster, "job_id", lambda: "12_3")
+    monkeypatch.setattr(lock.slurm, "job_id", lambda: "12_3")
     with lock.occupied(tmp_path) as killed:  # its scheduler has started it again, on this machine
         assert killed == lock.Holder("elsewhere", 7, "12_3")
     file.write_text(text[:9])

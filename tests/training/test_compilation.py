@@ -6,7 +6,6 @@ through what goes before it, the capture as one graph (where the derivatives are
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_train import equal, states
 from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
@@ -27,12 +25,12 @@ from flowdiff.nn.dropout import dropout
 from flowdiff.objectives.augmentation import augmented
 from flowdiff.training import compilation, run
 from flowdiff.training.compilation import check_compiler, compiled
-from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
+from tests.helpers.states import equal, states
 
 Graphs = list[torch.fx.GraphModule]
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams import metadata
 from flowdiff.commands import dashboard, swept
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.runs.swept_words import run_name, varied
 from flowdiff.training import building, run, tensorboard
 from flowdiff.training.loggers import TensorBoardLogger
 from tests.helpers import browser, forked
@@ -188,15 +189,19 @@ def test_a_logger_goes_on_in_the_folder_of_earlier_events(tmp_path: Path) -> Non
 
 
 def test_names_tell_what_is_swept() -> None:
-    assert (
-        swept.run_name({"flow.n_flows": "1", "activation": "elu", "lr": "1e-3"}) == "n_flows-1_activation-elu_lr-1e-3"
-    )
-    assert swept.run_name({"flow.width": "8", "denoiser.width": "4"}) == "flow.width-8_denoiser.width-4"
-    awkward = swept.run_name({"metrics": "[fd,toy]", "ckpt_path": "'a b/c=" + "d" * 300 + "'", "callbacks@x": "{a:1}"})
+    assert run_name({"flow.n_flows": "1", "activation": "elu", "lr": "1e-3"}) == "n_flows-1_activation-elu_lr-1e-3"
+    assert run_name({"flow.width": "8", "denoiser.width": "4"}) == "flow.width-8_denoiser.width-4"
+    awkward = run_name({"metrics": "[fd,toy]", "ckpt_path": "'a b/c=" + "d" * 300 + "'", "callbacks@x": "{a:1}"})
     assert awkward.startswith("metrics-fd-toy_ckpt_path-") and awkward.endswith("_callbacks-x-a-1")
     assert not set(awkward) & set("=,[]/ ") and len(awkward) < 200
     words = ["a=1,2", "seed=range(0,3)", "lr=1e-3", "b=interval(0,1)", "+c=choice(x,y)", "activation=glob(*)"]
-    assert swept.varied(words) == {"a": ["1", "2"], "seed": ["0", "1", "2"], "b": [], "c": ["x", "y"], "activation": []}
+    assert varied(words) == {
+        "a": ["1", "2"],
+        "seed": ["0", "1", "2"],
+        "b": [],
+        "c": ["x", "y"],
+        "activation": [],
+    }
 
 
 def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,10 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.measurement import evaluate
 from flowdiff.model.export import export
 from tests.helpers.autoencoders import saved
-from tests.helpers.command_lines import TINY
+from tests.helpers.command_lines import TINY, Command
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import composed, edited
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 FEW = [
     "dataset=digits",
     "warmup_steps=2",

@@ -24,6 +24,7 @@ from flowdiff.training import run
 from flowdiff.training.diffusion import Diffusion
 from tests.helpers.autoencoders import saved
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.states import equal, states
 
 #: Words that a choice needs beside it to train in a test: its own sizes in place of those of the default flow.
 SMALL = {
@@ -147,24 +148,6 @@ def some_images(folder: Path) -> list[str]:
 
 
 # -- resuming -------------------------------------------------------------------------------------------
-
-
-def states(path: Path) -> dict[str, object]:
-    """All tensors and numbers of a checkpoint that the rest of a run depends on."""
-    content = checkpoint.read(path)
-    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
-    return {key: content[key] for key in kept} | {"micro_step": content["flowdiff"]["micro_step"]}
-
-
-def equal(a: object, b: object) -> bool:
-    """Bit for bit."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize(
