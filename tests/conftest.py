@@ -18,6 +18,11 @@ torch.set_num_threads(1)
 os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is fast comes first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
     """`config("flow=linear", tiny=False, run_dir=…)`: the composed default configuration with these words."""

@@ -14,14 +14,16 @@ from flowdiff.model.vocabulary import config_dir
 
 CONF = Path(__file__).parents[2] / "conf"
 #: Words that say only where a file or folder is.
-PLACE = re.compile(r"(run_dir|output_dir|ckpt_path)=(/[\w./-]+)")
+PLACE = re.compile(r"(?:run_dir|output_dir|ckpt_path)=/[\w./-]+")
 
 
 def composed(name: str, *words: str) -> DictConfig:
     """conf/<name>.yaml with these words of a command line: composed once, whatever the folders are."""
-    places = [place.groups() for word in words if (place := PLACE.fullmatch(word))]
-    config = copy.deepcopy(_composed(name, *(word for word in words if not PLACE.fullmatch(word))))
-    for key, path in places:
+    keys = [word.partition("=")[0] for word in words]
+    places = [word for word in words if PLACE.fullmatch(word) and keys.count(word.partition("=")[0]) == 1]
+    config = copy.deepcopy(_composed(name, *(word for word in words if word not in places)))
+    for place in places:
+        key, _, path = place.partition("=")
         config[key] = path
     return config
 

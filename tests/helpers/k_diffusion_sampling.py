@@ -1,9 +1,9 @@
 """k-diffusion's own `sampling` module, as PyPI has it, without the rest of its package.
 
-The package needs numpy below 2, CLIP, kornia and wandb; `sampling` needs torch, scipy, tqdm, torchdiffeq, torchsde and its
-neighbour `utils`. `make dev` therefore puts k-diffusion into `.venv/references`, without what it asks for and where neither
-Python nor pip looks, and here its modules are imported under a package that is only that path: its `__init__`, which
-imports all of it, is not run.
+The package needs numpy below 2, CLIP, kornia and wandb; `sampling` needs torch, scipy, tqdm, torchdiffeq, torchsde and
+its neighbour `utils`. `make dev` therefore puts k-diffusion into `.venv/references`, without what it asks for and where
+neither Python nor pip looks, and here its modules are imported under a package that is only that path: its `__init__`,
+which imports all of it, is not run.
 """
 
 import importlib

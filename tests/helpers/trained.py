@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from flowdiff.commands.train import train
 from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import composed

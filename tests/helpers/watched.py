@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import flowdiff
-from flowdiff.commands import error_messages, resume, samples
+from flowdiff.commands import error_messages, export, resume, samples
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation import measurement
 from flowdiff.model.vocabulary import config_dir
@@ -77,7 +77,7 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
     """What opens a model's file, each by its path."""
     sample = composed("sample", "num_samples=1", "num_steps=1", f"output_dir={out}/sample")
     evaluate = composed("evaluate", "num_steps=1", f"output_dir={out}/evaluate", "data_root=null")
-    export = composed("export", f"output_dir={out}/export")
+    exported = composed("export", f"output_dir={out}/export")
     train = composed("config", *TINY, *TYPED, f"run_dir={out}/train")
 
     def trained(path: str) -> None:
@@ -96,7 +96,7 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
         "load": flowdiff.load,
         "sample": told(samples.sample, sample),
         "evaluate": told(measurement.evaluate, evaluate),
-        "export": told(export.export, export),
+        "export": told(export.export, exported),
         "train": trained,
     }
 
