@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flowdiff.commands.configuration import to_plain
 from flowdiff.model import checkpoint
 from flowdiff.training import building
 from tests.commands.conftest import Run
@@ -63,7 +64,7 @@ def test_the_name_and_the_recipe_of_other_data(run: Run, tmp_path: Path) -> None
     ],
 )
 def test_a_part_that_the_model_does_not_have_is_said(words: list[str], lines: list[str]) -> None:
-    assert building.unused(building.plain(composed("config", *words, "run_dir=.")), words) == lines
+    assert building.list_unused(to_plain(composed("config", *words, "run_dir=.")), words) == lines
 
 
 def test_what_is_said_of_a_part_is_printed(run: Run) -> None:

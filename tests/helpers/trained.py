@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from flowdiff.commands.train import train
 from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import composed
+from tests.helpers.runs import train
 
 WORDS = {
     "digits": [],

@@ -16,6 +16,7 @@ from flowdiff.data.toy import Toy
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
 from flowdiff.model import api
+from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
 from tests.helpers.configs import choices, composed
 from tests.helpers.trained import checkpoint
@@ -38,7 +39,7 @@ def evaluand(name: str) -> Evaluand:
         return Evaluand(gaussian, Toy(num_train=10, num_test=20))
     data = Digits()
     denoiser = api.load(checkpoint("digits")).denoiser
-    return Evaluand(denoiser, data, data.statistics(10), lambda n, labels, seed: torch.zeros(n, 1, 8, 8))
+    return Evaluand(denoiser, data, data.statistics(10), lambda n, labels, seed: Drawn(torch.zeros(n, 1, 8, 8)))
 
 
 @pytest.mark.parametrize("name", CHOICES)
