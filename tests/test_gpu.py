@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from flowdiff.commands.evaluate import evaluate
-from flowdiff.commands.train import train
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
@@ -22,6 +21,7 @@ from flowdiff.samplers.schedules import Karras
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import build, choices
 from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
+from tests.helpers.runs import train
 from tests.helpers.trained import checkpoint, composed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -11,10 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -25,9 +21,10 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowdiff.commands.composition import choices, compose, is_choice
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
-from flowdiff.runs.words import override
+from flowdiff.runs.words import override, parse, read_word
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -135,23 +132,18 @@ def _unreadable(word: str) -> str:
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o, config_dir))
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
         try:
-            composed(words[:count], config_dir, config_name)
+            compose(words[:count], config_name)
         except Exception as error:
             word, override = words[count - 1], ordered[count - 1]
             if is_choice(override, config_dir):
                 return f"{word}: must be one of {', '.join(choices(override.key_or_group, config_dir))}"
             return f"{word}: {one_line(error.__cause__ or error)}"
     return None
-
-
-def choices(group: str, config_dir: Path) -> list[str]:
-    """The names of the YAML files of a group."""
-    return sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
 
 
 def _target(error: InstantiationException) -> str:
@@ -175,7 +167,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
     options = error.options or choices(group, config_dir)  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
+    typed = next((o for o in overrides if read_word(o).key == group and choice in o), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
         return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
@@ -188,7 +180,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
 def _unknown_key(
     error: ConfigCompositionException, overrides: Sequence[str], config_dir: Path, config_name: str
 ) -> str:
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
         key, _, value = str(several.input_line).partition("=")
@@ -208,7 +200,7 @@ def _unknown_key(
         return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
         others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]
-        cfg = composed(others, config_dir, config_name)
+        cfg = compose(others, config_name)
         while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             parent, _, name = parent.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -230,21 +222,3 @@ def _near(parent: str, name: str, keys: Sequence[str]) -> str | None:
     near = difflib.get_close_matches(name.replace("_", ""), [each.replace("_", "") for each in keys], n=1)
     meant = next((each for each in keys if near and each.replace("_", "") == near[0]), None)
     return None if meant is None else f"{parent}.{meant}" if parent else meant
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def is_choice(override: Override, config_dir: Path) -> bool:
-    """Whether it chooses from a group (`flow=linear`) instead of setting a key."""
-    return bool(override.key_or_group) and (config_dir / override.key_or_group).is_dir()
-
-
-def composed(overrides: Sequence[str], config_dir: Path, config_name: str) -> DictConfig:
-    """A configuration of its own, whatever Hydra is doing otherwise."""
-    if GlobalHydra.instance().is_initialized():
-        return compose(config_name, overrides=list(overrides))
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))

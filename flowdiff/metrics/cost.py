@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Range, checked
+from flowdiff.quantities import Quantity
 
 SIGMA = 1.0  # of the batch that D is timed on; no network here takes another time at another level
 SLACK = 2**24  # bytes by which the kernel's counts of one moment may differ
@@ -83,9 +83,9 @@ class Cost(Metric):
         wanted = model.labels(model.data.images(model.split)[1][model.rows(self.num_samples)])
         draw = functools.partial(model.sample, self.num_samples, wanted, model.seed)
         with Memory(device) as memory:
-            draw()
+            conditions = draw().conditions
         drawing = times(draw, self.repeats, device)
-        machine |= getattr(model.sample, "conditions", {})
+        machine |= conditions
         per_100 = statistics.median(drawing) * 100 / self.num_samples
         weights = sum(t.numel() * t.element_size() for t in tensors)
         gigabytes = (weights + memory.grown) / 1e9

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.denoisers.base import Denoiser, Perturbation
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, one_line
 from flowdiff.objectives.losses import Loss
 
 BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
@@ -72,5 +72,4 @@ def check_compiler(device: str) -> None:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:
         needed = "needs a C++ compiler (g++ or clang++, or its path in CXX)" if device == "cpu" else "needs Triton"
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError("compile", "true", f"{needed}, or use compile=false: {reason}") from error
+        raise ConfigError("compile", "true", f"{needed}, or use compile=false: {one_line(error, 200)}") from error

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
-from flowdiff.commands.train import train
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
@@ -26,6 +25,7 @@ from flowdiff.training.compilation import check_compiler, compiled
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
+from tests.helpers.runs import train
 from tests.helpers.states import equal, states
 
 Graphs = list[torch.fx.GraphModule]

@@ -66,7 +66,7 @@ def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
     found: list[Tensor] = []
 
     def draw(n: int) -> None:
-        found[:] = [batched(None, range(n), quiet=True)]
+        found[:] = [batched.draw(None, range(n), quiet=True).x]
 
     draw(300)
     few, many = (peak_of(lambda n=n: draw(n)) for n in (1000, 10_000))  # type: ignore[misc]
