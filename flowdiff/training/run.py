@@ -96,11 +96,11 @@ def train(
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
         stack.enter_context(report_removal(run_dir))
-        return _Run(request, command_line, run_dir, content).go()
+        return Run(request, command_line, run_dir, content).go()
 
 
 @dataclass
-class _Run:
+class Run:
     """A run in a folder of its own.
 
     Attributes:
