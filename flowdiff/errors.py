@@ -1,8 +1,40 @@
-"""A user's mistake is one line: the key, its value and what is allowed, printed without a traceback."""
+"""A user's mistake is one line: the key, its value and what is allowed, printed without a traceback.
+
+What a message quotes may come from anyone: `one_line` leaves nothing in it that a terminal would obey.
+"""
 
 import math
+import re
 
-from flowdiff.text import one_line
+#: CSI, OSC and the like, two-character escapes: what a terminal would obey.
+SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b."
+)
+JOINERS = "\u200c\u200d"  # between letters of some scripts, and parts of an emoji
+LONGEST = 200  # characters of a value in a message
+
+
+def one_line(text: object, longest: int | None = None) -> str:
+    """Text from anywhere as one line: without control sequences, white space one blank, `?` for what isn't printable.
+
+    Args:
+        text: what is to be shown; of an error its message, or the name of its class where that is empty.
+        longest: characters at most, from 3 up; the middle of a longer line is left out.
+    """
+    words = SEQUENCES.sub("", str(text)).split() or [type(text).__name__] * isinstance(text, BaseException)
+    line = "".join(c if c.isprintable() or c in JOINERS else "?" for c in " ".join(words))
+    if longest is None or len(line) <= longest:
+        return line
+    return f"{line[: longest // 2]}…{line[len(line) - (longest - 1) // 2 :]}"
+
+
+def spell(value: object) -> str:
+    """A value as it is typed on a command line, on one line, without its middle where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return one_line(value, LONGEST) or "''"
 
 
 class FlowdiffError(Exception):
@@ -26,18 +58,8 @@ class ConfigError(FlowdiffError):
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key}={shown(value)}: {allowed}")
+        super().__init__(f"{key}={spell(value)}: {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
-
-
-def shown(value: object) -> str:
-    """A value as it is typed on a command line, on one line, cut where it is long."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if value == "":
-        return "''"
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def is_number(value: object) -> bool:

@@ -1,18 +1,110 @@
-"""Files that are there whole or not at all."""
+"""Files: read in bounds and as data, whoever wrote them; written whole or not at all."""
 
 import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flowdiff.errors import FlowdiffError
+import yaml
+
+from flowdiff.errors import FlowdiffError, one_line, spell
+
+MOST_TEXT = 8 << 20  # bytes of a JSON or YAML file
 
 
-def made(folder: str | os.PathLike[str], key: str) -> Path:
+class Unreadable(FlowdiffError):
+    """A file can't be read; the message says why."""
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` written out, if that can be done."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
+def require_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that can be opened and read to its end: no folder, pipe, device or socket.
+
+    Raises:
+        Unreadable: it is none.
+    """
+    file = expand_user(path)
+    try:
+        mode = os.stat(file).st_mode
+    except FileNotFoundError as error:
+        raise Unreadable("no such file") from error
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a zero byte
+        raise Unreadable(f"can't be opened: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(mode):
+        raise Unreadable(f"a folder; give the file in it, as in {spell(file)}/checkpoints/last.ckpt")
+    if not stat.S_ISREG(mode):
+        raise Unreadable("not a regular file")
+    return file
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether `require_file` takes it."""
+    try:
+        require_file(path)
+    except Unreadable:
+        return False
+    return True
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    file = require_file(path)
+    size = file.stat().st_size
+    if size > MOST_TEXT:
+        raise Unreadable(f"has {size:,} bytes, more than {MOST_TEXT:,}")
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"can't be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        Unreadable: it is none, too long, or too deeply nested.
+    """
+    text = _text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"can't be read: {one_line(error, 200)}") from error
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases are not followed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain value of a YAML file; interpolations stay text.
+
+    Raises:
+        Unreadable: it is none, too long, or too deeply nested.
+    """
+    text = _text(path)
+    try:
+        return yaml.load(text, _Plain)
+    except (yaml.YAMLError, ValueError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"can't be read: {one_line(error, 200)}") from error
+
+
+def make_folder(folder: str | os.PathLike[str], key: str) -> Path:
     """The folder, made if it is not there.
 
     Args:
@@ -30,14 +122,14 @@ def made(folder: str | os.PathLike[str], key: str) -> Path:
     return path
 
 
-def there(folder: str | os.PathLike[str]) -> None:
+def require_folder(folder: str | os.PathLike[str]) -> None:
     """Raise a `FlowdiffError` if the folder that a program writes to has been removed: it isn't made again."""
     if not os.path.isdir(folder):
         raise FlowdiffError(f"{folder}: removed while the program was writing to it")
 
 
 @contextlib.contextmanager
-def noticing_removal(folder: str | os.PathLike[str]) -> Iterator[None]:
+def report_removal(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Within it, that a file can't be written because its folder is gone is said of the folder that was removed.
 
     Args:
@@ -49,7 +141,7 @@ def noticing_removal(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        there(folder)
+        require_folder(folder)
         missing = Path(os.fsdecode(error.filename or ""))
         if error.errno != errno.ENOENT or Path(folder) not in missing.parents:
             raise

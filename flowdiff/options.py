@@ -4,9 +4,9 @@ It stands beside the argument, in the signature that everybody reads, and nowher
 
     def __init__(self, n_flows: Annotated[int, Range(1, 1000)] = 8, path: Annotated[str | None, OUTSIDE] = None)
 
-`checked` holds a constructor to it, `check` a plain configuration: for a node with a `_target_` the signature of what
-that names, key by key and node by node, so that an error has the whole key (`flow.flows.pixels.n_flows`). A class of
-somebody else's is held to the annotations that it has.
+`checked` holds a constructor to it, `model.configuration.check` a plain configuration: for a node with a `_target_` the
+signature of what that names, key by key and node by node, so that an error has the whole key
+(`flow.flows.pixels.n_flows`). A class of somebody else's is held to the annotations that it has.
 """
 
 import dataclasses
@@ -16,15 +16,17 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import ModuleType
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, spell
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Member = TypeVar("Member")
+Product = TypeVar("Product")
 MANY = 10**12  # without end, but for numbers that no machine counts to
-RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,22 @@ class Later:
 
 LATER = Later()
 
+
+@dataclass(frozen=True)
+class Recipe(Generic[Product]):
+    """What is to be built: plain values with a `_target_`, as conf/ has them; or an object, which is built already.
+
+    `Recipe[T]` as an annotation says what has to come of it. `model.construction.build` follows it.
+
+    Attributes:
+        key: where it stands in the configuration, for errors.
+        content: the node or the object.
+    """
+
+    key: str
+    content: Any
+
+
 Count = Annotated[int, Range(1, MANY)]
 """How many, where only patience sets a limit."""
 Size = Annotated[int, Range(1, 65_536)]
@@ -139,11 +157,13 @@ def _problem(value: Any, annotation: Any, notes: tuple[Any, ...]) -> str | None:
         if None in found:
             return None
         return " or ".join(dict.fromkeys(words for words in found if words))
+    if origin is Recipe:
+        return _problem(value, arguments[0], notes)
     if annotation in (None, type(None)):
         return None if value is None else "null"
     if origin is Literal:
         same = any(value == each and type(value) is type(each) for each in arguments)
-        return None if same else "one of " + ", ".join(_shown(each) for each in arguments)
+        return None if same else "one of " + ", ".join(spell(each) for each in arguments)
     if annotation is bool:
         return None if isinstance(value, bool) else "true or false"
     if annotation in (int, float):
@@ -185,13 +205,6 @@ def _list_problem(value: Any, arguments: tuple[Any, ...], notes: tuple[Any, ...]
 
 def _number(value: float) -> str:
     return f"{value:g}" if abs(value) < 1e6 and value != int(value) else f"{int(value)}"
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-
-
-# -- signatures -----------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1024)
@@ -261,106 +274,12 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 CHECKED = (Annotated, Literal, types.UnionType, typing.Union)
 
 
-# -- configurations -------------------------------------------------------------------------------------
-
-Find = Callable[[str, Any], Callable[..., Any]]
-"""`find(key, target)` is what a `_target_` names, or raises a `ConfigError`."""
-
-
-def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
-    """Refuse what a configuration's classes don't take, before any of them is built.
-
-    Args:
-        key: where `value` stands, as `flow`; "" for a whole configuration.
-        value: plain values; every mapping in it with a `_target_` is held to the signature of what that names. An
-            interpolation that stands there yet may become anything.
-        find: see `Find`.
-        annotation: of what stands there. A dataclass lists the keys of a mapping; a class, or a callable that returns
-            one, is what a node has to build.
-
-    Raises:
-        ConfigError: with the whole key of the value that is wrong.
-    """
-    if isinstance(value, str) and "${" in value:
-        return
-    words = problem(value, annotation)
-    if words is not None:
-        raise ConfigError(key, value, words)
-    if get_origin(annotation) is Annotated and LATER in get_args(annotation):
-        return
-    kind = _member(annotation, value)
-    if isinstance(value, Mapping):
-        options: dict[str, Any] = {"**": _element(kind)}
-        if "_target_" in value:
-            options = _options_of_node(key, value, find, kind)
-        if dataclasses.is_dataclass(kind):
-            own = options_of(typing.cast(Any, kind))
-            options = {**options, **own} if "_target_" in value else own
-            for name in own.keys() - value.keys():
-                check(f"{key}.{name}" if key else name, None, find, own[name])
-        for name in [*(each for each in options if each in value), *(each for each in value if each not in options)]:
-            if name in RESERVED:
-                continue
-            where = f"{key}.{name}" if key else str(name)
-            if name not in options and "**" not in options:
-                known = ", ".join(sorted(str(each) for each in value if each in options)) or "none"
-                raise ConfigError(where, value[name], f"unknown key; {key or 'the configuration'} has {known}")
-            check(where, value[name], find, options.get(name, options.get("**", Any)))
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            check(f"{key}.{i}", item, find, _element(kind))
+def snake_case(name: str) -> str:
+    """`TwoMoons` to `two_moons`, `Dpmpp2mSde` to `dpmpp_2m_sde`."""
+    return re.sub(r"(?<=.)([A-Z]|(?<!\d)\d)", r"_\1", name).lower()
 
 
-def nodes(key: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a `_target_` inside `node`, the outer ones first, each with its key."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield key, dict(node)
-        for name, value in node.items():
-            yield from nodes(f"{key}.{name}" if key else str(name), value)
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from nodes(f"{key}.{i}", value)
-
-
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of nested mappings with its value, the outer ones first."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            where = f"{key}.{name}" if key else str(name)
-            yield where, value
-            yield from leaves(value, where)
-
-
-def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -> dict[str, Any]:
-    """The options of what a node names, if it builds what is wanted there."""
-    partial = node.get("_partial_", False)
-    if not isinstance(partial, bool):
-        raise ConfigError(f"{key}._partial_", partial, "must be true or false")
-    target = find(f"{key}._target_", node["_target_"])
-    wanted, made_later = kind, False
-    if get_origin(kind) is Callable:
-        wanted, made_later = get_args(kind)[1], True
-    if isinstance(wanted, type) and wanted not in (Any, dict) and not dataclasses.is_dataclass(wanted):
-        if isinstance(target, type) and not issubclass(target, wanted):
-            raise ConfigError(f"{key}._target_", node["_target_"], f"must be a {wanted.__name__}")
-        if partial != made_later:
-            raise ConfigError(f"{key}._partial_", partial, f"must be {str(made_later).lower()} here")
-    return options_of(target)
-
-
-def _member(annotation: Any, value: Any) -> Any:
-    """The part of an annotation that `value` fits: of a union one of its types, without `Annotated`'s notes."""
-    if get_origin(annotation) is Annotated:
-        return _member(get_args(annotation)[0], value)
-    if get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((_member(each, value) for each in get_args(annotation) if problem(value, each) is None), Any)
-    return annotation
-
-
-def _element(annotation: Any) -> Any:
-    """The annotation of what is in a list or a mapping; Any where it isn't known."""
-    arguments = [each for each in get_args(annotation) if each is not Ellipsis]
-    if get_origin(annotation) is Callable or not arguments:
-        return Any
-    return arguments[-1]
+def classes_of(module: ModuleType, base: type[Member]) -> dict[str, type[Member]]:
+    """The subclasses of `base` in a module, by name."""
+    found = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c is not base)
+    return {snake_case(c.__name__): c for c in found}

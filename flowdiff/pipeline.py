@@ -1,4 +1,4 @@
-"""Where pipelines that were exported in format 1 look for their classes, and for those of diffusers they are read by."""
+"""Where pipelines exported in format 1 look for their classes, and for those that diffusers reads them by."""
 
 from diffusers import DiffusionPipeline, ModelMixin
 

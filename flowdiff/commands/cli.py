@@ -30,16 +30,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands import error_messages, sweeps
-from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, shown
+from flowdiff.commands.command_line import typed_words
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.options import snake_case
 from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
 from flowdiff.runs.status import Status, to_log_file
 from flowdiff.runs.sweeps import standing
-from flowdiff.runs.words import typed_words
-from flowdiff.text import one_line, snake_case
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         line = error_messages.explain(error, words, config_dir(), config_name, composing=True)
         if line is None:
             traceback.print_exc()
-        _say(line or f"this is a bug: {type(error).__name__}: {error_messages.one_line(error)}")
+        _say(line or f"this is a bug: {type(error).__name__}: {one_line(error)}")
         code = 1
     finally:
         HydraConfig.instance().cfg = None  # --cfg leaves it set, for whatever this process does next
@@ -148,7 +148,7 @@ def _arrange(arguments: list[str]) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         if not key:
-            raise FlowdiffError(f"{shown(word)}: not understood; write key=value")
+            raise FlowdiffError(f"{spell(word)}: not understood; write key=value")
         if key in FOLDERS and (value in ("", "null") or value.startswith(("[", "{"))):
             raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
     arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
@@ -249,7 +249,7 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
     """Say what was wrong, and write it down where the folder is this job's own."""
     name = str(hydra_cfg.job.config_name)
     line = error_messages.explain(error, status.overrides, config_dir(), name, _plain(cfg))
-    reason = line or f"this is a bug: {type(error).__name__}: {error_messages.one_line(error)}"
+    reason = line or f"this is a bug: {type(error).__name__}: {one_line(error)}"
     if not isinstance(error, lock.OtherJob):
         status.write("failed", reason)
         trace = "".join(traceback.format_exception(error))

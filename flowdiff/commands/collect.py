@@ -12,12 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowdiff.errors import FlowdiffError, at_least
+from flowdiff.errors import FlowdiffError, at_least, one_line
 from flowdiff.evaluation import tables
-from flowdiff.files import made, write_text
+from flowdiff.files import make_folder, write_text
 from flowdiff.report.rows import counted, keep_metrics, rows
 from flowdiff.runs.job_folders import collect
-from flowdiff.text import one_line
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         baselines = summary.baselines(jobs, given.baseline)
         if given.output is None and (given.folder / "report").is_symlink():
             raise FlowdiffError(f"{given.folder / 'report'}: a link, which is not followed; give --output FOLDER")
-        output = made(given.output or given.folder / "report", "--output")
+        output = make_folder(given.output or given.folder / "report", "--output")
         write_text(output / "results.csv", tables.to_csv(header, table))
         command = shlex.join(["python", "-m", "flowdiff.collect", *(sys.argv[1:] if words is None else words)])
         page.write(jobs, given.folder, baselines, given.samples, output, command)

@@ -7,49 +7,64 @@ Neither the training data nor the run's folder is needed, unless a task (`tasks`
 import functools
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from flowdiff.commands.requests import SampleRequest, check_request
 from flowdiff.data.folders import listed
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
-from flowdiff.files import write_json, write_whole
+from flowdiff.files import make_folder, write_json, write_whole
 from flowdiff.model.api import Model
-from flowdiff.model.construction import make
-from flowdiff.model.opening import data_of, density_of, given_root, opened, output_folder, plain
+from flowdiff.model.construction import build
+from flowdiff.model.opening import density_of, load_data, open_model
+from flowdiff.model.requests import ClassLabel, DrawRequest, spell_out
+from flowdiff.options import Range, Recipe
 from flowdiff.samplers.batched import BatchedSampler, Drawn, seeds_from
+from flowdiff.tasks.base import Request, Task
 
 
-def sample(cfg: DictConfig) -> dict[str, Any]:
+@dataclass
+class SampleRequest(DrawRequest):
+    """conf/sample.yaml.
+
+    Attributes:
+        num_samples: None: 16 images, or 2,000 points; of a task: rows of its picture.
+        class_label: see `data.labels.Labels`; None: each class in turn, or the images' own.
+        mask: of task=inpaint.
+        task: None: plain samples.
+    """
+
+    num_samples: Annotated[int, Range(1, 10_000_000)] | None = None
+    class_label: ClassLabel = None
+    mask: str | None = None
+    task: Recipe[Task] | None = None
+
+
+def draw(request: SampleRequest) -> dict[str, Any]:
     """Draw and write samples.
-
-    Args:
-        cfg: as in conf/sample.yaml.
 
     Returns:
         `output_dir`, `grid` (or `scatter`) and `npz` (paths), and the conditions of the samples; of a task
         also what it has measured.
     """
-    check_request(SampleRequest, plain(cfg))
-    task = build_task(cfg)
-    model, batched = opened(cfg)
+    task = build_task(request)
+    model, batched = open_model(request)
     if task is not None:
-        return _perform(task, cfg, model, batched)
+        return _perform(task, request, model, batched)
     images = model.has_images
-    n = cfg.num_samples or (16 if images else 2000)
-    wanted = "balanced" if cfg.class_label is None else typed_labels(plain(cfg.class_label), model.class_names)
+    n = request.num_samples or (16 if images else 2000)
+    wanted = "balanced" if request.class_label is None else typed_labels(request.class_label, model.class_names)
     labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
-    seeds = seeds_from(cfg.seed, n)
-    folder = output_folder(cfg.output_dir)
+    seeds = seeds_from(request.seed, n)
+    folder = make_folder(request.output_dir, "output_dir")
     drawn = batched.draw(labels, seeds)
-    conditions = _conditions(cfg, model, drawn, n)
+    conditions = _conditions(request, model, drawn, n)
     written = _write_images(folder, model, drawn.x, labels, seeds) if images else {}
     if not images:
         written = _write_points(folder, model, drawn, labels, seeds)
@@ -58,29 +73,26 @@ def sample(cfg: DictConfig) -> dict[str, Any]:
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_task(cfg: DictConfig) -> Any:
-    """The task of conf/task that the command line names, None for plain sampling.
+def build_task(request: SampleRequest) -> Task | None:
+    """The task that is asked for, None for plain sampling.
 
     Raises:
         ConfigError: it is none, one of its settings is wrong, or `mask` is given to a task without one.
     """
-    config = plain(cfg.get("task"))
-    if cfg.mask is not None and "mask" not in (config or {}):
-        raise ConfigError("mask", cfg.mask, "needs task=inpaint")
-    return None if config is None else make(config, "task")
+    if request.mask is not None and "mask" not in (spell_out(request.task) or {}):
+        raise ConfigError("mask", request.mask, "needs task=inpaint")
+    return None if request.task is None else build(request.task, Task)
 
 
-def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
+def _perform(task: Task, request: SampleRequest, model: Model, batched: BatchedSampler) -> dict[str, Any]:
     """Do a task, write and print what came of it."""
-    from flowdiff.tasks.base import Request
-
-    data = functools.cache(lambda: data_of(model, *given_root(cfg)))
-    wanted = typed_labels(plain(cfg.class_label), model.class_names)
-    folder = output_folder(cfg.output_dir)
-    result = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
+    data = functools.cache(lambda: load_data(model, request.data_root))
+    wanted = typed_labels(request.class_label, model.class_names)
+    folder = make_folder(request.output_dir, "output_dir")
+    result = task(model, batched, Request(request.num_samples, wanted, request.seed, data))
     picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
     written = _write_images(folder, model, result.x, result.labels, result.seeds, picture, result.arrays)
-    conditions = _conditions(cfg, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
+    conditions = _conditions(request, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
     write_json(folder / "samples.json", conditions)
     rows = len(result.picture) // len(result.columns)
     how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
@@ -92,16 +104,16 @@ def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) 
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def _conditions(cfg: DictConfig, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
+def _conditions(request: SampleRequest, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
     """How the samples were made; says so if some are not finite."""
     if drawn.nonfinite:
         print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
     return drawn.conditions | {
-        "ckpt_path": str(cfg.ckpt_path),
+        "ckpt_path": request.ckpt_path,
         "weights": model.weights,
         "data": model.data,
         "class_names": model.class_names,
-        "seed": int(cfg.seed),
+        "seed": request.seed,
         "n": n,
         "nonfinite": drawn.nonfinite,
     }

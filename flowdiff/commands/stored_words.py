@@ -14,21 +14,16 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from flowdiff import options
-from flowdiff.commands import error_messages
-from flowdiff.errors import FlowdiffError
-from flowdiff.model import safe_construction
+from flowdiff.commands.composition import parse
+from flowdiff.errors import FlowdiffError, one_line
+from flowdiff.model import configuration, safe_construction
 from flowdiff.model.facts import LENGTH, is_text, values
 from flowdiff.model.vocabulary import choice_of, folders, has_choice, vocabulary
-from flowdiff.paths import printable
+from flowdiff.training.outside import TRAINER, USUAL
 
 LETTERS = 32_768  # of all words together
 NESTED = 8  # brackets in brackets
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9][A-Za-z0-9_]*)*")
-#: Of Lightning's Trainer: what starts processes, loads plugins or writes. Others mark theirs (`options.OUTSIDE`).
-TRAINER = (
-    "strategy", "devices", "num_nodes", "plugins", "profiler", "logger", "callbacks", "default_root_dir",
-    "enable_checkpointing", "fast_dev_run", "barebones", "sync_batchnorm", "model_registry",
-)  # fmt: skip
 OPTIONAL = ("logger", "callbacks", "metrics", "debug")  # keys of the whole that a run can be without
 MAPPINGS = ("callbacks", "logger", "metrics")  # groups of nodes by name
 SERVICES = frozenset({"flowdiff.training.wandb_logger"})
@@ -49,7 +44,7 @@ def _read(word: str) -> Override:
     if not is_text(word, LENGTH) or _depth(word) > NESTED:
         raise _refused(word, "not a plain word")
     try:
-        (override,) = error_messages.parse([word])
+        (override,) = parse([word])
         value = None if override.is_delete() and override.value_type is None else override.value()
     except Exception as error:  # the grammar's, or of a function in it
         raise _refused(word, "not understood") from error
@@ -72,8 +67,7 @@ def _read(word: str) -> Override:
 
 
 def _refused(word: str, why: str) -> FlowdiffError:
-    shown = printable(word[:120])
-    return FlowdiffError(f"its command line holds the word {shown}, which is not followed: {why}")
+    return FlowdiffError(f"its command line holds the word {one_line(word, 120)}, which is not followed: {why}")
 
 
 def _depth(word: str) -> int:
@@ -122,7 +116,7 @@ def is_outside(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def _outside_in(group: str, config: Mapping[str, Any]) -> Iterator[str]:
-    for key, node in options.nodes(group, config.get(group)):
+    for key, node in configuration.nodes(group, config.get(group)):
         try:
             accepted = options.options_of(safe_construction.find(group, key, node["_target_"]))
         except FlowdiffError:
@@ -147,10 +141,7 @@ def _choice_goes_outside(group: str, choice: str) -> bool:
         return False
     if group == "trainer":
         return any(name in content and content[name] not in USUAL for name in TRAINER)
-    return any(node["_target_"] in SERVICES for _, node in options.nodes("", content))
-
-
-USUAL = (None, "auto", 1, "${run_dir}")  # what a Trainer in this process says of TRAINER
+    return any(node["_target_"] in SERVICES for _, node in configuration.nodes("", content))
 
 
 def check_composed(config: Mapping[str, Any]) -> None:
@@ -170,6 +161,6 @@ def check_composed(config: Mapping[str, Any]) -> None:
         for _, value in values(content):
             if isinstance(value, str) and "${" in value and value not in known.interpolations:
                 raise FlowdiffError(f"its command line leads to {group}: {value[:80]}, which is not followed")
-        for key, node in options.nodes(str(group), content):
+        for key, node in configuration.nodes(str(group), content):
             if node["_target_"] not in known.targets.get(str(group), ()) or node["_target_"] in SERVICES:
                 raise FlowdiffError(f"its command line leads to {key}._target_={str(node['_target_'])[:80]}")

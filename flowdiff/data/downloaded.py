@@ -5,7 +5,7 @@ from typing import Any
 
 from flowdiff.data.base import ImageData, Split, hold_out, missing
 from flowdiff.errors import FlowdiffError
-from flowdiff.paths import is_file
+from flowdiff.files import is_file
 
 LARGEST = 256 << 20  # bytes of a file
 

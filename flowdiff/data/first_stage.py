@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
+from flowdiff.files import read_json
 from flowdiff.options import OUTSIDE, Count, checked
-from flowdiff.paths import read_json, shown
 from flowdiff.progress import Progress
 
 LARGEST = 65_536  # number in an autoencoder's configuration
@@ -195,7 +195,7 @@ def check_sizes(path: str, file: Path) -> None:
         for name, value in config.items():
             numbers = value if isinstance(value, list) else [value]
             if len(numbers) > 64 or any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
-                raise FlowdiffError(f"its {shown(str(name))} is beyond any autoencoder's")
+                raise FlowdiffError(f"its {spell(str(name))} is beyond any autoencoder's")
     except FlowdiffError as error:
         raise ConfigError(
             "first_stage.path", path, f"not an autoencoder that can be read ({file.name} {error})"
@@ -233,7 +233,6 @@ def read_autoencoder(path: str) -> Any:
         else:
             network = Network.from_pretrained(found, use_safetensors=True)
     except Exception as error:  # diffusers, huggingface_hub and safetensors each have their own
-        reason = " ".join(str(error).split())[:200]
-        allowed = f"not an autoencoder that can be read ({type(error).__name__}: {reason})"
+        allowed = f"not an autoencoder that can be read ({type(error).__name__}: {one_line(error, 200)})"
         raise ConfigError("first_stage.path", path, allowed) from error
     return network.float().eval().requires_grad_(False)

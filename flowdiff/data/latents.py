@@ -27,7 +27,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.errors import ConfigError
-from flowdiff.files import made, write_whole
+from flowdiff.files import make_folder, write_whole
 from flowdiff.progress import Progress
 
 ROWS = 1024
@@ -180,7 +180,7 @@ def encode_once(first_stage: FirstStage, pixels: ImageData, split: str, cache: P
     digest = hashlib.sha256(f"{FORM}|{split}|{tuple(k.shape)}|{pixels.levels}|{first_stage.fingerprint}".encode())
     for part in k.split(ROWS):
         digest.update(part.contiguous().numpy().tobytes())
-    folder = made(cache / f"{pixels.name}-{split}-{digest.hexdigest()[:16]}", "first_stage.cache")
+    folder = make_folder(cache / f"{pixels.name}-{split}-{digest.hexdigest()[:16]}", "first_stage.cache")
     count = -(-len(k) // rows)
     paths = [folder / f"{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
     if not all(whole(path) for path in paths):

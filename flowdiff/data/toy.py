@@ -9,8 +9,7 @@ from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.distributions import Curve, Distribution
 from flowdiff.errors import ConfigError
-from flowdiff.names import classes_of
-from flowdiff.options import Count, Positive, Range, Seed, Workers, checked
+from flowdiff.options import Count, Positive, Range, Seed, Workers, checked, classes_of
 
 DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
 

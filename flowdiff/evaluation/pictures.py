@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.evaluation.text import to_label
 from flowdiff.files import write_whole
-from flowdiff.text import to_label
 
 
 def image_grid(images: Tensor, columns: int | None = None, min_side: int = 640) -> Tensor:

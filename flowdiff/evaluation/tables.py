@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowdiff import text
+from flowdiff.errors import one_line
+from flowdiff.evaluation import text
+
+LONGEST = 300  # characters of a cell that people read
 
 
 class Bold(str):
@@ -23,7 +26,7 @@ def short(cell: Any) -> str:
     """A cell as people read it: four digits a number, nothing where there is no value, one line of bounded length."""
     if cell is None:
         return ""
-    line = f"{cell:.4g}" if isinstance(cell, float) else text.cut(cell)
+    line = f"{cell:.4g}" if isinstance(cell, float) else one_line(cell, LONGEST)
     return Bold(line) if isinstance(cell, Bold) else line
 
 
@@ -74,7 +77,7 @@ def show(
         right: the columns that are aligned so.
         least: columns of characters where the output isn't a terminal.
     """
-    shown = Table(title=None if title is None else Text(text.one_line(title)), title_justify="left")
+    shown = Table(title=None if title is None else Text(one_line(title)), title_justify="left")
     for name in header:
         shown.add_column(Text(short(name)), justify="right" if name in right else "left", overflow="fold")
     for row in table:

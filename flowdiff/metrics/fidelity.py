@@ -24,13 +24,12 @@ from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
+from flowdiff.files import require_file
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.extractors.extractor import SHA256, Extractor
 from flowdiff.metrics.quantities import Better, Quantity
-from flowdiff.model.facts import one_line
 from flowdiff.options import OUTSIDE, Count, Range, checked
-from flowdiff.paths import regular, shown
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +70,10 @@ def check_tensors(key: str, path: str | Path) -> None:
     """
     try:
         with torch.serialization.safe_globals(ARRAYS):
-            torch.load(regular(path), map_location="cpu", weights_only=True)
+            torch.load(require_file(path), map_location="cpu", weights_only=True)
     except Exception as error:
-        allowed = f"not a file of tensors, it is not read ({one_line(error)[:120]})"
-        raise ConfigError(key, shown(path), allowed) from error
+        allowed = f"not a file of tensors, it is not read ({one_line(error, 120)})"
+        raise ConfigError(key, path, allowed) from error
 
 
 class Images(Dataset[Tensor]):

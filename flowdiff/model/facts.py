@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from flowdiff.data.quantise import MAX_LEVELS
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, one_line, spell
+from flowdiff.files import Unreadable
 from flowdiff.model.reading import check_tensor
 from flowdiff.options import Guidance, Sigma, Steps, problem
-from flowdiff.paths import Unreadable, printable, shown
 
 FORMAT = 2  # what is written; 1 is read too, see `model.format_1`
 VALUES = 1_000_000  # in a whole checkpoint, tensors counted as one
@@ -139,7 +139,7 @@ def check_entry(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise Unreadable("its facts are no mapping")
     if not is_int(entry.get("format"), 1, FORMAT):
-        theirs = shown(repr(entry.get("format"))[:40])
+        theirs = spell(repr(entry.get("format"))[:40])
         raise Unreadable(f"its format is {theirs}, this version of flowdiff reads the formats 1 to {FORMAT}")
     for name in NEEDED:
         if name not in entry:
@@ -169,7 +169,7 @@ def check_plain(what: str, config: Any) -> None:
         if isinstance(value, dict):
             for key in value:
                 if not is_text(key) or key.lower().startswith("hydra"):
-                    raise Unreadable(f"{what} has the key {shown(repr(key)[:60])}, which is not followed")
+                    raise Unreadable(f"{what} has the key {spell(repr(key)[:60])}, which is not followed")
         elif isinstance(value, str):
             if len(value) > LENGTH:
                 raise Unreadable(f"{what} has a text of {len(value):,} characters, more than {LENGTH:,}")
@@ -229,17 +229,11 @@ def check_content(content: Any, size: int) -> dict[str, Any]:
             raise Unreadable(f"damaged or foreign: its {name} is not a mapping of tensors")
         for key, tensor in (state or {}).items():
             if not is_text(key, 1000):
-                raise Unreadable(f"damaged or foreign: its {name} has the key {shown(repr(key)[:60])}")
+                raise Unreadable(f"damaged or foreign: its {name} has the key {spell(repr(key)[:60])}")
             check_tensor(key, tensor)
     return content
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks and control characters, for an error about a file."""
-    return printable(str(error))[:300] or type(error).__name__
-
-
 def about(path: Any, error: BaseException, key: str = "ckpt_path") -> FlowdiffError:
     """`ckpt_path=PATH: why`."""
-    why = printable(str(error)) if isinstance(error, FlowdiffError) else one_line(error)
-    return FlowdiffError(f"{key}={shown(path)}: {why if len(why) <= LINE else f'{why[:LINE]}…'}")
+    return FlowdiffError(f"{key}={spell(path)}: {one_line(error, LINE)}")

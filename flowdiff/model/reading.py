@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowdiff.paths import Unreadable, regular, shown
+from flowdiff.errors import spell
+from flowdiff.files import Unreadable, require_file
 
 RECORDS = 50_000  # of a checkpoint: a record is a tensor's storage
 PICKLE = 1 << 20  # bytes of its pickle, and PICKLE_EACH for every record (100 in fact), up to PICKLE_MOST
@@ -40,7 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         Unreadable: no such file, not one of torch's zips, cut off, larger inside than outside, or with objects in it.
     """
-    file = regular(path)
+    file = require_file(path)
     try:
         with file.open("rb") as opened:
             _check_zip(opened)
@@ -127,7 +128,7 @@ def count_records(path: str | os.PathLike[str]) -> int:
     Raises:
         Unreadable: it is no zip.
     """
-    file = regular(path)
+    file = require_file(path)
     with file.open("rb") as opened:
         found = _entries(opened, file.stat().st_size)
     if found is None:
@@ -141,14 +142,14 @@ def check_crc(path: str | os.PathLike[str]) -> None:
     Raises:
         Unreadable: a record is not what was written.
     """
-    file = regular(path)
+    file = require_file(path)
     try:
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise _damaged(file) from error
     if wrong is not None:
-        raise Unreadable(f"damaged: the check sum of its record {shown(wrong)} is wrong")
+        raise Unreadable(f"damaged: the check sum of its record {spell(wrong)} is wrong")
 
 
 # -- safetensors ------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         Unreadable: it is none, or cut off.
     """
-    file = regular(path)
+    file = require_file(path)
     size = file.stat().st_size
     cut = f"can't be read; is it cut off? ({size:,} bytes)"
     try:
@@ -188,13 +189,13 @@ def check_tensor(name: str, tensor: Any) -> None:
         Unreadable: names it.
     """
     if type(tensor) not in (Tensor, torch.nn.Parameter):
-        raise Unreadable(f"{shown(name)} is no tensor but a {type(tensor).__name__}")
+        raise Unreadable(f"{spell(name)} is no tensor but a {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise Unreadable(f"{shown(name)} is not a plain tensor (sparse, quantised or without memory)")
+        raise Unreadable(f"{spell(name)} is not a plain tensor (sparse, quantised or without memory)")
     if tensor.dtype not in DTYPES:
-        raise Unreadable(f"{shown(name)} is of {tensor.dtype}, which no model of flowdiff holds")
+        raise Unreadable(f"{spell(name)} is of {tensor.dtype}, which no model of flowdiff holds")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise Unreadable(f"{shown(name)} has more numbers than its memory holds")
+        raise Unreadable(f"{spell(name)} has more numbers than its memory holds")
 
 
 def check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -205,7 +206,7 @@ def check_types(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     """
     for name, tensor in state.items():
         if name in expected and tensor.dtype != expected[name].dtype:
-            raise Unreadable(f"{shown(name)} is of {tensor.dtype}, the model's is of {expected[name].dtype}")
+            raise Unreadable(f"{spell(name)} is of {tensor.dtype}, the model's is of {expected[name].dtype}")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -215,4 +216,4 @@ def check_finite(name: str, tensor: Tensor) -> None:
         Unreadable: names it.
     """
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise Unreadable(f"{shown(name)} has values that are not finite (NaN or inf)")
+        raise Unreadable(f"{spell(name)} has values that are not finite (NaN or inf)")

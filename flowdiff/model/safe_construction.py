@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowdiff import options
-from flowdiff.errors import FlowdiffError
-from flowdiff.model.facts import LINE, check_plain, one_line
+from flowdiff.errors import FlowdiffError, one_line
+from flowdiff.model import configuration
+from flowdiff.model.facts import LINE, check_plain
 from flowdiff.model.vocabulary import vocabulary
-from flowdiff.paths import printable
 
 COUNT = 10_000_000  # of anything, in a stored configuration
 PRIVATE = ("_target_", "_partial_")
@@ -37,7 +37,7 @@ def find(group: str, key: str, target: Any) -> Callable[..., Any]:
     """
     allowed = vocabulary().targets.get(group, frozenset()) - NEVER
     if not isinstance(target, str) or target not in allowed:
-        shown = printable(target if isinstance(target, str) else repr(target))[:100]
+        shown = one_line(target if isinstance(target, str) else repr(target), 100)
         own = "a class of your own: give --config-dir"
         raise FlowdiffError(f"its configuration names {key}={shown}: only what conf/{group} names is built ({own})")
     module, _, name = target.rpartition(".")
@@ -58,14 +58,14 @@ def check(group: str, config: Any) -> None:
         FlowdiffError: says what isn't.
     """
     check_plain(f"its {group}", config)
-    for key, node in options.nodes(group, config):
+    for key, node in configuration.nodes(group, config):
         accepted = options.options_of(find(group, f"{key}._target_", node["_target_"]))
         for name, value in node.items():
             if isinstance(value, int) and value > COUNT and name != "seed" and _counts(accepted.get(name)):
                 why = f"more than {COUNT:,}, which is not followed where a file says it"
                 raise FlowdiffError(f"{key}.{name}={value}: {why}")
     _check_values(group, config)
-    options.check(group, config, functools.partial(find, group))
+    configuration.check(group, config, functools.partial(find, group))
 
 
 def _counts(annotation: Any) -> bool:
@@ -83,13 +83,13 @@ def _check_values(key: str, node: Any) -> None:
         for i, value in enumerate(node):
             _check_values(f"{key}.{i}", value)
     elif isinstance(node, str) and ("${" in node or node == "???"):
-        raise FlowdiffError(f"its configuration holds an interpolation, {key}={printable(node)[:100]}")
+        raise FlowdiffError(f"its configuration holds an interpolation, {key}={one_line(node, 100)}")
 
 
 def outside(group: str, config: Any) -> dict[str, Any]:
     """What a configuration says of arguments that are read, written or fetched, by key; those that say nothing not."""
     found = {}
-    for key, node in options.nodes(group, config):
+    for key, node in configuration.nodes(group, config):
         try:
             arguments = options.options_of(find(group, f"{key}._target_", node["_target_"]))
         except FlowdiffError:
@@ -124,11 +124,11 @@ def build(group: str, config: Any, outside: bool = False, **arguments: Any) -> A
         check(group, config)
         return _built(group, config, outside, arguments)
     except FlowdiffError as error:
-        if str(error).isprintable() and len(str(error)) <= LINE:
+        if len(str(error)) <= LINE:
             raise
-        raise FlowdiffError(one_line(error)) from error  # what it quotes is the file's
+        raise FlowdiffError(one_line(error, LINE)) from error  # what it quotes is the file's
     except Exception as error:
-        raise FlowdiffError(f"{group}: {one_line(error)}") from error
+        raise FlowdiffError(f"{group}: {one_line(error, LINE)}") from error
 
 
 def _built(group: str, node: Any, outside: bool, more: Mapping[str, Any]) -> Any:

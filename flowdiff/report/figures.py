@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from flowdiff.files import write_whole
-from flowdiff.paths import Unreadable
+from flowdiff.evaluation.text import to_label
+from flowdiff.files import Unreadable, write_whole
 from flowdiff.report import summary
 from flowdiff.runs.job_folders import Job, better
 from flowdiff.runs.run_files import MOST_LOG, read
-from flowdiff.text import to_label
 
 CURVES = ("train/loss", "val/loss", "val/bits_per_dim")
 ACROSS, MOST = 4, 24  # panels in a row, and in all
@@ -46,7 +45,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
         return None
     values = summary.values(jobs, key)
     places = numeric(values)
-    figure, panels = made(len(shown))
+    figure, panels = make_panels(len(shown))
     groups = [None] if line is None else summary.values(jobs, line)
     for axes, metric in zip(panels, shown, strict=True):
         for i, group in enumerate(groups):
@@ -71,10 +70,10 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
     if line is not None:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=7)
-    return saved(figure, path)
+    return save_figure(figure, path)
 
 
-def made(n: int) -> tuple[Figure, list[Axes]]:
+def make_panels(n: int) -> tuple[Figure, list[Axes]]:
     """A figure of n panels, in rows of `ACROSS`."""
     across, down = min(n, ACROSS), -(-n // ACROSS)
     figure = Figure(figsize=(4.2 * across, 3.6 * down), dpi=110, layout="constrained")
@@ -118,7 +117,7 @@ def means(
 def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
     """The jobs' validation losses over their steps, a colour for each value of a key. None: no job logged any."""
     values = summary.values(jobs, key)
-    figure, panels = made(len(CURVES))
+    figure, panels = make_panels(len(CURVES))
     drawn = False
     for axes, column in zip(panels, CURVES, strict=True):
         labelled: set[str] = set()
@@ -136,7 +135,7 @@ def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
         axes.grid(alpha=0.3)
         if labelled:
             axes.legend(fontsize=7)
-    return saved(figure, path) if drawn else None
+    return save_figure(figure, path) if drawn else None
 
 
 def history(run: Path, column: str) -> tuple[list[int], list[float]]:
@@ -150,7 +149,7 @@ def history(run: Path, column: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def saved(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write it as a PNG."""
     FigureCanvasAgg(figure)
     write_whole(path, lambda file: figure.savefig(file, format="png"))

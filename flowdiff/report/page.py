@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from flowdiff.errors import one_line
 from flowdiff.evaluation import tables
+from flowdiff.evaluation.text import to_html, to_markdown
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
 from flowdiff.report.rows import counted, rows
 from flowdiff.report.summary import Table
 from flowdiff.runs.job_folders import Job
-from flowdiff.text import cut, one_line, to_html, to_markdown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -139,7 +140,7 @@ def write(
 ) -> None:
     """summary.md, index.html and their pictures, into `folder`; `command` is what they are made by."""
     found = sections(jobs, root, baselines, n_samples, folder)
-    title = cut(f"Sweep over {', '.join(baselines)}") if baselines else "One setting"
+    title = one_line(f"Sweep over {', '.join(baselines)}", 300) if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     made = f"Made {now} from {one_line(root.resolve())} by: {one_line(command)}"
     write_text(folder / "summary.md", markdown(title, made, found))

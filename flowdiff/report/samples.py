@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowdiff.errors import FlowdiffError
-from flowdiff.paths import Unreadable
+from flowdiff.errors import FlowdiffError, one_line
+from flowdiff.files import Unreadable
 from flowdiff.report import summary
 from flowdiff.report.rows import swept_keys
 from flowdiff.runs.job_folders import Job
-from flowdiff.runs.run_files import picture
-from flowdiff.text import one_line
+from flowdiff.runs.run_files import find_picture
 
 COLUMNS = 10
 
@@ -55,7 +54,7 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
 def left_behind(job: Job, path: Path) -> Path | None:
     """A copy of the job's samples.png, if it has one."""
     try:
-        drawn = picture(job.folder, "samples.png")
+        drawn = find_picture(job.folder, "samples.png")
     except Unreadable as error:
         print(one_line(f"no samples of {job.folder}: {error}"), flush=True)
         return None

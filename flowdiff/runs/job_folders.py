@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,15 +13,15 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, one_line
+from flowdiff.files import Unreadable
 from flowdiff.metrics.quantities import Better, Quantity, stored
-from flowdiff.paths import Unreadable
 from flowdiff.runs.run_files import read, read_json
-from flowdiff.text import cut
 
 MOST = 300  # words, and metrics, of one job that are read
 
 WORD = 2000  # characters of a word that are parsed
+SHOWN = 300  # of one that is not
 
 
 @dataclass
@@ -50,6 +50,13 @@ class Job:
     def quantities(self) -> dict[str, Quantity]:
         """What its metrics are."""
         return stored({name: self.conditions.get(name, {}) for name in self.metrics})
+
+    def take(self, entries: Mapping[str, Any]) -> None:
+        """The entries of a metrics.json, which may hold anything."""
+        for name, entry in list(entries.items())[:MOST]:
+            if isinstance(entry, dict) and "value" in entry and (entry["value"] is None or _is_value(entry["value"])):
+                name = one_line(name, 100)
+                self.metrics[name], self.conditions[name] = _number(entry["value"]), entry
 
     def is_reference(self, metric: str) -> bool:
         """Whether it is of the data or of a reference, not of the model."""
@@ -87,17 +94,15 @@ def read_job(folder: Path) -> Job:
     job.words = _words(words if isinstance(words, list) else _yaml(folder, ".hydra/overrides.yaml"))
     job.trained = trained_with(job.words)
     job.overrides = (job.trained or {}) | dict(_key_and_value(word) for word in job.words)
-    job.status, job.error = cut(status.get("status") or job.status, 30), cut(status.get("error") or "", WORD)
+    job.status = one_line(status.get("status") or job.status, 30)
+    job.error = one_line(status.get("error") or "", WORD)
     job.seconds = _number(status.get("seconds"))
     if job.status == "running":
         job.seconds = _since(status.get("started"), job.seconds)
     if job.status == "running" and _is_gone(status):
         job.seconds = None
         job.status, job.error = "killed", "its process is gone and it has not said why"
-    for name, entry in list(_json(folder, "metrics.json", problems).items())[:MOST]:
-        if isinstance(entry, dict) and "value" in entry and (entry["value"] is None or _is_value(entry["value"])):
-            name = cut(name, 100)
-            job.metrics[name], job.conditions[name] = _number(entry["value"]), entry
+    job.take(_json(folder, "metrics.json", problems))
     job.error = "; ".join(filter(None, [job.error, *problems]))
     return job
 
@@ -173,7 +178,7 @@ def _number(found: Any) -> float | None:
 def _key_and_value(word: str) -> tuple[str, str]:
     """`flow.n_flows=3` is ("flow.n_flows", "3"); a word that Hydra can't read stands for itself."""
     if len(word) > WORD:
-        return cut(word.partition("=")[0]), cut(word.partition("=")[2])
+        return one_line(word.partition("=")[0], SHOWN), one_line(word.partition("=")[2], SHOWN)
     try:
         parsed = OverridesParser.create().parse_override(word)
     except Exception:

@@ -8,8 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from flowdiff.paths import Unreadable
-from flowdiff.text import cut
+from flowdiff.files import Unreadable
 
 MOST_JSON = 2**22
 MOST_LOG = 2**26
@@ -17,7 +16,7 @@ MOST_PICTURE = 2**25
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def own(folder: Path, name: str, most: int) -> Path | None:
+def find_file(folder: Path, name: str, most: int) -> Path | None:
     """The path of a regular file in a run's folder; None where there is nothing.
 
     Args:
@@ -35,11 +34,11 @@ def own(folder: Path, name: str, most: int) -> Path | None:
     except (OSError, RuntimeError, ValueError):  # nothing, a circle of links, a name with a null in it
         return None
     if not real.is_relative_to(folder.resolve()):
-        raise Unreadable(cut(f"{name}: a link out of the run folder, not followed"))
+        raise Unreadable(f"{name}: a link out of the run folder, not followed")
     if not stat.S_ISREG(found.st_mode):
-        raise Unreadable(cut(f"{name}: no regular file, not read"))
+        raise Unreadable(f"{name}: no regular file, not read")
     if found.st_size > most:
-        raise Unreadable(cut(f"{name}: {found.st_size:,} bytes, more than {most:,}: not read"))
+        raise Unreadable(f"{name}: {found.st_size:,} bytes, more than {most:,}: not read")
     return real
 
 
@@ -47,44 +46,44 @@ def read(folder: Path, name: str, most: int = MOST_JSON) -> str:
     """The text of a file; empty where there is nothing.
 
     Raises:
-        Unreadable: see `own`.
+        Unreadable: see `find_file`.
     """
-    path = own(folder, name, most)
+    path = find_file(folder, name, most)
     if path is None:
         return ""
     try:
         with path.open("rb") as file:
             return file.read(most).decode(errors="replace")
     except OSError as error:
-        raise Unreadable(cut(f"{name}: {error.strerror}")) from error
+        raise Unreadable(f"{name}: {error.strerror}") from error
 
 
 def read_json(folder: Path, name: str) -> Any:
     """What a JSON file holds; None where there is nothing, or half of it.
 
     Raises:
-        Unreadable: see `own`; or it is nested too deeply.
+        Unreadable: see `find_file`; or it is nested too deeply.
     """
     try:
         return json.loads(read(folder, name) or "null")
     except Unreadable:
         raise
     except RecursionError:
-        raise Unreadable(cut(f"{name}: nested too deeply, not read")) from None
+        raise Unreadable(f"{name}: nested too deeply, not read") from None
     except ValueError:
         return None
 
 
-def picture(folder: Path, name: str) -> Path | None:
+def find_picture(folder: Path, name: str) -> Path | None:
     """The path of a PNG; None where there is none.
 
     Raises:
-        Unreadable: see `own`; or it is no PNG.
+        Unreadable: see `find_file`; or it is no PNG.
     """
-    path = own(folder, name, MOST_PICTURE)
+    path = find_file(folder, name, MOST_PICTURE)
     if path is None:
         return None
     with path.open("rb") as file:
         if file.read(len(PNG)) != PNG:
-            raise Unreadable(cut(f"{name}: no PNG, not shown"))
+            raise Unreadable(f"{name}: no PNG, not shown")
     return path

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from flowdiff.errors import FlowdiffError
-from flowdiff.paths import read_json
+from flowdiff.files import read_json
 from flowdiff.runs.interrupts import SIGNALS, scheduled
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from flowdiff.files import there, write_atomically
+from flowdiff.files import require_folder, write_atomically
 from flowdiff.runs import interrupts, slurm
 
 
@@ -28,7 +28,7 @@ class Status:
         if not interrupts.is_first():
             return
         if state in ("running", "done"):
-            there(self.file.parent)
+            require_folder(self.file.parent)
         elif not self.file.parent.is_dir():  # it isn't made again, only to say this
             return
         content = {

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import FlowdiffError
-from flowdiff.options import Steps, checked
+from flowdiff.options import Steps, checked, snake_case
 from flowdiff.samplers.noise import NoiseSource
 from flowdiff.samplers.schedules import Schedule
-from flowdiff.text import snake_case
 
 OTHERS = "euler, heun or ancestral"
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.pictures import read_picture
-from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.paths import is_file
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
+from flowdiff.files import is_file
 
 ALLOWED = (
     "must be the part to leave out: left, right, top, bottom, center, random:P with a share P of the pixels, "
@@ -91,7 +91,7 @@ def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
         else:
             missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0].numpy() > 127
     except (FlowdiffError, OSError, ValueError, TypeError, OverflowError, EOFError) as error:
-        raise ConfigError("mask", mask, f"can't be read: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError("mask", mask, f"can't be read: {one_line(error, 200)}") from error
     if missing.shape not in sizes:
         size = " x ".join(str(n) for n in missing.shape)
         raise ConfigError("mask", mask, f"is {size}, must be {shape[1]} x {shape[2]} as the image")

@@ -33,9 +33,8 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError
-from flowdiff.options import Positive, Range, Sigma, Steps, checked
+from flowdiff.options import Positive, Range, Sigma, Steps, checked, snake_case
 from flowdiff.samplers.noise import NoiseSource
-from flowdiff.text import snake_case
 
 
 class Schedule:

@@ -11,8 +11,8 @@ from flowdiff.data.base import ImageData
 from flowdiff.data.labels import Labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.model.api import Model
+from flowdiff.options import snake_case
 from flowdiff.samplers.batched import BatchedSampler, Drawn
-from flowdiff.text import snake_case
 
 
 @dataclass

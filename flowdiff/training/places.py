@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowdiff import options
-from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.paths import shown
+from flowdiff.errors import ConfigError, FlowdiffError, spell
+from flowdiff.model import configuration
 
 ENTRIES = 20_000  # of a folder that are looked at
 
@@ -25,7 +24,7 @@ def check(config: Mapping[str, Any], run_dir: Path) -> None:
     """
     for key, place in _written(config):
         if not is_below(place, run_dir):
-            raise ConfigError(key, shown(str(place)), f"must lie in the run folder, {shown(run_dir)}")
+            raise ConfigError(key, place, f"must lie in the run folder, {spell(run_dir)}")
 
 
 def is_below(place: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
@@ -41,11 +40,11 @@ def _written(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trainer = config.get("trainer") or {}
     if trainer.get("default_root_dir") is not None:
         yield "trainer.default_root_dir", str(trainer["default_root_dir"])
-    for key, node in options.nodes("callbacks", config.get("callbacks")):
+    for key, node in configuration.nodes("callbacks", config.get("callbacks")):
         for name in ("folder", "dirpath"):
             if isinstance(node.get(name), str):
                 yield f"{key}.{name}", node[name]
-    for key, node in options.nodes("logger", config.get("logger")):
+    for key, node in configuration.nodes("logger", config.get("logger")):
         save_dir = node.get("save_dir")
         if isinstance(save_dir, str):
             yield f"{key}.save_dir", save_dir
@@ -65,10 +64,10 @@ def check_links(folder: str | os.PathLike[str]) -> None:
         for name in (*folders, *names):
             path, count = os.path.join(place, name), count + 1
             if os.path.islink(path) and not is_below(path, folder):
-                raise FlowdiffError(f"{shown(path)}: a link that leads out of the run folder; remove it")
+                raise FlowdiffError(f"{spell(path)}: a link that leads out of the run folder; remove it")
             if name in names and not os.path.islink(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-                raise FlowdiffError(f"{shown(path)}: not a regular file; remove it")
+                raise FlowdiffError(f"{spell(path)}: not a regular file; remove it")
             if count > ENTRIES:
                 raise FlowdiffError(
-                    f"{shown(folder)}: more than {ENTRIES:,} files, which no run writes; move some away"
+                    f"{spell(folder)}: more than {ENTRIES:,} files, which no run writes; move some away"
                 )

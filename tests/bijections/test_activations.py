@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowdiff.bijections.activations import ELU, Activation, Identity, LeakyReLU, Softplus, Spline, Swish, Tanh
 from flowdiff.bijections.splines import knots, spline
-from flowdiff.errors import ConfigError, shown
+from flowdiff.errors import ConfigError, spell
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from tests.helpers.configs import build, choices, node
@@ -225,6 +225,6 @@ def test_swish_is_increasing_exactly_when_it_says_so(beta: float) -> None:
 )
 def test_mistakes_are_named(name: str, key: str, value: object) -> None:
     make = instantiate(node("activation", name) | {key: value})
-    with pytest.raises(Exception, match=f"{key}={shown(value)}: ") as caught:
+    with pytest.raises(Exception, match=f"{key}={spell(value)}: ") as caught:
         make()
     assert isinstance(caught.value, ConfigError) or isinstance(caught.value.__cause__, ConfigError)

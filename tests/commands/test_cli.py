@@ -6,23 +6,16 @@ import json
 import os
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flowdiff.model import checkpoint
 from tests.helpers import forked
-from tests.helpers.command_lines import BARE, TINY, environment, run_folders, start, wait_for
+from tests.helpers.command_lines import BARE, TINY, Command, environment, run_folders, start, status, wait_for
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = (*TINY, "callbacks=minimal", "logger=csv", "evaluate=null")
-
-
-def status(run: Path) -> dict[str, object]:
-    return json.loads((run / "status.json").read_text())
 
 
 def test_a_run_its_results_and_going_on(command: Command, tmp_path: Path) -> None:

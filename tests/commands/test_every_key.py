@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
-from flowdiff.errors import shown
+from flowdiff.errors import one_line, spell
 from flowdiff.model.vocabulary import config_dir
 from tests.helpers.command_lines import TINY
 from tests.helpers.trained import checkpoint
@@ -78,7 +78,7 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = error_messages.explain(error, [f"{key}={shown(value)}"], config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={spell(value)}"], config_dir(), name, config)
         if line is None:
             raise
         return line
@@ -98,11 +98,11 @@ def test_every_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             try:
                 line = outcome(name, key, value, cfg, tmp_path / f"{number}")
             except Exception as error:
-                wrong.append(f"{key}={shown(value)}: {type(error).__name__}: {error_messages.one_line(error)[:300]}")
+                wrong.append(f"{key}={spell(value)}: {type(error).__name__}: {one_line(error, 300)}")
                 continue
             if line != "runs" and not (
                 line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line
             ):
-                wrong.append(f"{key}={shown(value)}: said {line[:300]}")
-            print(f"{key}={shown(value)} -> {line[:200]}")
+                wrong.append(f"{key}={spell(value)}: said {line[:300]}")
+            print(f"{key}={spell(value)} -> {line[:200]}")
     assert not wrong, "\n" + "\n".join(wrong)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from flowdiff.commands.collect import main
-from flowdiff.paths import Unreadable
+from flowdiff.errors import JOINERS
+from flowdiff.files import Unreadable
 from flowdiff.report import figures
 from flowdiff.runs.job_folders import collect, read_job
-from flowdiff.runs.run_files import MOST_JSON, picture, read_json
-from flowdiff.text import TURNING
+from flowdiff.runs.run_files import MOST_JSON, find_picture, read_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 EVIL = '<script>alert(1)</script>|\n\x1b[31m[x](javascript:alert(1))![y](http://example.org/z.png)`"\u202e'
@@ -105,7 +105,7 @@ def test_a_report_of_hostile_files(sweep: Path, capsys: pytest.CaptureFixture[st
     assert time.monotonic() - start < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kB"
     out, err = capsys.readouterr()
-    assert not [c for c in (out + err).replace("\n", "") if ord(c) < 32 or c in TURNING]
+    assert not [c for c in (out + err).replace("\n", "") if not c.isprintable() and c not in JOINERS]
     assert "no samples of" in out and "samples.png: no PNG, not shown" in out
 
     page = Elements()
@@ -158,7 +158,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
         with pytest.raises(Unreadable, match=reason):
             read_json(run, name)
     (run / "x.png").write_bytes(PNG)
-    assert picture(run, "x.png") == (run / "x.png").resolve() and picture(run, "y.png") is None
+    assert find_picture(run, "x.png") == (run / "x.png").resolve() and find_picture(run, "y.png") is None
     linked = tmp_path / "linked"
     linked.symlink_to(run)
     assert read_json(linked, "a.json") == [1], "the folder itself may be reached by a link"

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import flowdiff
-from flowdiff.commands import stored_words
+from flowdiff.commands import collect, stored_words
 from flowdiff.commands.evaluate import expanded, run_of
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.facts import check_entry
-from flowdiff.runs import job_folders
 from flowdiff.samplers.batched import default_tile
 from flowdiff.training import places
 from flowdiff.training.loggers import MOST, Rows
@@ -77,7 +76,7 @@ def test_results_follow_no_link_out_of_a_strangers_folder(tmp_path: Path, capsys
     (word,) = (word for word in expanded([f"run={tmp_path}/sweep/*"]) if word.startswith("output_dir="))
     assert word.startswith("output_dir=outputs/evaluate/")
     (tmp_path / "sweep" / "report").symlink_to(elsewhere)
-    assert job_folders.main([str(tmp_path / "sweep")]) == 1
+    assert collect.main([str(tmp_path / "sweep")]) == 1
     assert "a link, which is not followed" in capsys.readouterr().err
     assert not list(elsewhere.iterdir())
 

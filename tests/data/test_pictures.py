@@ -16,7 +16,7 @@ from flowdiff.data.folders import natural
 from flowdiff.data.images import ImageFolder
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
 from flowdiff.data.splits import stratified
-from flowdiff.errors import ConfigError, FlowdiffError, shown
+from flowdiff.errors import ConfigError, FlowdiffError, spell
 from tests.helpers import pictures
 
 ALL = pictures.pictures()
@@ -271,7 +271,7 @@ def test_names_that_can_not_be_printed(tmp_path: Path) -> None:
         ({"channels": 2}, "channels=2: must be one of 1, 3"),
         ({"channels": True}, "channels=true: must be one of 1, 3"),
         ({"channels": None}, "channels=null: must be one of 1, 3"),
-        *(({key: value}, f"{key}={shown(value)}: must be a number above 0 and below 0.5")
+        *(({key: value}, f"{key}={spell(value)}: must be a number above 0 and below 0.5")
           for key in ("val_fraction", "test_fraction")
           for value in (None, -0.1, 0, 0.5, 3, "a", True, [0.1], float("nan"))),
         ({"white": 0}, "white=0: must be"),

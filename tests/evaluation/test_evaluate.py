@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from flowdiff.commands.evaluate import checkpoints_of, evaluate, expanded, run_of
+import flowdiff
+from flowdiff.commands.evaluate import checkpoints_of, expanded, run_of
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import measurement
 from flowdiff.evaluation.measurement import evaluate_run
-from flowdiff.model.checkpoint import load
+from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.model.opening import load_data
 from flowdiff.report import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
+from tests.helpers.command_lines import Command
+from tests.helpers.measured import measured
 from tests.helpers.trained import checkpoint, composed, edited
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:
-    """metrics.json of a call with these words."""
-    ckpt = [] if any(w.startswith("ckpt_path=") for w in words) else [f"ckpt_path={checkpoint(model)}"]
-    result = evaluate(composed("evaluate", *ckpt, f"output_dir={folder}", "num_steps=2", *words))
-    content = json.loads((folder / "metrics.json").read_text())
-    assert content == result["metrics"]
-    return content
 
 
 def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,10 +75,11 @@ def test_what_does_not_apply_is_skipped_and_said(tmp_path: Path, capsys: pytest.
 
 
 def test_end_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(checkpoint("digits")).config | {"metrics": {"b": {"_target_": "flowdiff.metrics.BitsPerDim"}}}
+    path, metrics = Path(checkpoint("digits")), {"b": BitsPerDim()}
+    data = load_data(flowdiff.load(path))
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "events.out.tfevents.0").touch()
-    found = evaluate_run(str(checkpoint("digits")), config, tmp_path)
+    found = evaluate_run(path, metrics, tmp_path, data, 0, torch.device("cpu"))
     assert found == json.loads((tmp_path / "metrics.json").read_text()) and "bits_per_dim" in found
     out = capsys.readouterr().out
     for path in (checkpoint("digits"), tmp_path / "samples.png", tmp_path / "tensorboard"):

@@ -1,6 +1,8 @@
 """Small runs of the real command lines, in processes of their own."""
 
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ TINY = (
 BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
 
 Compose = Callable[..., DictConfig]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment() -> dict[str, str]:
@@ -55,3 +58,7 @@ def wait_for(found: Callable[[], object], process: forked.Forked, seconds: float
 def run_folders(root: Path) -> Sequence[Path]:
     """The run folders below a folder, in the order of their names."""
     return sorted(status.parent for status in root.rglob("status.json"))
+
+
+def status(run: Path) -> dict[str, object]:
+    return json.loads((run / "status.json").read_text())

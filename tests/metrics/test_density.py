@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from test_evaluate import measured
 from torch import Tensor, nn
 
 from flowdiff.data.base import ImageData
@@ -22,6 +21,7 @@ from flowdiff.metrics.ood import OODAuroc, auroc
 from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
 from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
 from tests.helpers.configs import choices
+from tests.helpers.measured import measured
 from tests.helpers.models import make, points, random_flow, randomise, statistics
 from tests.helpers.trained import checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowdiff.model.export import export
+from flowdiff.commands.export import export
 from tests.helpers import forked, hostile
 from tests.helpers.command_lines import ROOT, environment
 from tests.helpers.trained import checkpoint, composed, edited
@@ -55,7 +55,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     env = environment() | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "FLOWDIFF_CACHE": str(root / "cache")}
     env.pop("FLOWDIFF_DATA", None)
     said = (root / "said", root / "said")
-    done = forked.run("watched", [str(good), str(files), str(out)], root, env, said, timeout=400)
+    done = forked.run("tests.helpers.watched", [str(good), str(files), str(out)], root, env, said, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:]
     assert seen(files) == before, "no file beside them was made or changed"
     assert not list(root.rglob(hostile.MARK))

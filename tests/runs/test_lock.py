@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from test_cli import Command
 
-from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.runs import lock
 from tests.helpers.command_lines import BARE, Compose, environment
+from tests.helpers.runs import train
 
 HOLD = """
 import os, sys, time
@@ -94,7 +94,7 @@ def test_another_machines_process_cant_be_seen(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(lock.OtherJob, match=message), lock.occupied(tmp_path):
         pass
     assert file.read_text() == text
-    monkeypatch.setattr(lock.cluster, "job_id", lambda: "12_3")
+    monkeypatch.setattr(lock.slurm, "job_id", lambda: "12_3")
     with lock.occupied(tmp_path) as killed:  # its scheduler has started it again, on this machine
         assert killed == lock.Holder("elsewhere", 7, "12_3")
     file.write_text(text[:9])

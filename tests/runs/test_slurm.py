@@ -7,8 +7,7 @@ partition (SIGTERM); both are queued again, go on in their own folders and end a
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ import pytest
 from flowdiff.commands import sweeps
 from flowdiff.runs import slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
+from flowdiff.runs.sweeps import standing
 from tests.helpers import fake_slurm
-from tests.helpers.command_lines import TINY, start, wait_for
+from tests.helpers.command_lines import TINY, Command, start, wait_for
 from tests.helpers.forked import Forked
 
 LONG = (  # a checkpoint at each step makes it last for some seconds
@@ -25,7 +25,6 @@ LONG = (  # a checkpoint at each step makes it last for some seconds
     *("callbacks=minimal", "callbacks.checkpoints.every_n_steps=1", "logger=csv", "metrics=[denoising]"),
     *("trainer.max_steps=250", "trainer.val_check_interval=125", "trainer.limit_val_batches=1"),
 )
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -136,9 +135,9 @@ def test_only_the_same_job_goes_on_without_being_asked(in_slurm: pytest.MonkeyPa
         (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": job}))
         assert slurm.requeued(tmp_path) is expected
     with pytest.raises(sweeps.OtherJob, match="still running"):
-        sweeps.standing(tmp_path, ["seed=1"])
+        standing(tmp_path, ["seed=1"])
     (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": "12_3"}))
-    assert sweeps.standing(tmp_path, ["seed=1"]) == ("killed", last(tmp_path))
+    assert standing(tmp_path, ["seed=1"]) == ("killed", last(tmp_path))
     in_slurm.delenv("SUBMITIT_EXECUTOR")
     assert slurm.job_id() is None and not slurm.requeued(tmp_path)
 

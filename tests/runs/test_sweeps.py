@@ -5,18 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import joblib
 import pytest
 from hydra import compose, initialize_config_dir
 
-from flowdiff.commands import sweeps
+from flowdiff.commands import collect, sweeps
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs import job_folders
-from tests.helpers.command_lines import BARE, TINY, environment, start, wait_for
+from flowdiff.runs.sweeps import standing
+from tests.helpers.command_lines import BARE, TINY, Command, environment, start, wait_for
 
 SWEEP = (
     *("--multirun", "flow.n_flows=1,2", "seed=0,1", "trainer.max_steps=20", "trainer.val_check_interval=10"),
@@ -24,12 +25,10 @@ SWEEP = (
     *("callbacks=minimal", "callbacks.checkpoints.every_n_steps=5", "metrics=[denoising]"),
 )
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
 
 def table(folder: Path) -> list[dict[str, str]]:
     """The report's rows without what depends on the clock."""
-    assert job_folders.main([str(folder), "--samples", "0"]) == 0
+    assert collect.main([str(folder), "--samples", "0"]) == 0
     with (folder / "report" / "results.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k not in ("seconds", "resume_sweep")} for row in csv.DictReader(file)]
 
@@ -74,22 +73,22 @@ def status(folder: Path, state: str, *words: str, pid: int = 0) -> None:
 
 def test_where_a_job_stands(tmp_path: Path) -> None:
     words = ["seed=1", "resume_sweep=true"]
-    assert sweeps.standing(tmp_path / "new", words) == ("not started", None)
+    assert standing(tmp_path / "new", words) == ("not started", None)
     last = tmp_path / "checkpoints" / "last.ckpt"
     status(tmp_path, "running", "seed=1")  # by a process that is gone
-    assert sweeps.standing(tmp_path, words) == ("killed", None)
+    assert standing(tmp_path, words) == ("killed", None)
     last.parent.mkdir()
     last.touch()
     for state, shown in (("running", "killed"), ("interrupted", "interrupted"), ("failed", "failed")):
         status(tmp_path, state, "seed=1")
-        assert sweeps.standing(tmp_path, words) == (shown, last)
+        assert standing(tmp_path, words) == (shown, last)
     status(tmp_path, "done", "seed=1")
-    assert sweeps.standing(tmp_path, words) == ("done", None)
+    assert standing(tmp_path, words) == ("done", None)
     status(tmp_path, "running", "seed=1", pid=os.getpid())
     with pytest.raises(FlowdiffError, match="still running"):
-        sweeps.standing(tmp_path, words)
+        standing(tmp_path, words)
     with pytest.raises(FlowdiffError, match=r"holds another job \(seed=1\)"):
-        sweeps.standing(tmp_path, ["seed=2"])
+        standing(tmp_path, ["seed=2"])
 
 
 def test_a_job_that_still_runs_is_left_alone(command: Command, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Clipped
-from flowdiff.errors import ConfigError, shown
+from flowdiff.errors import ConfigError, spell
 from flowdiff.samplers.ode import Euler, Heun
 from flowdiff.samplers.schedules import Adaptive, Cosine, Geometric, Karras, Linear, Polyexponential, Schedule, Vp
 from tests.helpers.analytic import GaussianDenoiser
@@ -147,7 +147,7 @@ def test_a_bad_range_is_named(name: str, sigma_min: object, sigma_max: object, k
         build("schedule", name, **config)
     cause = caught.value if isinstance(caught.value, ConfigError) else caught.value.__cause__
     assert isinstance(cause, ConfigError)
-    assert str(cause).startswith(f"{key}={shown(config[key])}: ")
+    assert str(cause).startswith(f"{key}={spell(config[key])}: ")
 
 
 @pytest.mark.parametrize("name", choices("schedule"))

@@ -9,14 +9,14 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
 from flowdiff.training import run
-from flowdiff.training.callbacks import pictures
+from flowdiff.training.callbacks import metrics, pictures
 from flowdiff.training.callbacks.average import EMA
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 
 
 class Follow(Callback):
@@ -64,7 +64,7 @@ def test_validation_pictures_metrics_and_checkpoints_see_the_average(
         seen["validation"] = (same(weights, follow.average), same(weights, follow.raw))
         validation(self, batch, batch_idx)
 
-    measured = pictures.measure
+    measured = metrics.measure
 
     def measure(metrics: Any, model: Any) -> Any:
         weights = list(model.denoiser.parameters())
@@ -72,7 +72,7 @@ def test_validation_pictures_metrics_and_checkpoints_see_the_average(
         return measured(metrics, model)
 
     monkeypatch.setattr(run.Diffusion, "validation_step", validation_step)
-    monkeypatch.setattr(pictures, "measure", measure)
+    monkeypatch.setattr(metrics, "measure", measure)
     original = run.build_trainer
     monkeypatch.setattr(run, "build_trainer", lambda c, callbacks, *r: original(c, [follow, *callbacks], *r))
     words = ("callbacks=fd", "logger=none", "metrics=[]", "evaluate=null", "lr=0.01", "trainer.max_steps=6")
@@ -83,8 +83,8 @@ def test_validation_pictures_metrics_and_checkpoints_see_the_average(
     assert seen == dict.fromkeys(("validation", "grid", "denoising", "metric"), (True, False))
     for name in ("best", "last"):
         path = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
-        assert same(checkpoint.load(path).denoiser.parameters(), follow.average)
-        assert same(checkpoint.load(path, weights="raw").denoiser.parameters(), follow.raw)
+        assert same(checkpoint.load(path)[0].parameters(), follow.average)
+        assert same(checkpoint.load(path, weights="raw")[0].parameters(), follow.raw)
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import flowdiff
-from flowdiff.commands.train import train
+from flowdiff.commands.evaluate import evaluate
+from flowdiff.commands.export import export
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluation.measurement import evaluate
-from flowdiff.model.export import export
 from tests.helpers.autoencoders import saved
-from tests.helpers.command_lines import TINY
+from tests.helpers.command_lines import TINY, Command
+from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import composed, edited
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 FEW = [
     "dataset=digits",
     "warmup_steps=2",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.samplers.batched import BatchedSampler
 from tests.helpers.command_lines import environment
@@ -49,7 +49,11 @@ class Half(Denoiser):
         super().__init__((1, 28, 28), 0)
 
     def denoise(
-        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, drop: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        perturbation: Perturbation = UNPERTURBED,
     ) -> Tensor:
         return x / 2
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import Command, status
-from test_train import states
 from torch import Tensor
 
-from flowdiff.commands.train import train
 from flowdiff.model import checkpoint
 from flowdiff.training.diffusion import Diffusion
-from tests.helpers.command_lines import TINY, Compose, run_folders
+from tests.helpers.command_lines import TINY, Command, Compose, run_folders, status
+from tests.helpers.runs import train
+from tests.helpers.states import states
 
 Batch = tuple[Tensor, Tensor]
 HALF = 24

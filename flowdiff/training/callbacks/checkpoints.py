@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from flowdiff.errors import ConfigError, is_number
-from flowdiff.files import there
+from flowdiff.files import require_folder
 from flowdiff.model.checkpoint import read
 from flowdiff.options import OUTSIDE, Count, checked
 from flowdiff.runs.interrupts import Interrupted, Interrupts
@@ -58,7 +58,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        there(trainer.default_root_dir)
+        require_folder(trainer.default_root_dir)
         step = trainer.global_step
         if step != self.saved_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
             # the last step too: in on_train_end Lightning has closed the epoch, wherever in it the run stopped,
@@ -85,7 +85,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         """Not without what the loggers were told of its steps: a run that goes on doesn't tell them again."""
-        there(trainer.default_root_dir)
+        require_folder(trainer.default_root_dir)
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(path, weights_only=False)

@@ -1,3 +1,1 @@
 """The class is part of the package flowdiff."""
-
-from flowdiff.pipeline import FlowdiffPipeline
