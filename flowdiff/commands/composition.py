@@ -5,7 +5,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -25,11 +24,6 @@ def compose(words: Sequence[str], config_name: str, folder: str | Path | None = 
     own = [] if folder is None else [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra.compose(config_name, overrides=[*own, *words])
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def is_choice(override: Override, config_dir: Path) -> bool:

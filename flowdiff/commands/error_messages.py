@@ -21,10 +21,10 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands.composition import choices, compose, is_choice, parse
+from flowdiff.commands.composition import choices, compose, is_choice
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
-from flowdiff.runs.words import override
+from flowdiff.runs.words import override, parse, read_word
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -132,7 +132,7 @@ def _unreadable(word: str) -> str:
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o, config_dir))
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
@@ -167,7 +167,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
     options = error.options or choices(group, config_dir)  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
+    typed = next((o for o in overrides if read_word(o).key == group and choice in o), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
         return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
@@ -180,7 +180,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
 def _unknown_key(
     error: ConfigCompositionException, overrides: Sequence[str], config_dir: Path, config_name: str
 ) -> str:
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
         key, _, value = str(several.input_line).partition("=")

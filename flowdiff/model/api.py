@@ -38,6 +38,7 @@ from flowdiff.model.inputs import (
     listed_seeds,
     whole,
 )
+from flowdiff.model.vocabulary import add_folder
 from flowdiff.options import classes_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
@@ -373,6 +374,7 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     first_stage: str | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
@@ -381,7 +383,11 @@ def load(
         weights: `"ema"` or `"raw"`; an exported model has those that it was exported with.
         device: where the model goes.
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
+        config_dir: a folder of YAML files that name classes of your own, the one that `--config-dir` gave to the
+            training; their modules are on `sys.path`.
     """
+    if config_dir is not None:
+        add_folder(config_dir)
     return Model(*checkpoint.load(path, weights), first_stage).to(device)
 
 

@@ -28,7 +28,7 @@ from flowdiff.model.configuration import leaves, to_yaml
 from flowdiff.model.vocabulary import config_dir, content_of
 from flowdiff.options import snake_case
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import values_of
+from flowdiff.runs.words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
 Value = str | float
