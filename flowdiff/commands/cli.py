@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps
 from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
@@ -62,6 +62,8 @@ def dataset_name(target: str) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
+OmegaConf.register_new_resolver("choices", help_texts.describe_choices, replace=True)
+OmegaConf.register_new_resolver("groups", help_texts.list_groups, replace=True)
 
 
 def run(task: Task, config_name: str = "config", exclusive: bool = False) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands import stored_words
 from flowdiff.commands.command_line import given_config_dir
-from flowdiff.commands.composition import compose
+from flowdiff.commands.composition import compose, is_choice
 from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.files import expand_user
@@ -74,7 +74,7 @@ def _follow(stored: list[str], own: bool) -> tuple[list[str], dict[str, Any]]:
     left: list[str] = []
     for override in read:
         key, outside = override.key_or_group, stored_words.goes_outside(override, whole)
-        follow = not outside or (own and not (key.startswith(WRITTEN) and not stored_words.is_choice(override)))
+        follow = not outside or (own and not (key.startswith(WRITTEN) and not is_choice(override)))
         (kept if follow else left).append(str(override.input_line))
     if left:
         what = "is only what the checkpoint says and not followed; type it again if it is right"

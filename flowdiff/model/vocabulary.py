@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import ConfigError
+from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _further: dict[Path, None] = {}  # in the order in which they were told
@@ -149,3 +150,36 @@ def choice_of(group: str, choice: str) -> Any:
         if file.is_file():
             return content_of(file)
     return None
+
+
+def files_of(group: str) -> dict[str, Path]:
+    """The YAML files of a group by the names of its choices (`heun`, `ablation/grid`); {} where there is no such group.
+
+    Of two files of one name that of the first of `folders` counts, as it does for Hydra.
+    """
+    found: dict[str, Path] = {}
+    for place in folders():
+        for file in place.joinpath(group).rglob("*.yaml"):
+            found.setdefault(file.relative_to(place / group).with_suffix("").as_posix(), file)
+    return dict(sorted(found.items()))
+
+
+def choice_that_builds(group: str, target: str, chosen: str | None = None) -> str:
+    """What a class is called in a group: `coupling`, the choice whose file names `flowdiff.flows.CouplingFlow`.
+
+    Args:
+        group: of conf/.
+        target: the class, as `_target_` names it.
+        chosen: the choice that was made, as far as it is known; it counts where its file names the class.
+
+    Returns:
+        The choice; where no file names the class, or several do, the class's own name, `coupling_flow`.
+    """
+    names = [name for name in files_of(group) if _target_of(choice_of(group, name)) == target]
+    if chosen in names:
+        return str(chosen)
+    return names[0] if len(names) == 1 else snake_case(target.rpartition(".")[2])
+
+
+def _target_of(content: Any) -> Any:
+    return content.get("_target_") if isinstance(content, Mapping) else None

@@ -19,7 +19,7 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
 from flowdiff.model.construction import build
 from flowdiff.model.requests import spell_out
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import files_of
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
@@ -173,11 +173,11 @@ def build_augmentation(
     return Augmentation(context_dim)
 
 
-def name_recipe(choices: Mapping[str, Any]) -> str:
+def name_recipe(choices: Mapping[str, str]) -> str:
     """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
     experiment, dataset = choices.get("experiment"), choices.get("dataset")
-    own = (config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
-    of_others = experiment is None or (config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    own = dataset in files_of("experiment") and dataset != experiment
+    of_others = experiment is None or experiment in files_of("dataset")
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
 
