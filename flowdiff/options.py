@@ -19,12 +19,13 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from flowdiff.errors import ConfigError, spell
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Member = TypeVar("Member")
+Product = TypeVar("Product")
 MANY = 10**12  # without end, but for numbers that no machine counts to
 
 
@@ -90,6 +91,22 @@ class Later:
 
 LATER = Later()
 
+
+@dataclass(frozen=True)
+class Recipe(Generic[Product]):
+    """What is to be built: plain values with a `_target_`, as conf/ has them; or an object, which is built already.
+
+    `Recipe[T]` as an annotation says what has to come of it. `model.construction.build` follows it.
+
+    Attributes:
+        key: where it stands in the configuration, for errors.
+        content: the node or the object.
+    """
+
+    key: str
+    content: Any
+
+
 Count = Annotated[int, Range(1, MANY)]
 """How many, where only patience sets a limit."""
 Size = Annotated[int, Range(1, 65_536)]
@@ -140,6 +157,8 @@ def _problem(value: Any, annotation: Any, notes: tuple[Any, ...]) -> str | None:
         if None in found:
             return None
         return " or ".join(dict.fromkeys(words for words in found if words))
+    if origin is Recipe:
+        return _problem(value, arguments[0], notes)
     if annotation in (None, type(None)):
         return None if value is None else "null"
     if origin is Literal:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from flowdiff.commands.evaluate import evaluate
-from flowdiff.commands.train import train
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import build, choices
 from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
+from tests.helpers.runs import train
 from tests.helpers.trained import checkpoint, composed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -38,7 +38,7 @@ def loss_and_gradients(model: Denoiser, name: str, given: list[Tensor | None]) -
     assert x is not None and sigma is not None
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     drop = torch.arange(len(x), device=x.device) % 2 == 0
-    total = build("loss", name)(model, x, labels, sigma, eps, drop, 0.5)["loss"].mean()
+    total = build("loss", name)(model, x, labels, sigma, eps, Perturbation(drop), 0.5)["loss"].mean()
     total.backward()
     return [total.detach().cpu(), *(p.grad.cpu().clone() for p in model.parameters() if p.grad is not None)]
 

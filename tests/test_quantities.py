@@ -18,6 +18,7 @@ from flowdiff.metrics.base import Evaluand, Metric, Result, declared, measure
 from flowdiff.model import api
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.quantities import Quantity, from_entries, resolved
+from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
 from tests.helpers.trained import checkpoint
 
@@ -40,7 +41,7 @@ def evaluand(name: str) -> Evaluand:
         return Evaluand(gaussian, Toy(num_train=10, num_test=20))
     data = Digits()
     denoiser = api.load(checkpoint("digits")).denoiser
-    return Evaluand(denoiser, data, data.statistics(10), lambda n, labels, seed: torch.zeros(n, 1, 8, 8))
+    return Evaluand(denoiser, data, data.statistics(10), lambda n, labels, seed: Drawn(torch.zeros(n, 1, 8, 8)))
 
 
 @pytest.mark.parametrize("name", CHOICES)

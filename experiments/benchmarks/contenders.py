@@ -1,71 +1,28 @@
-"""Who is compared (contenders.yaml), and one contender's result: run once, kept as JSON, an error like any other.
+"""Who takes part in the benchmark: contenders.yaml."""
 
-A result is a dictionary of plain values: `request` (what was asked for), `error` (None if there was none), what
-was measured of the training, and `metrics` as in a run's metrics.json. A result that answers the same request is
-not measured again.
-"""
-
-import argparse
 import json
-import os
-import platform
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
-from experiments.benchmarks import budget
-from flowdiff.errors import ConfigError, FlowdiffError
+from experiments.common import budget
+from experiments.common.results import Contender, Result
 from flowdiff.files import write_json
 
-Result = dict[str, Any]
 FILE = Path(__file__).with_name("contenders.yaml")
-RUNS = Path("outputs/benchmarks")
 DATASETS = ("digits", "mnist")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One model on one dataset under one budget.
-
-    Attributes:
-        name: of its row.
-        kind: flowdiff, baseline (a model of this package without a flow) or peer (another library's).
-        settings: the words of the command line, or the peer's entry.
-        dataset: an experiment of conf/experiment.
-        seconds: of training.
-        seed: of everything.
-    """
-
-    name: str
-    kind: str
-    settings: Any
-    dataset: str
-    seconds: float
-    seed: int
-
-    @property
-    def request(self) -> Result:
-        """What its result has to answer."""
-        words = {"name": self.name, "kind": self.kind, "settings": self.settings, "dataset": self.dataset}
-        return words | {"seconds": self.seconds, "seed": self.seed}
+class PeerContender(Contender):
+    """Another library's flow; its settings are its entry in contenders.yaml."""
 
     def run(self, folder: Path, limit: float) -> Result:
-        """Train and measure, with all files below `folder`.
-
-        Raises:
-            FlowdiffError: it failed; the message is one line.
-        """
-        if self.kind != "peer":
-            words = [f"experiment={self.dataset}", *self.settings]
-            return budget.train(words, self.seconds, self.seed, folder, limit)
+        """Train and measure it in a process of its own, see `experiments.benchmarks.fit`."""
         write_json(folder / "request.json", self.request, ensure_ascii=False)
-        budget.command("experiments.benchmarks.fit", [str(folder)], folder / "run.log", limit)
+        budget.run_module("experiments.benchmarks.fit", [str(folder)], folder / "run.log", limit)
         found = json.loads((folder / "result.json").read_text())
         assert isinstance(found, dict)
         return found
@@ -76,120 +33,20 @@ def contenders(dataset: str, seconds: float, seed: int, file: Path = FILE) -> li
     table = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(table, dict)
     found = []
-    for section, kind in (("flowdiff", "flowdiff"), ("baselines", "baseline"), ("peers", "peer")):
+    for section, kind in (("flowdiff", "flowdiff"), ("baselines", "baseline")):
         for name, settings in (table.get(section) or {}).items():
-            if kind == "peer":
-                settings = on(dataset, settings)
-            elif isinstance(settings, dict):
+            if isinstance(settings, dict):
                 settings = settings.get(dataset)
             if settings is not None:
                 found.append(Contender(name, kind, settings, dataset, seconds, seed))
+    for name, entry in (table.get("peers") or {}).items():
+        found.append(PeerContender(name, "peer", entry_on(dataset, entry), dataset, seconds, seed))
     return found
 
 
-def on(dataset: str, entry: dict[str, Any]) -> dict[str, Any]:
+def entry_on(dataset: str, entry: dict[str, Any]) -> dict[str, Any]:
     """A peer's entry as it is on a dataset."""
     common = {key: value for key, value in entry.items() if key not in DATASETS}
     merged = OmegaConf.to_container(OmegaConf.merge(common, entry.get(dataset) or {}))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
-
-
-def command_line(prog: str, description: str | None, out: Path, runs: Path) -> argparse.ArgumentParser:
-    """The options of a benchmark whose contenders are trained for minutes."""
-    parser = options(prog, description, 120.0, out)
-    parser.add_argument("--models", help="some of them, with commas (default: all)")
-    parser.add_argument("--again", action="store_true", help="measure what is there already once more")
-    parser.add_argument("--runs", type=Path, default=runs, help="takes the run folders")
-    return parser
-
-
-def options(prog: str, description: str | None, seconds: float, out: Path) -> argparse.ArgumentParser:
-    """The options that every benchmark has; `seconds` and `out` are their defaults."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
-    parser.add_argument("--seconds", type=float, default=seconds, help="of training, for each")
-    parser.add_argument("--out", "-o", type=Path, default=out, help="takes the results")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
-
-
-def chosen(everyone: list[Contender], names: str | None) -> list[Contender]:
-    """Those whose names stand in a list with commas; all for None.
-
-    Raises:
-        ConfigError: a name that isn't there.
-    """
-    if names is None:
-        return everyone
-    known = {contender.name: contender for contender in everyone}
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in known:
-            raise ConfigError("--models", name, f"must be among {', '.join(known)}")
-    return [known[name] for name in wanted]
-
-
-@dataclass
-class Results:
-    """The results of contenders, a JSON file each in `folder`.
-
-    Attributes:
-        folder: of the JSON files.
-        runs: takes the run folders.
-        again: measure what is there already once more.
-        limit: seconds of wall-clock for one command of a contender; None: 20 times its budget and half an hour.
-        say: is told what happens.
-    """
-
-    folder: Path
-    runs: Path = RUNS
-    again: bool = False
-    limit: float | None = None
-    say: Callable[[str], None] = field(default=print)
-
-    def kept(self, contender: Contender) -> Result | None:
-        """The result that answers the contender's request, if there is one."""
-        file = self.folder / f"{contender.name}.json"
-        try:
-            result = json.loads(file.read_text())
-        except (OSError, ValueError):
-            return None
-        return result if isinstance(result, dict) and result.get("request") == contender.request else None
-
-    def get(self, contender: Contender) -> Result:
-        """The contender's result: the one that is there, or a new one. An error is tried anew."""
-        result = self.kept(contender)
-        if result is not None and result["error"] is None and not self.again:
-            self.say(f"{contender.name}: done already ({self.folder / contender.name}.json)")
-            return result
-        self.say(f"{contender.name}: training for {contender.seconds:g} s")
-        when = time.strftime("%Y-%m-%d_%H-%M-%S")
-        run = (self.runs / contender.dataset / contender.name / when).resolve()
-        limit = 20 * contender.seconds + 1800 if self.limit is None else self.limit
-        result = {"request": contender.request, "error": None, "machine": machine()}
-        try:
-            result |= contender.run(run, limit)
-        except Exception as error:  # whatever it is, the others are measured
-            kind = "" if isinstance(error, FlowdiffError) else f"{type(error).__name__}: "
-            result["error"] = kind + " ".join(str(error).split())
-            self.say(f"{contender.name}: {result['error']}")
-        write_json(self.folder / f"{contender.name}.json", result, ensure_ascii=False)
-        return result
-
-    def measure(self, everyone: list[Contender], names: str | None, report: Callable[[Sequence[Result]], None]) -> None:
-        """Get those with these names (see `chosen`), one after the other; `report` is given all rows after each."""
-        for contender in chosen(everyone, names):
-            self.get(contender)
-            report([row for c in everyone if (row := self.kept(c)) is not None])
-
-
-def machine() -> Result:
-    """What the times depend on; `load` is that of others in the last minute, as far as it is known."""
-    return {
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": sys.platform,
-    }

@@ -23,19 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
+from flowdiff.commands.train import request_of
 from flowdiff.data.base import ImageData, read_data
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
 from flowdiff.metrics.likelihood import BitsPerDim
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.construction import build
+from flowdiff.samplers.batched import Drawn
 
 VALIDATIONS = 12
 
@@ -48,19 +49,14 @@ class Sampler:
     batch_size: int = 500
     seconds_per_100: float = math.nan
 
-    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Drawn:
         torch.manual_seed(seed)
         start, parts = time.perf_counter(), []
         for i in range(0, n, self.batch_size):
             rows = slice(i, min(i + self.batch_size, n))
             parts.append(self.peer.sample(rows.stop - i, None if labels is None else labels[rows]))
         self.seconds_per_100 = 100 * (time.perf_counter() - start) / n
-        return torch.cat(parts)
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """How the samples were made, for the results."""
-        return {"sampler": "inverse", "nfe": self.peer.passes}
+        return Drawn(torch.cat(parts).detach().cpu(), conditions={"sampler": "inverse", "nfe": self.peer.passes})
 
 
 def batches(data: ImageData, sigma_min: float) -> Iterator[tuple[Tensor, Tensor]]:
@@ -153,10 +149,8 @@ def main(folder: Path) -> dict[str, Any]:
     """Train and measure what request.json asks for; returns what is in result.json."""
     request = json.loads((folder / "request.json").read_text())
     entry, seed = request["settings"], int(request["seed"])
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("config", overrides=[f"experiment={request['dataset']}", f"seed={seed}"])
-    sigma_min = float(config.sigma_min)
-    data = read_data(instantiate(config.dataset, _convert_="all"))
+    ours = request_of(f"experiment={request['dataset']}", f"seed={seed}")
+    sigma_min, data = ours.sigma_min, read_data(build(ours.dataset))
     torch.manual_seed(seed)
     classes = data.num_classes if entry["given_class"] else 0
     peer = instantiate(entry["model"], shape=data.shape, num_classes=classes, _convert_="all")
@@ -173,7 +167,7 @@ def main(folder: Path) -> dict[str, Any]:
         result["metrics"] |= measured({"fd": FrechetDistance(), "recognised": Recognised()}, model)
         result["seconds_per_100"] = sampler.seconds_per_100
     except (RuntimeError, AssertionError, ValueError) as error:  # an inverse that breaks down: the likelihood stands
-        result["note"] = f"no samples: {type(error).__name__}: {' '.join(str(error).split())}"
+        result["note"] = f"no samples: {type(error).__name__}: {one_line(error)}"
     write_json(folder / "result.json", result)
     return result
 

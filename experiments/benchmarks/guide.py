@@ -17,22 +17,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-
-from experiments.benchmarks import budget, contenders
-from experiments.benchmarks.speeds import DEFAULT, EPOCH, IMAGES, SAMPLING, Measure, Row, Spread, report
-from experiments.benchmarks.table import machine_words
+from experiments.benchmarks import contenders
+from experiments.benchmarks.speeds import DEFAULT, EPOCH, IMAGES, SAMPLING, Measure, report
+from experiments.common import budget, options
+from experiments.common.columns import Row, machine_words
+from experiments.common.configurations import train
+from experiments.common.results import describe_machine
+from experiments.common.spread import Spread
 from flowdiff.commands import cli
 from flowdiff.data.labels import resolve_labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, positive
 from flowdiff.model.api import Model, load
 from flowdiff.model.opening import build_data
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.samplers.batched import seeds_from
-from flowdiff.training.run import train
 
 STEPS = (10, 20, 50, 100)
 SAMPLES = 100
@@ -83,7 +82,7 @@ class Benchmark:
         """Measure everything once, with the runs in `folder`."""
         models = {}
         for name, words in commands(self.dataset).items():
-            model, speed, batch = self.trained(words, folder / name)
+            model, speed, batch = self.train(words, folder / name)
             models[name] = model
             self.values[Measure(IMAGES), name].append(speed)
             if name not in self.facts:
@@ -97,27 +96,25 @@ class Benchmark:
         for measure in (*(Measure(SAMPLING, "ancestral", n) for n in self.steps), Measure(SAMPLING, "inversion")):
             for name, model in models.items():
                 if model.has_inverse or measure.sampler == "ancestral":
-                    self.sampled(measure, name, model)
+                    self.time_samples(measure, name, model)
 
-    def trained(self, words: Sequence[str], run: Path) -> tuple[Model, float, int]:
+    def train(self, words: Sequence[str], run: Path) -> tuple[Model, float, int]:
         """The model of a short training, its images per second after the warm-up, and images in a step."""
         settings = [*TRAINING, f"seed={self.seed}", f"trainer.max_time={{seconds:{self.seconds}}}", f"run_dir='{run}'"]
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("config", overrides=[*words, *settings])
         with contextlib.redirect_stdout(io.StringIO()):
-            last = train(config, list(words))["last"]
-        taken, logged = budget.windows(run)
+            last = train([*words, *settings], said=words)["last"]
+        taken, logged = budget.read_windows(run)
         timed, batch = taken[WARM_UP:], budget.batch_size(run)
         return load(last), batch * logged * len(timed) / sum(timed), batch
 
-    def sampled(self, measure: Measure, name: str, model: Model) -> None:
+    def time_samples(self, measure: Measure, name: str, model: Model) -> None:
         """Seconds for `SAMPLES` samples, and the evaluations that the library counted."""
         batched = model.batched(measure.sampler, num_steps=measure.steps)
         labels, seeds = resolve_labels("balanced", SAMPLES, model.num_classes), seeds_from(self.seed, SAMPLES)
         start = time.perf_counter()
-        batched(labels, seeds, quiet=True)
+        drawn = batched.draw(labels, seeds, quiet=True)
         self.values[measure, name].append(time.perf_counter() - start)
-        self.counts[measure, name] = {"nfe": batched.nfe, **batched.evaluations}
+        self.counts[measure, name] = {"nfe": drawn.nfe, **drawn.evaluations}
 
     def rows(self) -> list[Row]:
         """A row for each measure of each contender, with its spread and that of its ratio to the default."""
@@ -125,14 +122,9 @@ class Benchmark:
         for (measure, name), values in self.values.items():  # in the order of measuring
             reference = self.values[measure, DEFAULT]
             ratios = [value / other for value, other in zip(values, reference, strict=True)]
-            row: Row = {"model": name, "measure": measure, "value": spread(values), "ratio": spread(ratios)}
+            row: Row = {"model": name, "measure": measure, "value": Spread.of(values), "ratio": Spread.of(ratios)}
             found.append(row | self.counts.get((measure, name), {}))
         return found
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Least, median, largest."""
-    return min(values), median(values), max(values)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -150,7 +142,7 @@ def whole_numbers(text: str) -> list[int]:
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     out = Path(__file__).with_name("results")
-    parser = contenders.options("experiments.benchmarks.guide", __doc__, 6.0, out)
+    parser = options.benchmark_parser("experiments.benchmarks.guide", __doc__, 6.0, out)
     parser.add_argument("--dataset", choices=contenders.DATASETS, default="digits")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="of the sampler, with commas")
@@ -160,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
         positive("--seconds", given.seconds)
         at_least("--repeats", given.repeats, 1)
         benchmark = Benchmark(given.dataset, given.seconds, whole_numbers(given.steps), given.seed)
-        machine = contenders.machine()
+        machine = describe_machine()
         for number in range(given.repeats):
             print(f"round {number + 1} of {given.repeats}", flush=True)
             with tempfile.TemporaryDirectory() as folder:

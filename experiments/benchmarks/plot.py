@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.contenders import Result
-from experiments.benchmarks.table import BITS, FD, FD_REAL, RECOGNISED, Column, conditions, metric
-from flowdiff.files import write_whole
+from experiments.common.columns import BITS, FD, FD_REAL, RECOGNISED, Column, conditions, metric
+from experiments.common.results import Result
+from flowdiff.report.figures import save_figure
 
 COLOURS = {"flowdiff": "#2a6f97", "baseline": "#6c757d", "peer": "#e07a5f"}
 
@@ -32,13 +31,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     dataset = results[0]["request"]["dataset"]
     key = "blue: flowdiff, gray: no flow, orange: other libraries; pale: without the class; dotted: real images"
     figure.suptitle(f"{dataset}: {conditions(results)}\n{key}", fontsize=9)
-    save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG."""
-    FigureCanvasAgg(figure)
-    write_whole(path, lambda file: figure.savefig(file, format="png"))
+    save_figure(figure, path)
 
 
 def bars(axes: Axes, results: Sequence[Result], column: Column, title: str) -> None:

@@ -1,27 +1,24 @@
 """Speeds of contenders as tables and a picture: each cell is the median over the rounds (min–max).
 
-A row is a contender and a `Measure`: `value` and `ratio` (to the default's value in the same round) are each
-(min, median, max), beside the evaluations of a sample that `samplers.batched.BatchedSampler` counted.
+A row is a contender and a `Measure`: `value` and `ratio` (to the default's value in the same round) are each a
+`experiments.common.spread.Spread`, beside the evaluations of a sample that `samplers.batched.BatchedSampler` counted.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
-from experiments.benchmarks.plot import save
-from experiments.benchmarks.table import Column, filled, to_csv, to_markdown
+from experiments.common.columns import Column, Row, rounded, to_csv
+from flowdiff.evaluation import tables
 from flowdiff.files import write_text
+from flowdiff.report.figures import save_figure
 
 DEFAULT = "default"  # the contender that the others are compared with
 IMAGES, EPOCH, SAMPLING = "images_per_second", "seconds_per_epoch", "seconds_per_100"
 HEADINGS = {IMAGES: "images/s", EPOCH: "s an epoch", SAMPLING: "s per 100"}
 COLOURS = {"guide": "#e07a5f", DEFAULT: "#2a6f97", "unet": "#6c757d"}
-Spread = tuple[float, float, float]
-Row = dict[str, Any]
 
 
 class Measure(NamedTuple):
@@ -30,17 +27,6 @@ class Measure(NamedTuple):
     what: str
     sampler: str | None = None
     steps: int | None = None
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def shown(spread: Spread) -> str:
-    """`median (min–max)`."""
-    low, middle, high = map(number, spread)
-    return f"{middle} ({low}–{high})"
 
 
 def part(key: str, index: int, name: str) -> Column:
@@ -65,18 +51,14 @@ CSV = (
 
 def columns(measure: str) -> list[Column]:
     """Of the table that shows a measure."""
-    value = Column(measure, HEADINGS[measure], lambda row: shown(row["value"]))
-    ratio = Column("ratio", "× default", lambda row: shown(row["ratio"]))
+    value = Column(measure, HEADINGS[measure], lambda row: row["value"].text())
+    ratio = Column("ratio", "× default", lambda row: row["ratio"].text())
     return [SAMPLER, STEPS, MODEL, *COUNTS, value, ratio]
 
 
-def tables(rows: Sequence[Row]) -> list[tuple[list[Column], list[Row]]]:
-    """One for each measure: its columns that are not empty, and its rows."""
-    found = []
-    for measure in HEADINGS:
-        mine = [row for row in rows if row["measure"].what == measure]
-        found.append((filled(columns(measure), mine), mine))
-    return found
+def grids(rows: Sequence[Row]) -> list[tuple[list[str], list[list[str]]]]:
+    """Headings and cells of a table for each measure."""
+    return [rounded(columns(what), [row for row in rows if row["measure"].what == what]) for what in HEADINGS]
 
 
 def report(rows: Sequence[Row], out: Path, name: str, title: str, lines: Sequence[str]) -> None:
@@ -89,19 +71,12 @@ def report(rows: Sequence[Row], out: Path, name: str, title: str, lines: Sequenc
         lines: paragraphs on the conditions, between heading and tables.
     """
     write_text(out / f"{name}.csv", to_csv(CSV, rows))
-    parts = [f"**{title}**", *lines, *(to_markdown(*table).rstrip() for table in tables(rows))]
-    write_text(out / f"{name}.md", "\n\n".join(parts) + "\n")
+    paragraphs = [f"**{title}**", *lines, *(tables.to_markdown(*grid).rstrip() for grid in grids(rows))]
+    write_text(out / f"{name}.md", "\n\n".join(paragraphs) + "\n")
     plot(rows, title, out / f"{name}.png")
-    console = Console()
-    console = Console(width=console.width if console.is_terminal else max(console.width, 120))
-    console.print(title, *lines, sep="\n", markup=False, highlight=False)
-    for shown_columns, mine in tables(rows):
-        grid = Table()
-        for column in shown_columns:
-            grid.add_column(column.heading, justify="left" if column in (SAMPLER, MODEL) else "right")
-        for row in mine:
-            grid.add_row(*(column.text(row) for column in shown_columns))
-        console.print(grid)
+    print(title, *lines, sep="\n")
+    for header, cells in grids(rows):
+        tables.show(header, cells, right=[heading for heading in header if heading not in ("sampler", "model")])
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -124,4 +99,4 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.legend(fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)

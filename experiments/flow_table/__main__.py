@@ -10,37 +10,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.benchmarks import contenders, table
-from experiments.benchmarks.contenders import Contender, Result, Results
+from experiments.common import columns, options
+from experiments.common.configurations import flow_names
+from experiments.common.results import Contender, Result, Results
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
-from flowdiff.model.vocabulary import config_dir
 
 DATASET = "digits"
 RUNS = Path("outputs/flow_table")
 COLUMNS = (
-    *(table.NAME, table.BITS, table.FD, table.FD_REAL, table.RECOGNISED, *table.DENOISING),
-    *(table.PARAMETERS, table.SPEED, table.RATE, table.STEPS, table.SECONDS),
-    *(table.SAMPLER, table.NFE, table.SAMPLING, table.INVERSION, table.ERROR, table.NOTE),
+    *(columns.NAME, columns.BITS, columns.FD, columns.FD_REAL, columns.RECOGNISED, *columns.DENOISING),
+    *(columns.PARAMETERS, columns.SPEED, columns.RATE, columns.STEPS, columns.SECONDS),
+    *(columns.SAMPLER, columns.NFE, columns.SAMPLING, columns.INVERSION, columns.ERROR, columns.NOTE),
 )
 
 
 def flows(seconds: float, seed: int) -> list[Contender]:
     """One contender for each file in conf/flow."""
-    names = sorted(file.stem for file in (config_dir() / "flow").glob("*.yaml"))
-    return [Contender(name, "flowdiff", [f"flow={name}"], DATASET, seconds, seed) for name in names]
+    return [Contender(name, "flowdiff", [f"flow={name}"], DATASET, seconds, seed) for name in flow_names()]
 
 
 def report(results: Sequence[Result], out: Path) -> None:
     """CSV and Markdown."""
-    write_text(out / "flows.csv", table.to_csv(COLUMNS, results))
-    write_text(out / "flows.md", f"{table.conditions(results)}\n\n{table.to_markdown(COLUMNS, results)}")
+    write_text(out / "flows.csv", columns.to_csv(COLUMNS, results))
+    write_text(out / "flows.md", f"{columns.conditions(results)}\n\n{columns.to_markdown(COLUMNS, results)}")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     out = Path(__file__).with_name("results")
-    given = contenders.command_line("experiments.flow_table", __doc__, out, RUNS).parse_args(words)
+    given = options.contest_parser("experiments.flow_table", __doc__, out, RUNS).parse_args(words)
     try:
         everyone = flows(positive("--seconds", given.seconds), given.seed)
         results = Results(given.out / "flows", given.runs, given.again)

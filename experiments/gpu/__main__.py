@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 
-from flowdiff.commands import error_messages
-from flowdiff.commands.train import train
+from experiments.common.columns import Column, to_markdown
+from experiments.common.configurations import train
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
-from flowdiff.model.vocabulary import config_dir
-from flowdiff.training.run import matmul_precision
+from flowdiff.training.run import use_matmul_precision
 
 OUT = Path(__file__).with_name("results")
 WARM, SIDE = 8, 8192
@@ -42,8 +41,19 @@ MODES: tuple[tuple[str, list[str], str, torch.dtype, bool], ...] = (
     ("float32, compiled", ["compile=true"], "highest", torch.float32, True),
 )
 
+COLUMNS = (
+    Column("training", "training", lambda row: row["model"]),
+    Column("precision", "precision", lambda row: row["mode"]),
+    Column("batch", "batch", lambda row: row["batch"]),
+    Column("milliseconds", "ms a step", lambda row: 1e3 * row["seconds"], "{:.1f}"),
+    Column("images_per_second", "images/s", lambda row: row["batch"] / row["seconds"], "{:,.0f}"),
+    Column("gigabytes", "GB", lambda row: row["gigabytes"], "{:.2f}"),
+    Column("teraflops", "TFLOP/s", lambda row: row["operations"] / row["seconds"] / 1e12, "{:.2f}"),
+    Column("share", "of the peak", lambda row: row["operations"] / row["seconds"] / row["peak"], "{:.1%}"),
+)
 
-def measured(words: Sequence[str], steps: int) -> dict[str, float]:
+
+def measure(words: Sequence[str], steps: int) -> dict[str, float]:
     """What `experiments.gpu.clock.Clock` says of one training."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clock.json"
@@ -54,7 +64,7 @@ def measured(words: Sequence[str], steps: int) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        train(error_messages.composed([*words, *more], config_dir(), "config"))
+        train([*words, *more])
         return json.loads(file.read_text())
 
 
@@ -63,19 +73,6 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     a @ b
     return 2 * SIDE**3 / sorted(times(lambda: a @ b, 9, device))[4]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
-    names = ("training", "precision", "batch", "ms a step", "images/s", "GB", "TFLOP/s", "of the peak")
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    for row in rows:
-        rate = row["operations"] / row["seconds"]
-        cells = [row["model"], row["mode"], str(row["batch"]), f"{1e3 * row['seconds']:.1f}"]
-        cells += [f"{row['batch'] / row['seconds']:,.0f}", f"{row['gigabytes']:.2f}", f"{rate / 1e12:.2f}"]
-        cells += [f"{rate / row['peak']:.1%}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -90,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     start = time.monotonic()
     for mode, mode_words, precision, dtype, small in (row for row in MODES if row[0] in given.modes.split(",")):
-        with matmul_precision(precision):
+        with use_matmul_precision(precision):
             best = peak(dtype, device)
         print(f"{mode}: {best / 1e12:.1f} TFLOP/s, cuDNN's TF32: {torch.backends.cudnn.allow_tf32}", flush=True)
         for model, model_words, batches in MODELS:
@@ -99,12 +96,13 @@ def main(words: Sequence[str] | None = None) -> int:
                     break
                 choices = [*model_words, *mode_words, f"trainer={given.trainer}", f"dataset.batch_size={batch}"]
                 choices += [f"trainer.matmul_precision={precision}"]
-                found = measured(choices, given.steps)
+                found = measure(choices, given.steps)
                 rows.append({"model": model, "mode": mode, "batch": batch, "peak": best, **found})
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
+                print(to_markdown(COLUMNS, rows[-1:]).splitlines()[-1], flush=True)
                 write_json(OUT / "gpu.json", {"torch": torch.__version__, "device": name_of(device), "rows": rows})
-    write_text(OUT / "gpu.md", table(rows))
-    print(table(rows))
+    table = to_markdown(COLUMNS, rows)
+    write_text(OUT / "gpu.md", table)
+    print(table)
     return 0
 
 

@@ -5,40 +5,56 @@ Each file in results/ is the metrics.json of one run; its name is the row's.
 
 import json
 from pathlib import Path
-from typing import Any
+
+from experiments.common.columns import NAME, Column, Row, distance, metric, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
 SIGMAS = ("0.05", "0.2", "1", "5")
-Entries = dict[str, dict[str, Any]]
 
 
-def value(entries: Entries, key: str, digits: int = 3) -> str:
+def number(row: Row, key: str, form: str = "{:.3g}") -> str:
     """A metric as text; a dash where it was not measured."""
-    number = entries.get(key, {}).get("value")
-    return "–" if number is None else f"{number:.{digits}g}"
+    value = metric(row, key)
+    return "–" if value is None else form.format(value)
 
 
-def row(name: str, entries: Entries) -> str:
-    """One row of the table."""
-    fd = next((key for key in entries if key.startswith("fd_") and not key.endswith("/real")), "")
-    samples = entries.get(fd, {})
-    how = f"{samples['sampler']}, NFE {samples['nfe']:g}, n = {samples['n']:,}" if samples else "–"
-    ratios = " / ".join(value(entries, f"denoising_ratio/{sigma}") for sigma in SIGMAS)
-    distance = f"{value(entries, fd)} ({value(entries, fd + '/real')})" if fd else "–"
-    recognised = entries.get("recognised", {}).get("value")
-    share = "–" if recognised is None else f"{100 * recognised:.1f} %"
-    return f"| {name} | {value(entries, 'bits_per_dim', 4)} | {ratios} | {distance} | {share} | {how} |"
+def how(row: Row) -> str | None:
+    """How the samples were made."""
+    fd = distance(row)
+    return f"{metric(row, fd, 'sampler')}, NFE {metric(row, fd, 'nfe'):g}, n = {metric(row, fd, 'n'):,}" if fd else None
 
 
-def main() -> None:
-    """Print the table."""
-    print("| model | bits/dim | D | FD (real) | recognised | samples |")
-    print("|---|---|---|---|---|---|")
-    for file in sorted(RESULTS.glob("*.json")):
-        entries = json.loads(file.read_text())
-        if "bits_per_dim" in entries or "recognised" in entries:
-            print(row(file.stem.replace("_", " "), entries))
+def distances(row: Row) -> str | None:
+    """The Fréchet distance, and that of real images."""
+    fd = distance(row)
+    return f"{number(row, fd)} ({number(row, f'{fd}/real')})" if fd else None
+
+
+def recognised(row: Row) -> str | None:
+    """In per cent."""
+    share = metric(row, "recognised")
+    return None if share is None else f"{100 * share:.1f} %"
+
+
+COLUMNS = (
+    NAME,
+    Column("bits_per_dim", "bits/dim", lambda row: metric(row, "bits_per_dim"), "{:.4g}"),
+    Column("denoising", "D", lambda row: " / ".join(number(row, f"denoising_ratio/{sigma}") for sigma in SIGMAS)),
+    Column("fd", "FD (real)", distances),
+    Column("recognised", "recognised", recognised),
+    Column("samples", "samples", how),
+)
+
+
+def rows() -> list[Row]:
+    """The recorded runs that have a density or samples."""
+    found = [(file.stem.replace("_", " "), json.loads(file.read_text())) for file in sorted(RESULTS.glob("*.json"))]
+    return [
+        {"request": {"name": name}, "metrics": entries}
+        for name, entries in found
+        if {"bits_per_dim", "recognised"} & entries.keys()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print(to_markdown(COLUMNS, rows()), end="")

@@ -6,7 +6,6 @@ memory is read. The latents are made by an autoencoder of SDXL's shape with rand
 """
 
 import argparse
-import csv
 import math
 import resource
 import subprocess
@@ -17,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from experiments.common.configurations import flow_names, plain_config
 from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
+from flowdiff.evaluation.tables import to_csv, to_markdown
 from flowdiff.files import write_text
 from flowdiff.model import checkpoint
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.objectives.losses import Likelihood, Mixture
-from flowdiff.training.building import plain
 
 LOSSES = {"likelihood": Likelihood, "mixture": Mixture}
 ADDRESS_SPACE = 18 << 30
@@ -50,9 +48,7 @@ SDXL_AUTOENCODER: dict[str, Any] = {
 
 def model(flow: str, shape: tuple[int, ...]) -> Denoiser:
     """The denoiser of `experiment=sdxl_latent flow=…`, unconditional, at its initialisation."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        words = [f"flow={flow}", "precondition=standardized", "run_dir=none"]
-        config = plain(compose("config", overrides=words))
+    config = plain_config([f"flow={flow}", "precondition=standardized", "run_dir=none"])
     found = checkpoint.build_denoiser(config, shape, 0)
     assert isinstance(found, Denoiser)
     return found
@@ -126,8 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("experiments/sdxl_latent"))
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128])
-    names = [path.stem for path in sorted((config_dir() / "flow").glob("*.yaml"))]
-    parser.add_argument("--flows", nargs="+", default=names)
+    parser.add_argument("--flows", nargs="+", default=flow_names())
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--limit", type=float, default=180, help="seconds for a flow's two steps")
     parser.add_argument("--step", nargs=3, metavar=("FLOW", "SIDE", "LOSS"), help=argparse.SUPPRESS)
@@ -154,14 +149,9 @@ def main() -> None:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """steps.csv and steps.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "steps.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(str(r.get(c, "")) for c in COLUMNS) + " |" for r in rows]
-    write_text(folder / "steps.md", "\n".join(lines) + "\n")
+    cells = [[row.get(name, "") for name in COLUMNS] for row in rows]
+    write_text(folder / "steps.csv", to_csv(COLUMNS, cells))
+    write_text(folder / "steps.md", to_markdown(COLUMNS, cells))
 
 
 if __name__ == "__main__":

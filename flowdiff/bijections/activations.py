@@ -1,16 +1,12 @@
-r"""Elementwise bijections of the line, and the gate through which a flow uses them.
+r"""Elementwise bijections of the line.
 
 A raw nonlinearity r (softplus, elu, tanh, swish) is not onto R, and swish is not even increasing, so that
 exp(log p) would not integrate to 1. Mixed with the identity it is a strictly increasing bijection:
 
     a(x) = leak·x + (1 − leak)·r(x),         a'(x) = leak + (1 − leak)·r'(x) > 0.
 
-Inside a flow it enters through a learned gate g ∈ [0, 1] that starts at 0 and through κ(σ) ∈ (0, 1]:
-
-    y = x + g·κ(σ)·(a(x) − x),               dy/dx = 1 + g·κ(σ)·(a'(x) − 1),
-
-the identity at the start, and always increasing: a convex mix of increasing bijections is one. An activation with
-parameters of its own (`Spline`) is the identity at the start by itself; its gate starts open, at 1.
+Inside a flow it enters through a gate that starts closed (`flows.gated`). An activation with parameters of its own
+(`Spline`) is the identity at the start by itself; its gate starts open.
 """
 
 from typing import Annotated
@@ -21,9 +17,8 @@ from torch.nn import functional as F
 
 from flowdiff.bijections.splines import Knots, knots, slope_bounds, spline, spline_inverse
 from flowdiff.errors import ConfigError
+from flowdiff.nn.bounds import SWISH_LOWEST_SLOPE
 from flowdiff.options import LogSlope, Positive, Range, Share, checked
-
-SWISH_LOWEST_SLOPE = -0.09984  # to four digits, rounded away from zero
 
 
 class Activation(nn.Module):

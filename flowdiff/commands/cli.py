@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands import error_messages, sweeps
+from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
 from flowdiff.model.vocabulary import add_folder, config_dir
@@ -39,7 +40,6 @@ from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
 from flowdiff.runs.status import Status, to_log_file
 from flowdiff.runs.sweeps import standing
-from flowdiff.runs.words import typed_words
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)

@@ -11,10 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -25,6 +21,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowdiff.commands.composition import choices, compose, is_choice, parse
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
 from flowdiff.runs.words import override
@@ -140,18 +137,13 @@ def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) ->
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
         try:
-            composed(words[:count], config_dir, config_name)
+            compose(words[:count], config_name)
         except Exception as error:
             word, override = words[count - 1], ordered[count - 1]
             if is_choice(override, config_dir):
                 return f"{word}: must be one of {', '.join(choices(override.key_or_group, config_dir))}"
             return f"{word}: {one_line(error.__cause__ or error)}"
     return None
-
-
-def choices(group: str, config_dir: Path) -> list[str]:
-    """The names of the YAML files of a group."""
-    return sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
 
 
 def _target(error: InstantiationException) -> str:
@@ -208,7 +200,7 @@ def _unknown_key(
         return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
         others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]
-        cfg = composed(others, config_dir, config_name)
+        cfg = compose(others, config_name)
         while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             parent, _, name = parent.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -230,21 +222,3 @@ def _near(parent: str, name: str, keys: Sequence[str]) -> str | None:
     near = difflib.get_close_matches(name.replace("_", ""), [each.replace("_", "") for each in keys], n=1)
     meant = next((each for each in keys if near and each.replace("_", "") == near[0]), None)
     return None if meant is None else f"{parent}.{meant}" if parent else meant
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def is_choice(override: Override, config_dir: Path) -> bool:
-    """Whether it chooses from a group (`flow=linear`) instead of setting a key."""
-    return bool(override.key_or_group) and (config_dir / override.key_or_group).is_dir()
-
-
-def composed(overrides: Sequence[str], config_dir: Path, config_name: str) -> DictConfig:
-    """A configuration of its own, whatever Hydra is doing otherwise."""
-    if GlobalHydra.instance().is_initialized():
-        return compose(config_name, overrides=list(overrides))
-    with initialize_config_dir(str(config_dir), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))

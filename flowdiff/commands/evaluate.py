@@ -39,9 +39,11 @@ OmegaConf.register_new_resolver("run_of", run_of, replace=True)
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Measure a checkpoint, print a table, write metrics.json: `evaluation.measurement.evaluate`."""
+    from flowdiff.commands.configuration import make_request
     from flowdiff.evaluation import measurement
+    from flowdiff.evaluation.request import EvaluateRequest
 
-    return measurement.evaluate(cfg)
+    return measurement.evaluate(make_request(EvaluateRequest, cfg, unresolved=["denoiser"]))
 
 
 def checkpoints_of(pattern: str) -> list[str]:

@@ -12,9 +12,11 @@ from flowdiff.commands import cli
 
 def export(cfg: DictConfig) -> dict[str, Any]:
     """Write a model in another format: `model.export.export`."""
-    from flowdiff.model import export
+    from flowdiff.commands.configuration import make_request
+    from flowdiff.model import export as writing
+    from flowdiff.model.requests import ExportRequest
 
-    return export.export(cfg)
+    return writing.export(make_request(ExportRequest, cfg))
 
 
 def main() -> None:

@@ -13,25 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, stored_words
+from flowdiff.commands import stored_words
+from flowdiff.commands.command_line import given_config_dir
+from flowdiff.commands.composition import compose
+from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.files import expand_user
 from flowdiff.model import checkpoint, safe_construction, seal
 from flowdiff.model.facts import about
-from flowdiff.model.vocabulary import config_dir
-from flowdiff.training import going_on
-from flowdiff.training.building import plain
 
 OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
 WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these
 
 
-def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration to go on with, the checkpoint's with the given words on top; and all words, old and new.
+def resume(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str], dict[str, Any]]:
+    """The configuration to go on with, the checkpoint's with the given words on top; all words, old and new; and what
+    the checkpoint holds.
 
     Three configurations are compared: `theirs`, composed from the checkpoint's own command line with the
     new words after it; `base`, composed from the checkpoint's own command line; and `ours`, stored in
@@ -44,10 +46,10 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
     """
     path = str(cfg.ckpt_path)
     content = checkpoint.read(path)
-    entry, own, folder = content["flowdiff"], seal.is_own(content), config_dir()
-    going_on.check_config_dir(entry, path)
+    entry, own = content["flowdiff"], seal.is_own(content)
+    check_config_dir(entry, path)
     try:
-        old, base = _followed(entry.get("overrides", []), own, folder)
+        old, base = _follow(entry.get("overrides", []), own)
     except FlowdiffError as error:
         raise about(path, error) from error
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
@@ -55,18 +57,18 @@ def resumed(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str
         raise about(path, FlowdiffError(why)) from error
     keys = {word.split("=")[0].lstrip("+~") for word in overrides}
     kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
-    theirs = error_messages.composed([*kept, *overrides], folder, "config")
-    merged = _merge(plain(theirs, resolve=False), base, entry.get("source", entry["config"]), base, own, "")
+    theirs = _compose([*kept, *overrides])
+    merged = _merge(theirs, base, entry.get("source", entry["config"]), base, own, "")
     if not own and "metrics" not in keys:
         merged["metrics"] = _without_fetching(merged.get("metrics"), keys)
     merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
-    return OmegaConf.create(merged), [*kept, *overrides]
+    return OmegaConf.create(merged), [*kept, *overrides], content
 
 
-def _followed(stored: list[str], own: bool, folder: Path) -> tuple[list[str], dict[str, Any]]:
+def _follow(stored: list[str], own: bool) -> tuple[list[str], dict[str, Any]]:
     """Those of the stored words that are followed, and what they lead to. Of the others a line says so."""
     read = [o for o in stored_words.read(stored) if o.key_or_group not in OF_THIS_RUN]
-    whole = _composed([str(o.input_line) for o in read], folder)
+    whole = _compose([str(o.input_line) for o in read])
     kept: list[str] = []
     left: list[str] = []
     for override in read:
@@ -76,14 +78,29 @@ def _followed(stored: list[str], own: bool, folder: Path) -> tuple[list[str], di
     if left:
         what = "is only what the checkpoint says and not followed; type it again if it is right"
         print(f"{' '.join(left)}: {what}", flush=True)
-    base = _composed(kept, folder) if left else whole
+    base = _compose(kept) if left else whole
     if not own:
         stored_words.check_composed(base)
     return kept, base
 
 
-def _composed(stored: list[str], folder: Path) -> dict[str, Any]:
-    return plain(error_messages.composed(stored, folder, "config"), resolve=False)
+def _compose(words: list[str]) -> dict[str, Any]:
+    return to_plain(compose(words, "config"), resolve=False)
+
+
+def check_config_dir(entry: Mapping[str, Any], path: str) -> None:
+    """Refuse to go on without the configurations that a run was trained with.
+
+    Args:
+        entry: `"flowdiff"` of the checkpoint; `config_dir` in it is a word for the message and no more.
+        path: the checkpoint's.
+
+    Raises:
+        FlowdiffError: it was trained with `--config-dir`, which is not given now.
+    """
+    theirs = entry.get("config_dir")
+    if isinstance(theirs, str) and theirs and HydraConfig.initialized() and given_config_dir() is None:
+        raise FlowdiffError(f"ckpt_path={path}: was trained with --config-dir={one_line(theirs, 500)}: give it again")
 
 
 def _merge(theirs: Any, base: Any, ours: Any, whole: Mapping[str, Any], own: bool, key: str) -> Any:

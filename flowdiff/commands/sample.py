@@ -11,10 +11,11 @@ from flowdiff.commands import cli
 
 
 def sample(cfg: DictConfig) -> dict[str, Any]:
-    """Draw and write samples: `commands.samples.sample`."""
+    """Draw and write samples: `commands.samples.draw`."""
     from flowdiff.commands import samples
+    from flowdiff.commands.configuration import make_request
 
-    return samples.sample(cfg)
+    return samples.draw(make_request(samples.SampleRequest, cfg))
 
 
 def main() -> None:

@@ -7,103 +7,115 @@ Neither the training data nor the run's folder is needed, unless a task (`tasks`
 import functools
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
-from flowdiff.commands.requests import SampleRequest, check_request
 from flowdiff.data.folders import listed
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
-from flowdiff.files import write_json, write_whole
+from flowdiff.files import make_folder, write_json, write_whole
 from flowdiff.model.api import Model
-from flowdiff.model.construction import make
-from flowdiff.model.opening import data_of, density_of, given_root, opened, output_folder, plain
-from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.model.construction import build
+from flowdiff.model.opening import density_of, load_data, open_model
+from flowdiff.model.requests import ClassLabel, DrawRequest, spell_out
+from flowdiff.options import Range, Recipe
+from flowdiff.samplers.batched import BatchedSampler, Drawn, seeds_from
+from flowdiff.tasks.base import Request, Task
 
 
-def sample(cfg: DictConfig) -> dict[str, Any]:
+@dataclass
+class SampleRequest(DrawRequest):
+    """conf/sample.yaml.
+
+    Attributes:
+        num_samples: None: 16 images, or 2,000 points; of a task: rows of its picture.
+        class_label: see `data.labels.Labels`; None: each class in turn, or the images' own.
+        mask: of task=inpaint.
+        task: None: plain samples.
+    """
+
+    num_samples: Annotated[int, Range(1, 10_000_000)] | None = None
+    class_label: ClassLabel = None
+    mask: str | None = None
+    task: Recipe[Task] | None = None
+
+
+def draw(request: SampleRequest) -> dict[str, Any]:
     """Draw and write samples.
-
-    Args:
-        cfg: as in conf/sample.yaml.
 
     Returns:
         `output_dir`, `grid` (or `scatter`) and `npz` (paths), and the conditions of the samples; of a task
         also what it has measured.
     """
-    check_request(SampleRequest, plain(cfg))
-    task = build_task(cfg)
-    model, batched = opened(cfg)
+    task = build_task(request)
+    model, batched = open_model(request)
     if task is not None:
-        return _perform(task, cfg, model, batched)
+        return _perform(task, request, model, batched)
     images = model.has_images
-    n = cfg.num_samples or (16 if images else 2000)
-    wanted = "balanced" if cfg.class_label is None else typed_labels(plain(cfg.class_label), model.class_names)
+    n = request.num_samples or (16 if images else 2000)
+    wanted = "balanced" if request.class_label is None else typed_labels(request.class_label, model.class_names)
     labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
-    seeds = seeds_from(cfg.seed, n)
-    folder = output_folder(cfg.output_dir)
-    x = batched(labels, seeds)
-    conditions = _conditions(cfg, model, batched, n)
-    written = _write_images(folder, model, x, labels, seeds) if images else {}
+    seeds = seeds_from(request.seed, n)
+    folder = make_folder(request.output_dir, "output_dir")
+    drawn = batched.draw(labels, seeds)
+    conditions = _conditions(request, model, drawn, n)
+    written = _write_images(folder, model, drawn.x, labels, seeds) if images else {}
     if not images:
-        written = _write_points(folder, model, x, labels, seeds, batched)
+        written = _write_points(folder, model, drawn, labels, seeds)
     write_json(folder / "samples.json", conditions)
-    _report(folder, n, "images" if images else "points", labels, conditions, written, batched.statistics)
+    _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def build_task(cfg: DictConfig) -> Any:
-    """The task of conf/task that the command line names, None for plain sampling.
+def build_task(request: SampleRequest) -> Task | None:
+    """The task that is asked for, None for plain sampling.
 
     Raises:
         ConfigError: it is none, one of its settings is wrong, or `mask` is given to a task without one.
     """
-    config = plain(cfg.get("task"))
-    if cfg.mask is not None and "mask" not in (config or {}):
-        raise ConfigError("mask", cfg.mask, "needs task=inpaint")
-    return None if config is None else make(config, "task")
+    if request.mask is not None and "mask" not in (spell_out(request.task) or {}):
+        raise ConfigError("mask", request.mask, "needs task=inpaint")
+    return None if request.task is None else build(request.task, Task)
 
 
-def _perform(task: Any, cfg: DictConfig, model: Model, batched: BatchedSampler) -> dict[str, Any]:
+def _perform(task: Task, request: SampleRequest, model: Model, batched: BatchedSampler) -> dict[str, Any]:
     """Do a task, write and print what came of it."""
-    from flowdiff.tasks.base import Request
-
-    data = functools.cache(lambda: data_of(model, *given_root(cfg)))
-    wanted = typed_labels(plain(cfg.class_label), model.class_names)
-    folder = output_folder(cfg.output_dir)
-    drawn = task(model, batched, Request(cfg.num_samples, wanted, cfg.seed, data))
-    picture = image_grid(model.to_uint8(drawn.picture.nan_to_num()), columns=len(drawn.columns))
-    written = _write_images(folder, model, drawn.x, drawn.labels, drawn.seeds, picture, drawn.arrays)
-    conditions = _conditions(cfg, model, drawn.batched, len(drawn.x)) | {"task": task.name} | drawn.measured
+    data = functools.cache(lambda: load_data(model, request.data_root))
+    wanted = typed_labels(request.class_label, model.class_names)
+    folder = make_folder(request.output_dir, "output_dir")
+    result = task(model, batched, Request(request.num_samples, wanted, request.seed, data))
+    picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
+    written = _write_images(folder, model, result.x, result.labels, result.seeds, picture, result.arrays)
+    conditions = _conditions(request, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
     write_json(folder / "samples.json", conditions)
-    rows = len(drawn.picture) // len(drawn.columns)
+    rows = len(result.picture) // len(result.columns)
     how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
-    print(f"{task.name}: {len(drawn.x)} images of {model.data}, {how}")
-    print("\n".join(drawn.report))
+    print(f"{task.name}: {len(result.x)} images of {model.data}, {how}")
+    print("\n".join(result.report))
     print(f"output_dir: {folder}")
     print(f"npz: {written['npz']}")
-    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(drawn.columns)})")
+    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
     return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
 
-def _conditions(cfg: DictConfig, model: Model, batched: BatchedSampler, n: int) -> dict[str, Any]:
+def _conditions(request: SampleRequest, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
     """How the samples were made; says so if some are not finite."""
-    if batched.nonfinite:
-        print(f"warning: {batched.nonfinite} of {n} samples are not finite", file=sys.stderr)
-    return batched.conditions | {
-        "ckpt_path": str(cfg.ckpt_path),
+    if drawn.nonfinite:
+        print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
+    return drawn.conditions | {
+        "ckpt_path": request.ckpt_path,
         "weights": model.weights,
         "data": model.data,
         "class_names": model.class_names,
-        "seed": int(cfg.seed),
+        "seed": request.seed,
         "n": n,
-        "nonfinite": batched.nonfinite,
+        "nonfinite": drawn.nonfinite,
     }
 
 
@@ -129,17 +141,15 @@ def _write_images(
     return paths
 
 
-def _write_points(
-    folder: Path, model: Model, x: Tensor, labels: Tensor | None, seeds: Tensor, batched: BatchedSampler
-) -> dict[str, Path]:
+def _write_points(folder: Path, model: Model, drawn: Drawn, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
     paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
-    _save_npz(paths["npz"], {"points": x}, labels, seeds)
-    sigma = float(batched.conditions["sigma_min"])
+    _save_npz(paths["npz"], {"points": drawn.x}, labels, seeds)
+    sigma = drawn.conditions["sigma_min"]
     density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
-    title = f"{model.data}: {len(x)} samples, {batched.sampler.name}" + (
+    title = f"{model.data}: {len(drawn.x)} samples, {drawn.conditions['sampler']}" + (
         f", over log p at sigma {sigma:g}" if density else ""
     )
-    save_png(density_scatter(x, density, title, labels), paths["scatter"])
+    save_png(density_scatter(drawn.x, density, title, labels), paths["scatter"])
     return paths
 
 

@@ -14,20 +14,16 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from flowdiff import options
-from flowdiff.commands import error_messages
+from flowdiff.commands.composition import parse
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.model import configuration, safe_construction
 from flowdiff.model.facts import LENGTH, is_text, values
 from flowdiff.model.vocabulary import choice_of, folders, has_choice, vocabulary
+from flowdiff.training.outside import TRAINER, USUAL
 
 LETTERS = 32_768  # of all words together
 NESTED = 8  # brackets in brackets
 KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*([./][A-Za-z0-9][A-Za-z0-9_]*)*")
-#: Of Lightning's Trainer: what starts processes, loads plugins or writes. Others mark theirs (`options.OUTSIDE`).
-TRAINER = (
-    "strategy", "devices", "num_nodes", "plugins", "profiler", "logger", "callbacks", "default_root_dir",
-    "enable_checkpointing", "fast_dev_run", "barebones", "sync_batchnorm", "model_registry",
-)  # fmt: skip
 OPTIONAL = ("logger", "callbacks", "metrics", "debug")  # keys of the whole that a run can be without
 MAPPINGS = ("callbacks", "logger", "metrics")  # groups of nodes by name
 SERVICES = frozenset({"flowdiff.training.wandb_logger"})
@@ -48,7 +44,7 @@ def _read(word: str) -> Override:
     if not is_text(word, LENGTH) or _depth(word) > NESTED:
         raise _refused(word, "not a plain word")
     try:
-        (override,) = error_messages.parse([word])
+        (override,) = parse([word])
         value = None if override.is_delete() and override.value_type is None else override.value()
     except Exception as error:  # the grammar's, or of a function in it
         raise _refused(word, "not understood") from error
@@ -146,9 +142,6 @@ def _choice_goes_outside(group: str, choice: str) -> bool:
     if group == "trainer":
         return any(name in content and content[name] not in USUAL for name in TRAINER)
     return any(node["_target_"] in SERVICES for _, node in configuration.nodes("", content))
-
-
-USUAL = (None, "auto", 1, "${run_dir}")  # what a Trainer in this process says of TRAINER
 
 
 def check_composed(config: Mapping[str, Any]) -> None:

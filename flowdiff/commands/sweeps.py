@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff.commands import error_messages
+from flowdiff.commands.composition import compose, parse
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import read_yaml
 from flowdiff.runs import lock
@@ -68,8 +68,8 @@ def wanted(words: Sequence[str]) -> bool:
 
 def started_by(words: Sequence[str], config_dir: Path, config_name: str, root: Path = Path("multirun")) -> Path | None:
     """The folder of the newest sweep below `root` with the same essential words; None if there is none."""
-    single = [o.input_line for o in error_messages.parse(words) if not o.is_sweep_override() and o.input_line]
-    name = str(error_messages.composed(single, config_dir, config_name).name)
+    single = [o.input_line for o in parse(words) if not o.is_sweep_override() and o.input_line]
+    name = str(compose(single, config_name).name)
     stored = sorted((root / name).glob("*/*/multirun.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in stored:
         theirs = _words_in(file)

@@ -5,36 +5,65 @@ What needs torch is imported when a run begins, so that --help and tab completio
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
 from flowdiff.commands import cli
+from flowdiff.commands.command_line import read_command_line, typed_words
+from flowdiff.commands.composition import compose
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model.vocabulary import add_folder
 from flowdiff.runs import places
-from flowdiff.runs.words import typed_words
+
+if TYPE_CHECKING:
+    from flowdiff.training.request import TrainRequest
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Train one model and evaluate it: `training.run.train`."""
-    from flowdiff.training import run
-
-    return run.train(cfg)
-
-
-def task(cfg: DictConfig) -> dict[str, Any]:
     """One job of the command line: a new run, or a run that goes on (`commands.resume`)."""
     from flowdiff.commands import resume
     from flowdiff.training import run
 
-    path, words = resume.find_checkpoint(cfg), typed_words()
+    path, words, content = resume.find_checkpoint(cfg), typed_words(), None
     if path:
         places.check_links(cfg.run_dir)
         with open_dict(cfg):
             cfg.ckpt_path = path
         typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
-        cfg, words = resume.resumed(cfg, typed)
-    return run.train(cfg, words)
+        cfg, words, content = resume.resume(cfg, typed)
+    request, source = make_train_request(cfg)
+    return run.train(request, read_command_line(words, source), content)
+
+
+def make_train_request(cfg: DictConfig) -> "tuple[TrainRequest, dict[str, Any]]":
+    """What a composed configuration asks for, and the configuration before its interpolations are resolved.
+
+    Raises:
+        ConfigError: a value that is not allowed, with its key.
+    """
+    from flowdiff.commands.configuration import to_plain
+    from flowdiff.model.requests import check, fill
+    from flowdiff.training.request import TrainRequest
+
+    source = to_plain(cfg, resolve=False)
+    check(TrainRequest, source)  # first: what is wrong here is what an interpolation would stumble over
+    config = to_plain(cfg)
+    check(TrainRequest, config)
+    return fill(TrainRequest, config), source
+
+
+def request_of(*words: str, config_dir: str | None = None) -> "TrainRequest":
+    """The request of `python -m flowdiff.train WORDS`, for a notebook: `training.train(request_of("flow=linear"))`.
+
+    Args:
+        words: `key=value`, as on the command line; without `run_dir=FOLDER` the run goes to outputs/notebook.
+        config_dir: a folder of configurations of one's own.
+    """
+    given = words if any(word.startswith("run_dir=") for word in words) else (*words, "run_dir=outputs/notebook")
+    if config_dir is not None:
+        add_folder(config_dir)
+    return make_train_request(compose(given, "config", config_dir))[0]
 
 
 def main() -> None:
@@ -49,4 +78,4 @@ def main() -> None:
         except FlowdiffError as error:
             print(error, file=sys.stderr)
             sys.exit(1)
-    cli.run(task, "config", exclusive=True)
+    cli.run(train, "config", exclusive=True)

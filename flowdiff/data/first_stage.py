@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, spell
+from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.files import read_json
 from flowdiff.options import OUTSIDE, Count, checked
 from flowdiff.progress import Progress
@@ -233,7 +233,6 @@ def read_autoencoder(path: str) -> Any:
         else:
             network = Network.from_pretrained(found, use_safetensors=True)
     except Exception as error:  # diffusers, huggingface_hub and safetensors each have their own
-        reason = " ".join(str(error).split())[:200]
-        allowed = f"not an autoencoder that can be read ({type(error).__name__}: {reason})"
+        allowed = f"not an autoencoder that can be read ({type(error).__name__}: {one_line(error, 200)})"
         raise ConfigError("first_stage.path", path, allowed) from error
     return network.float().eval().requires_grad_(False)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
 
 #: Formats that Pillow knows by name but doesn't decode, or decodes by running another program.
 UNFIT = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -106,7 +106,7 @@ def read_picture(
         if isinstance(error, UnidentifiedImageError):
             reason = "it is empty" if not path.stat().st_size else "its content is no picture that Pillow knows"
         else:
-            reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+            reason = one_line(getattr(error, "strerror", None) or error)
         raise FlowdiffError(
             f"{path}: not an image that can be read ({reason}): repair it or move it out of the folder"
         ) from error

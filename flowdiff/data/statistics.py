@@ -21,8 +21,7 @@ from torch import Tensor
 
 from flowdiff.bijections.marginals import Marginals
 from flowdiff.errors import FlowdiffError
-
-MOST_DIM = 4096  # of a full covariance
+from flowdiff.flows.context import MOST_DIM
 
 
 class Sample(NamedTuple):

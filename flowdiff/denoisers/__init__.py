@@ -1,6 +1,6 @@
 """Denoisers D(x, σ, labels): the score of a flow, free networks, and wrappers around them."""
 
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.diffusers_unets import UNet2D, UNetSDXL
 from flowdiff.denoisers.free import FreeDenoiser, MLPDenoiser
 from flowdiff.denoisers.precondition import Annealed, Gaussian, Gaussianised, Precondition, Scalar, Standardized
@@ -20,6 +20,7 @@ __all__ = [
     "Gaussianised",
     "Guided",
     "MLPDenoiser",
+    "Perturbation",
     "Precondition",
     "SDXL",
     "Scalar",

@@ -1,12 +1,34 @@
 """Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's samplers."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
+from flowdiff.flows.context import Probing
 
 Sigma = Tensor | float
+
+
+class Perturbation(NamedTuple):
+    """What moves one evaluation of a model away from the model itself, as training steps do; by default nothing.
+
+    Attributes:
+        drop: bool (B,), rows that use the null class whatever their label; None: no rows.
+        shift: (B, E), added to the embedding of σ and class (`objectives.augmentation`); None: nothing is.
+        dropout: share of the hidden values that networks drop, in [0, 1).
+        probes: those of an estimated log-determinant.
+    """
+
+    drop: Tensor | None = None
+    shift: Tensor | None = None
+    dropout: float = 0.0
+    probes: Probing = "fixed"
+
+
+UNPERTURBED = Perturbation()
 
 
 class Denoiser(nn.Module):
@@ -19,6 +41,7 @@ class Denoiser(nn.Module):
         normalized: its log_prob is a normalised log-density of x.
         exact: its log_prob is exact, not an estimate.
         frozen: why it can't be trained, nor be in a checkpoint; None: it can.
+        uncompilable: why its training steps are not one graph for torch.compile; None: they are.
     """
 
     has_density = False
@@ -27,6 +50,7 @@ class Denoiser(nn.Module):
     normalized = False
     exact = True
     frozen: str | None = None
+    uncompilable: str | None = None
     sigma_data: Tensor
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -38,24 +62,36 @@ class Denoiser(nn.Module):
         """Take the moments of the training split, once, before training."""
         raise NotImplementedError
 
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    @property
+    def wants_first_batch(self) -> bool:
+        """Whether it has yet to be initialised by data."""
+        return False
+
+    def initialise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> None:
+        """Take first values from a noised training batch, where it has none yet. Arguments as in `denoise`."""
+
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
         """The estimate of x0 from x = x0 + σε.
 
         Args:
             x: (B, *shape).
             sigma: (B,), or one number for all.
             labels: (B,) in [0, K); None is the null class.
-            drop: bool (B,), rows that use the null class all the same (label dropout).
+            perturbation: that of a training step.
 
         Raises:
             FlowdiffError: labels out of range, or for an unconditional model.
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        return self.denoise(x, sigma, labels, drop)
+    def forward(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
+        return self.denoise(x, sigma, labels, perturbation)
 
-    def _classes(self, x: Tensor, labels: Tensor | None, drop: Tensor | None) -> Tensor:
+    def _classes(self, x: Tensor, labels: Tensor | None, drop: Tensor | None = None) -> Tensor:
         """Rows of the class table, (B,) in [0, K]; K is the null class."""
         if labels is None:
             return torch.full((len(x),), self.num_classes, device=x.device)

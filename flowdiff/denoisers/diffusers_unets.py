@@ -22,14 +22,23 @@ from torch.nn import functional as F
 from flowdiff.denoisers.free import FreeDenoiser
 from flowdiff.errors import ConfigError
 from flowdiff.nn.attention import attention_for
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.dropout import drop_values
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.nn.unet import groups
 from flowdiff.options import Length, Range, Size, checked
 
 
+class _Dropout(nn.Module):
+    """A dropout layer of a network that can't be given an argument for it: its denoiser sets the share at each call."""
+
+    share = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_values(x, self.share)
+
+
 class DiffusersDenoiser(FreeDenoiser):
-    """Base of both: D of a network `unet` of diffusers whose output starts at zero.
+    """Base of both: D of a network `unet` of diffusers whose output starts at zero. A subclass gives `unet_output`.
 
     Args:
         shape: (C, H, W).
@@ -49,14 +58,25 @@ class DiffusersDenoiser(FreeDenoiser):
         super().__init__(shape, num_classes, conditioning)
 
     def _adopt(self, unet: Any) -> None:
-        """Take the network in: zero at its start, and with dropout as every network here has it."""
+        """Take the network in: zero at its start, and with dropout layers whose share can be set."""
         nn.init.zeros_(unet.conv_out.weight)
         nn.init.zeros_(unet.conv_out.bias)
         for module in list(unet.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
-                    setattr(module, name, Dropout())
+                    setattr(module, name, _Dropout())
         self.unet = unet
+
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
+        for module in self.unet.modules():
+            if isinstance(module, _Dropout):
+                module.share = dropout
+        with attention_for(False, x):
+            return self.unet_output(x, c_noise, embedding)
+
+    def unet_output(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+        """What the network gives for the arguments of `network`."""
+        raise NotImplementedError
 
 
 class UNet2D(DiffusersDenoiser):
@@ -102,9 +122,8 @@ class UNet2D(DiffusersDenoiser):
         side = 2**deeper
         self.filling = (0, -shape[2] % side, 0, -shape[1] % side)
 
-    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
-        with attention_for(False, x):
-            out = self.unet(F.pad(x, self.filling), c_noise, self.context(embedding), return_dict=False)[0]
+    def unet_output(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+        out = self.unet(F.pad(x, self.filling), c_noise, self.context(embedding), return_dict=False)[0]
         return out[..., : x.shape[-2], : x.shape[-1]]
 
 
@@ -140,11 +159,10 @@ class UNetSDXL(DiffusersDenoiser):
         sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)  # original, crop, target
         self.register_buffer("time_ids", sizes, persistent=False)
 
-    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+    def unet_output(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
         text = self.tokens(embedding).view(len(x), -1, self.unet.config.cross_attention_dim)  # type: ignore[union-attr]
         added = {"text_embeds": self.pooled(embedding), "time_ids": self.time_ids.expand(len(x), -1)}
-        with attention_for(False, x):
-            return self.unet(x, c_noise, text, added_cond_kwargs=added, return_dict=False)[0]
+        return self.unet(x, c_noise, text, added_cond_kwargs=added, return_dict=False)[0]
 
 
 def sdxl_unet(channels: int, unit: int = 32, transformer_layers: Sequence[int] = (1, 2, 10)) -> Any:

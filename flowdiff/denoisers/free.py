@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.statistics import DataStatistics
-from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.nn.networks import ResidualMLP
 from flowdiff.options import Layers, Size, checked
@@ -38,23 +38,26 @@ class FreeDenoiser(Denoiser):
     def fit(self, statistics: DataStatistics) -> None:
         self.sigma_data.fill_(statistics.sigma_data)
 
-    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         """F: (B, *shape) to the same shape.
 
         Args:
             x: c_in·x, (B, *shape).
             c_noise: (B,), for a network with an embedding of σ of its own.
             embedding: of σ and the class, (B, E).
+            dropout: share of the hidden values to drop.
         """
         raise NotImplementedError
 
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
         levels = batch_sigma(sigma, x)
-        embedding = self.embed(levels, self._classes(x, labels, drop))
+        embedding = self.embed(levels, self._classes(x, labels, perturbation.drop), perturbation.shift)
         c_noise, levels = levels.log() / 4, per_sample(levels, x)
         total = (levels.square() + self.sigma_data.square()).sqrt()
         c_skip, c_out = (self.sigma_data / total).square(), levels * self.sigma_data / total
-        return c_skip * x + c_out * self.network(x / total, c_noise, embedding).to(x.dtype)
+        return c_skip * x + c_out * self.network(x / total, c_noise, embedding, perturbation.dropout).to(x.dtype)
 
 
 class MLPDenoiser(FreeDenoiser):
@@ -78,5 +81,5 @@ class MLPDenoiser(FreeDenoiser):
         dim = math.prod(shape)
         self.mlp = ResidualMLP(dim, dim, self.embed.dim, width, depth)
 
-    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
-        return self.mlp(x.flatten(1), embedding).view_as(x)
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
+        return self.mlp(x.flatten(1), embedding, dropout).view_as(x)

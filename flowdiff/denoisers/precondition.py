@@ -29,7 +29,7 @@ Every learned deviation of the flow is multiplied by κ(σ) = (σ_data/√(σ² 
 error of size e in u-space, which costs σ·e in D at high noise, costs at most σ_data·e. With 2, the networks stay of
 order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vanishes in u-space like (σ_data/σ)².
 
-Of data with more than 4,096 coordinates (`data.statistics.MOST_DIM`) Q is the identity and λ their variances.
+Of data with more than 4,096 coordinates (`flows.context.MOST_DIM`) Q is the identity and λ their variances.
 """
 
 import math
@@ -39,7 +39,8 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.bijections.marginals import PIECES, Marginals, pull, pull_inverse
-from flowdiff.data.statistics import MOST_DIM, DataStatistics, Sample
+from flowdiff.data.statistics import DataStatistics, Sample
+from flowdiff.flows.context import MOST_DIM
 from flowdiff.options import Exponent, Sigma, checked
 
 LEVELS = (0.002, 0.02, 0.05, 0.1, 0.2, 0.3)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.statistics import DataStatistics
-from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.denoisers.precondition import Precondition
 from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import Flow
@@ -60,6 +60,7 @@ class ScoreFlow(Denoiser):
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
         self.exact = self.flow.exact
+        self.uncompilable = self.flow.uncompilable
 
     @property
     def sigma_data(self) -> Tensor:  # type: ignore[override]
@@ -71,67 +72,94 @@ class ScoreFlow(Denoiser):
         if not self.embed.joint:
             self.flow.fit(statistics)
 
-    def _context(self, sigma: Tensor, classes: Tensor) -> tuple[Context, Tensor]:
-        with torch.autocast(sigma.device.type, enabled=False):  # every log-scale is made of it
-            embedding = self.embed(sigma, classes)
-        kappa = self.precondition.kappa(sigma)
-        if self.embed.joint:
-            return Context(torch.ones_like(sigma)[:, None], kappa), embedding
-        return Context(embedding, kappa), embedding[:, :0]
+    @property
+    def wants_first_batch(self) -> bool:
+        return self.flow.wants_first_batch
 
-    def _latent(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def initialise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> None:
+        levels = batch_sigma(sigma, x)
+        with attention_for(False, x, levels):
+            self._latent(x, levels, self._classes(x, labels), first_batch=True)
+
+    def _context(
+        self, sigma: Tensor, classes: Tensor, perturbation: Perturbation = UNPERTURBED, first_batch: bool = False
+    ) -> tuple[Context, Tensor]:
+        """What the flow is given, and what of the embedding is joined to its input, (B, 0) unless joint."""
+        with torch.autocast(sigma.device.type, enabled=False):  # every log-scale is made of it
+            embedding = self.embed(sigma, classes, perturbation.shift)
+        seen, joined = embedding, embedding[:, :0]
+        if self.embed.joint:
+            seen, joined = torch.ones_like(sigma)[:, None], embedding
+        kappa = self.precondition.kappa(sigma)
+        return Context(seen, kappa, perturbation.dropout, perturbation.probes, first_batch), joined
+
+    def _latent(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        classes: Tensor,
+        perturbation: Perturbation = UNPERTURBED,
+        first_batch: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """z (B, dim; with the embedding's dimensions if joint) and log|det dz/dx| (B,)."""
-        context, joined = self._context(sigma, classes)
+        context, joined = self._context(sigma, classes, perturbation, first_batch)
         with torch.autocast(x.device.type, enabled=False):
             u, logdet = self.precondition(x.flatten(1), sigma, classes)
         h = torch.cat([u, joined], 1) if self.embed.joint else u.reshape(x.shape)
         z, change = self.flow(h, context)
         return z.flatten(1), logdet + change
 
-    def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
-        z, logdet = self._latent(x, sigma, classes)
+    def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor, perturbation: Perturbation) -> Tensor:
+        z, logdet = self._latent(x, sigma, classes, perturbation)
         return logdet - 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
 
-    def log_prob(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
         """log p(x; σ, c) in nats, (B,). Arguments as in `denoise`.
 
         With conditioning=concat it is the joint log-density of x and the embedding: its gradient by x is the score,
         but it is no likelihood of x; `normalized` says so.
         """
-        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
+        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, perturbation.drop)
         by_inputs = torch.is_grad_enabled() and (x.requires_grad or levels.requires_grad)
         with attention_for(by_inputs, x, levels):
-            return self._log_prob(x, levels, classes)
+            return self._log_prob(x, levels, classes, perturbation)
 
     def score_and_log_prob(
-        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
     ) -> tuple[Tensor, Tensor]:
         """s(x; σ, c), shape of x, and log p(x; σ, c), (B,), from one pass."""
-        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, drop)
+        levels, classes = batch_sigma(sigma, x), self._classes(x, labels, perturbation.drop)
         device = x.device.type
         autocast, low = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def summed(points: Tensor) -> tuple[Tensor, Tensor]:
             with torch.autocast(device, low, enabled=autocast):
-                log_prob = self._log_prob(points, levels, classes)
+                log_prob = self._log_prob(points, levels, classes, perturbation)
             return log_prob.sum(), log_prob
 
         again = attention_for(torch.is_grad_enabled(), x, levels)
         with again, torch.autocast(device, enabled=False):  # or the whitening's backward would be in low precision
             return torch.func.grad(summed, has_aux=True)(x)
 
-    def score(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+    def score(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
         """s(x; σ, c) = ∇x log p(x; σ, c), shape of x."""
-        return self.score_and_log_prob(x, sigma, labels, drop)[0]
+        return self.score_and_log_prob(x, sigma, labels, perturbation)[0]
 
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        score = self.score(x, sigma, labels, drop)
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
+        score = self.score(x, sigma, labels, perturbation)
         return x + per_sample(batch_sigma(sigma, x).square(), x) * score
 
     def latent(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
         """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of `inverse`."""
         self._need_inverse()
-        return self._latent(x, batch_sigma(sigma, x), self._classes(x, labels, None))[0].reshape(x.shape)
+        return self._latent(x, batch_sigma(sigma, x), self._classes(x, labels))[0].reshape(x.shape)
 
     def _need_inverse(self) -> None:
         if not self.has_inverse:
@@ -147,7 +175,7 @@ class ScoreFlow(Denoiser):
             FlowdiffError: if the flow is not onto (leak 0) or its input is not x alone (concat).
         """
         self._need_inverse()
-        levels, classes = batch_sigma(sigma, z), self._classes(z, labels, None)
+        levels, classes = batch_sigma(sigma, z), self._classes(z, labels)
         context, _ = self._context(levels, classes)
         u = self.flow.inverse(z, context)
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.statistics import DataStatistics
-from flowdiff.denoisers.base import Denoiser, Sigma, batch_sigma
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.denoisers.diffusers_unets import imported
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.nn.attention import attention_for
 from flowdiff.options import OUTSIDE, Length, Size, checked
 from flowdiff.tensors import per_sample
@@ -138,8 +138,10 @@ class SDXL(Denoiser):
             return x - levels * out
         return x / total.square() - levels / total * out
 
-    def denoise(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        classes = self._classes(x, labels, drop)
+    def denoise(
+        self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
+    ) -> Tensor:
+        classes = self._classes(x, labels, perturbation.drop)
         return self.denoise_text(x, sigma, self.prompt_embeds[classes], self.pooled_prompt_embeds[classes])
 
 
@@ -172,9 +174,8 @@ class Folder:
         except FlowdiffError:
             raise
         except Exception as error:  # diffusers, transformers, huggingface_hub and safetensors each have their own
-            reason = " ".join(str(error).split())[:200]
             only = " (of weights only safetensors are)" if part in WEIGHTS else ""
-            allowed = f"its {part} can't be read{only}; {type(error).__name__}: {reason}"
+            allowed = f"its {part} can't be read{only}; {type(error).__name__}: {one_line(error, 200)}"
             raise ConfigError("denoiser.path", self.given, allowed) from error
 
     def scheduler(self) -> tuple[str, Tensor]:

@@ -55,18 +55,18 @@ class UNetDenoiser(FreeDenoiser):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor) -> Tensor:
+    def network(self, x: Tensor, c_noise: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         context = self.context(embedding)
         h, skips = self.first(x), []
         for i, block in enumerate(self.down):
-            h = block(h, context)
+            h = block(h, context, dropout)
             skips.append(h)
             if i < len(self.down) - 1:
                 h = F.avg_pool2d(h, 2, ceil_mode=True)
-        h = self.middle(h, context)
+        h = self.middle(h, context, dropout)
         for block in self.up:
             skip = skips.pop()
             if h.shape[-2:] != skip.shape[-2:]:
                 h = F.interpolate(h, size=skip.shape[-2:], mode="nearest")
-            h = block(torch.cat([h, skip], 1), context)
+            h = block(torch.cat([h, skip], 1), context, dropout)
         return self.last(F.silu(self.norm(h)))

@@ -4,30 +4,30 @@ python -m flowdiff.evaluate ckpt_path=… against=OTHER/checkpoints/best.ckpt
 python -m flowdiff.evaluate ckpt_path=… denoiser=sdxl denoiser.path=FOLDER     ready-made, not from a checkpoint
 """
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
+from flowdiff.evaluation.request import EvaluateRequest
 from flowdiff.evaluation.tables import Bold
 from flowdiff.evaluation.text import to_markdown
 from flowdiff.files import write_text
+from flowdiff.model import checkpoint
 from flowdiff.model.api import Model
-from flowdiff.model.checkpoint import Checkpoint
-from flowdiff.model.checkpoint import load as load_checkpoint
-from flowdiff.model.construction import make
+from flowdiff.model.checkpoint import Facts
+from flowdiff.model.construction import build, find_target
 from flowdiff.model.opening import pick_device
-from flowdiff.runs.job_folders import Job, better, compare_by_rmse, read_job
+from flowdiff.options import Recipe
+from flowdiff.runs.job_folders import Job, better, compare_by_rmse
 from flowdiff.samplers.ancestral import Ancestral
+from flowdiff.samplers.base import Sampler
 from flowdiff.samplers.batched import BatchedSampler
 
 STEPS = 64
@@ -50,63 +50,72 @@ class Rival:
     path: Path
 
 
-def opened_rival(cfg: DictConfig, batched: BatchedSampler) -> Rival | None:
+def open_rival(request: EvaluateRequest, ours: Model, batched: BatchedSampler) -> Rival | None:
     """The model that `denoiser` or `against` names; None where neither is given.
 
     Args:
-        cfg: as in conf/evaluate.yaml.
-        batched: how the checkpoint's model is sampled; the other one likewise, if it can be.
+        request: of the evaluation.
+        ours: the checkpoint's model.
+        batched: how it is sampled; the other one likewise, if it can be.
 
     Raises:
         ConfigError: it is no model for the checkpoint's data.
     """
-    against, chosen = cfg.get("against"), cfg.get("denoiser")
+    against, chosen = request.against, request.denoiser
     if against is None and chosen is None:
         return None
     if against is not None and chosen is not None:
         raise ConfigError("against", against, "is one model, denoiser= another: give one of them")
-    ours = load_checkpoint(cfg.ckpt_path, cfg.weights)
-    if against is None:
-        denoiser = ready_made(chosen, ours)
+    if chosen is not None:
+        denoiser: Any = build_ready_made(chosen, ours.facts)
         name, path = type(denoiser).__name__.lower(), Path(str(chosen.get("path")))
-        theirs = replace(ours, denoiser=denoiser, weights="pretrained", path=path)
+        facts = replace(ours.facts, weights="pretrained", path=path)
     else:
-        try:
-            name, theirs = "against", load_checkpoint(against, cfg.weights)
-        except FlowdiffError as error:
-            raise FlowdiffError(str(error).replace("ckpt_path=", "against=", 1)) from error
-        if (theirs.data, theirs.shape) != (ours.data, ours.shape):
-            was, own = (f"{each.data} of shape {each.shape}" for each in (theirs, ours))
-            raise ConfigError("against", against, f"was trained on {was}, the checkpoint on {own}")
-        if theirs.first_stage != ours.first_stage:
-            raise ConfigError("against", against, "was trained on the latents of another autoencoder")
-    model = Model(theirs, cfg.first_stage.path).to(pick_device(cfg.device))
-    sampler = copy.deepcopy(batched.sampler)
+        assert against is not None
+        name, path = "against", Path(against)
+        denoiser, facts = load_rival(against, request.weights, ours.facts)
+    model = Model(denoiser, facts, request.first_stage.path).to(pick_device(request.device))
+    sampler: Sampler = batched.sampler
     lacking = sampler.lacks(model.denoiser)
     if lacking is not None:
-        sampler = Ancestral(num_steps=cfg.num_steps or STEPS)
+        sampler = Ancestral(num_steps=request.num_steps or STEPS)
         instead = f"sampling it with sampler=ancestral num_steps={sampler.num_steps}"
         print(f"{name} has no {lacking} for sampler={batched.sampler.name}: {instead}", flush=True)
-    return Rival(name, model, replace(batched, denoiser=model.denoiser, sampler=sampler), theirs.path)
+    return Rival(name, model, replace(batched, denoiser=model.denoiser, sampler=sampler), path)
 
 
-def ready_made(chosen: DictConfig, ours: Checkpoint) -> Denoiser:
+def load_rival(against: str, weights: str, ours: Facts) -> tuple[nn.Module, Facts]:
+    """The model of another checkpoint, of the same data."""
+    try:
+        denoiser, theirs = checkpoint.load(against, weights)
+    except FlowdiffError as error:
+        raise FlowdiffError(str(error).replace("ckpt_path=", "against=", 1)) from error
+    if (theirs.data, theirs.shape) != (ours.data, ours.shape):
+        was, own = (f"{each.data} of shape {each.shape}" for each in (theirs, ours))
+        raise ConfigError("against", against, f"was trained on {was}, the checkpoint on {own}")
+    if theirs.first_stage != ours.first_stage:
+        raise ConfigError("against", against, "was trained on the latents of another autoencoder")
+    return denoiser, theirs
+
+
+def build_ready_made(node: Mapping[str, Any], ours: Facts) -> Denoiser:
     """A denoiser that needs no training, for the checkpoint's data."""
-    plain: Any = OmegaConf.to_container(chosen, resolve=False)
-    config: dict[str, Any] = dict(plain)
-    target = str(config.get("_target_"))
-    found = get_class(target)
+    found = find_target("denoiser._target_", node.get("_target_"))
     if not getattr(found, "frozen", None):
-        choice = HydraConfig.get().runtime.choices.get("denoiser") if HydraConfig.initialized() else target
         allowed = "is made by training; give one's checkpoint as against=RUN/checkpoints/last.ckpt"
-        raise ConfigError("denoiser", choice, f"{allowed} (ready-made is denoiser=sdxl)")
-    for key in config.keys() - {"_target_", *inspect.signature(found).parameters}:
-        raise ConfigError(f"denoiser.{key}", config[key], "unknown key")
-    build = make({**config, "_partial_": True}, "denoiser")
-    return build(shape=ours.shape, num_classes=ours.num_classes, class_names=ours.class_names)
+        raise ConfigError("denoiser._target_", node.get("_target_"), f"{allowed} (ready-made is denoiser=sdxl)")
+    for key in node.keys() - {"_target_", *inspect.signature(found).parameters}:
+        raise ConfigError(f"denoiser.{key}", node[key], "unknown key")
+    return build(
+        Recipe[Denoiser]("denoiser", node),
+        Denoiser,
+        shape=ours.shape,
+        num_classes=ours.num_classes,
+        class_names=ours.class_names,
+    )
 
 
-def compared(folder: Path, title: str, columns: Mapping[str, Path], about: Mapping[str, str]) -> list[Path]:
+def compare(folder: Path, title: str, columns: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> list[Path]:
     """Print the results of several models side by side, and write them as comparison.csv and comparison.md.
 
     Denoising errors are those over the Wiener filter's, or RMSEs where that filter is told the class for one model only
@@ -116,13 +125,15 @@ def compared(folder: Path, title: str, columns: Mapping[str, Path], about: Mappi
     Args:
         folder: takes the files.
         title: of the table.
-        columns: the folder with metrics.json for the name of each model.
+        columns: what is in metrics.json of each model, by its name.
         about: a line on each model.
 
     Returns:
         The files.
     """
-    jobs = {name: read_job(place) for name, place in columns.items()}
+    jobs = {name: Job(folder) for name in columns}
+    for name, entries in columns.items():
+        jobs[name].take(entries)
     compare_by_rmse(list(jobs.values()))
     metrics = list(dict.fromkeys(name for job in jobs.values() for name in job.metrics))
     header = ["metric", *jobs, "n", "sampler", "better"]

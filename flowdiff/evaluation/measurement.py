@@ -11,130 +11,106 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from flowdiff.commands.requests import EvaluateRequest, check_request
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
-from flowdiff.evaluation.comparison import Rival, compared, opened_rival
+from flowdiff.evaluation.comparison import Rival, compare, open_rival
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
+from flowdiff.evaluation.request import EvaluateRequest
 from flowdiff.files import make_folder, write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
-from flowdiff.model import safe_construction
+from flowdiff.model import checkpoint, safe_construction
 from flowdiff.model.api import Model
-from flowdiff.model.checkpoint import load as load_checkpoint
-from flowdiff.model.construction import from_config, make
-from flowdiff.model.opening import data_of, density_of, given_root, opened, output_folder, plain
+from flowdiff.model.construction import build, from_config
+from flowdiff.model.opening import density_of, load_data, open_model
+from flowdiff.options import Recipe
 from flowdiff.progress import Progress
-from flowdiff.runs.words import override
-from flowdiff.samplers.batched import BatchedSampler, default_tile
+from flowdiff.samplers.batched import BatchedSampler, Drawn, default_tile
 
 
 def evaluate_run(
-    ckpt_path: str, config: Mapping[str, Any], run_dir: Path, data: ImageData | None = None
+    path: Path, metrics: Mapping[str, Metric], run_dir: Path, data: ImageData, seed: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
     """Measure the model that a training ends with, print the table and where everything is.
 
     Args:
-        ckpt_path: the checkpoint, whose EMA weights are measured.
-        config: the run's resolved configuration.
+        path: the checkpoint, whose EMA weights are measured and whose own sampler draws.
+        metrics: by name.
         run_dir: takes metrics.json and samples.png.
-        data: the run's dataset; None: it is loaded again.
+        data: the run's dataset.
+        seed: of the samples, and of all noise in the metrics.
+        device: that the run was trained on.
 
     Returns:
         What is in metrics.json.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Model(load_checkpoint(ckpt_path)).to(device)
-    batched = from_config(model.denoiser, config, model.levels is not None, tile=evaluation_tile(model.shape))
-    metrics = build_metrics(config["metrics"], typed=True)
-    evaluand = build_evaluand(model, data or data_of(model), batched, seed=int(config["seed"]))
-    return report(run_dir, metrics, evaluand, model, batched, Path(ckpt_path))
+    model = Model(*checkpoint.load(path)).to(device)
+    batched = from_config(model.denoiser, model.config, model.levels is not None, tile=evaluation_tile(model.shape))
+    return report(run_dir, metrics, build_evaluand(model, data, batched, seed), model, batched, path)
 
 
-def report_autoencoder(
-    ckpt_path: str, config: Mapping[str, Any], run_dir: Path, data: ImageData
-) -> dict[str, dict[str, Any]]:
-    """`training.autoencoder.finish`, and what it has found as a table."""
-    from flowdiff.training.autoencoder import finish
-
-    folder, entries = finish(ckpt_path, config, run_dir, data)
-    print_table(entries, f"{data.name}: autoencoder, ema weights of {Path(ckpt_path).name}")
-    print(f"metrics:         {run_dir / 'metrics.json'}")
-    print(f"reconstructions: {run_dir / 'reconstructions.png'}")
-    print(f"autoencoder:     {folder}   (experiment=mnist_latent {override('first_stage.path', folder)})")
-    return entries
-
-
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
+def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     """Measure a checkpoint.
-
-    Args:
-        cfg: as in conf/evaluate.yaml.
 
     Returns:
         `metrics` (what is in metrics.json) and `output_dir`; with another model beside it also `against`, its
         metrics.
     """
-    rival = cfg.get("denoiser")
-    chosen = None if rival is None else OmegaConf.to_container(rival, resolve=False)
-    others = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "denoiser"])
-    check_request(EvaluateRequest, {**plain(others), "denoiser": chosen})
-    model, batched = opened(cfg)
-    if cfg.tile is None:
-        batched.tile = evaluation_tile(model.shape)
-    rival = opened_rival(cfg, batched)
-    own = plain(cfg.get("metrics"))
-    wanted = model.config.get("metrics") if own is None else own
-    metrics = build_metrics(wanted or {}, typed=own is not None)
+    model, batched = open_model(request)
+    if request.tile is None:
+        batched = replace(batched, tile=evaluation_tile(model.shape))
+    rival = open_rival(request, model, batched)
+    own = request.metrics is None
+    metrics = stored_metrics(model.config.get("metrics") or {}) if own else build_metrics(request.metrics or {})
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    data = data_of(model, *given_root(cfg))
-    evaluand = build_evaluand(model, data, batched, int(cfg.seed), str(cfg.split), int(cfg.batch_size))
+    data = load_data(model, request.data_root)
+    evaluand = build_evaluand(model, data, batched, request.seed, request.split, request.batch_size)
     unfit = {name: metric.unfit(evaluand) for name, metric in metrics.items()}
     if all(unfit.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
         raise ConfigError("metrics", f"[{','.join(metrics)}]", f"nothing of it can be measured here ({reasons})")
-    if cfg.sigma_min is not None:
-        evaluand.sigma_min = float(cfg.sigma_min)
-    folder = output_folder(cfg.output_dir)
-    path = Path(cfg.ckpt_path)
-    result = {"metrics": report(folder, metrics, evaluand, model, batched, path), "output_dir": str(folder)}
+    if request.sigma_min is not None:
+        evaluand.sigma_min = request.sigma_min
+    folder, path = make_folder(request.output_dir, "output_dir"), Path(request.ckpt_path)
+    entries = report(folder, metrics, evaluand, model, batched, path)
+    result = {"metrics": entries, "output_dir": str(folder)}
     if rival is not None:
-        result["against"] = report_rival(folder, metrics, evaluand, model, path, rival)
+        result["against"] = report_rival(folder, metrics, evaluand, model, path, rival, entries)
     return result
 
 
-def build_metrics(config: Mapping[str, Any], typed: bool) -> dict[str, Metric]:
-    """The metrics of a configuration.
+def build_metrics(recipes: Mapping[str, Recipe[Metric] | None]) -> dict[str, Metric]:
+    """The metrics that a user names."""
+    return {
+        name: build(recipe if isinstance(recipe, Recipe) else Recipe[Metric](f"metrics.{name}", recipe), Metric)
+        for name, recipe in recipes.items()
+        if recipe is not None
+    }
 
-    Args:
-        config: by name.
-        typed: the user's command line names them. Those that a checkpoint names read no file and fetch nothing: one
-            that would is left out, and that is said.
+
+def stored_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics that a checkpoint names: they read no file and fetch nothing. One that would is left out, and that
+    is said.
     """
     found = {}
-    for name, entry in config.items():
-        if not entry:
-            continue
-        metric = make(entry, f"metrics.{name}") if typed else safe_construction.build("metrics", entry)
-        if not isinstance(metric, Metric):
-            raise ConfigError(f"metrics.{name}._target_", entry.get("_target_"), "must be a Metric")
-        if not typed and metric.fetches:
+    for name, node in config.items():
+        metric = safe_construction.build("metrics", node) if node else None
+        if metric is not None and metric.fetches:
             print(f"skipped {name}: it would fetch a network's weights; metrics=[{name}] asks for that", flush=True)
-            continue
-        found[str(name)] = metric
+        elif metric is not None:
+            found[str(name)] = metric
     return found
 
 
 def final_columns(metrics: Mapping[str, Metric], denoiser: Denoiser, data: ImageData) -> list[str]:
     """The metrics of TensorBoard's HParams that `evaluate_run` will measure of a model that is yet to be trained."""
     unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
-    model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: torch.zeros(n, *data.shape))
+    model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: Drawn(torch.zeros(n, *data.shape)))
     return [name for metric in metrics.values() for name in metric.columns(model)]
 
 
@@ -143,7 +119,7 @@ def evaluation_tile(shape: tuple[int, ...]) -> int:
     return min(512, 4 * default_tile(shape))
 
 
-@dataclass
+@dataclass(frozen=True)
 class SeededSampler:
     """`sample(n, labels, seed)` of an evaluand.
 
@@ -151,18 +127,11 @@ class SeededSampler:
     """
 
     batched: BatchedSampler
-    nonfinite: int = 0
 
-    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Drawn:
         seeds = (seed * 1_000_003 + torch.arange(n)) % 2**32
-        x = self.batched(None if labels is None else labels.cpu(), seeds, what="sampling for metrics")
-        self.nonfinite = self.batched.nonfinite
-        return x
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """How the samples were made, for metrics.json."""
-        return self.batched.conditions | {"nonfinite": self.nonfinite}
+        drawn = self.batched.draw(None if labels is None else labels.cpu(), seeds, what="sampling for metrics")
+        return replace(drawn, conditions=drawn.conditions | {"nonfinite": drawn.nonfinite})
 
 
 @dataclass
@@ -251,9 +220,19 @@ def report(
 
 
 def report_rival(
-    folder: Path, metrics: Mapping[str, Metric], evaluand: Evaluand, model: Model, ckpt_path: Path, rival: Rival
+    folder: Path,
+    metrics: Mapping[str, Metric],
+    evaluand: Evaluand,
+    model: Model,
+    ckpt_path: Path,
+    rival: Rival,
+    own: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """`report` on the other model, into a folder in `folder` that has its name, and on both side by side."""
+    """`report` on the other model, into a folder in `folder` that has its name, and on both side by side.
+
+    Args:
+        own: what is in metrics.json of the checkpoint's model.
+    """
     theirs = replace(
         evaluand,
         denoiser=rival.model.denoiser,
@@ -261,7 +240,6 @@ def report_rival(
         weights=rival.model.weights,
         progress=Shown(),
         planned=0,
-        _samples=None,
         _drawn=None,
     )
     place = make_folder(folder / rival.name, "output_dir")
@@ -270,8 +248,8 @@ def report_rival(
         name: f"{type(each.denoiser).__name__}, {each.weights} weights of {path}"
         for name, each, path in (("checkpoint", model, ckpt_path), (rival.name, rival.model, rival.path))
     }
-    columns = {"checkpoint": folder, rival.name: place}
-    files = compared(folder, f"{evaluand.data.name}, {evaluand.split} split, seed {evaluand.seed}", columns, about)
+    columns = {"checkpoint": own, rival.name: entries}
+    files = compare(folder, f"{evaluand.data.name}, {evaluand.split} split, seed {evaluand.seed}", columns, about)
     print(f"comparison:  {', '.join(str(file) for file in files)}")
     return entries
 

@@ -8,15 +8,10 @@ and the places p of a channel, with the weighted mean m = Σ κ_i x_ip / Σ κ_i
     Σ κ_i exp(2κ_i s)(x_ip − m)² = Σ κ_i,     s by bisection in ±LIMIT: a constant channel gets LIMIT,
     Σ κ_i y_ip = 0,     i.e. b = −Σ κ_i exp(κ_i s) x_ip / Σ κ_i², the shift of least squares.
 
-With one κ for all rows y has mean 0 and variance 1 over the batch. Data set a layer only inside
-
-    with initialising(model):
-        model.log_prob(x, …)
-
-and only once: `initialised` is saved with the weights. At any other time the model is one function of its input.
+With one κ for all rows y has mean 0 and variance 1 over the batch. Data set a layer only where the context says that
+they are the first batch, and only once: `initialised` is saved with the weights. At any other time the layer is one
+function of its input.
 """
-
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +19,6 @@ from torch import Tensor, nn
 from flowdiff.flows.base import Flow
 from flowdiff.flows.context import Context
 from flowdiff.nn.bounds import soft_bound
-from flowdiff.nn.modes import within
 from flowdiff.tensors import per_sample
 
 BOUND, LIMIT = 4.0, 3.0  # of |s|: what training can reach, and what data may set
@@ -44,7 +38,10 @@ class ActNorm(Flow):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialised", torch.tensor(False))
-        self.initialising = False
+
+    @property
+    def wants_first_batch(self) -> bool:
+        return not self.initialised
 
     def _terms(self, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
         """κ·s and κ·b, (B, C, 1, …)."""
@@ -52,7 +49,7 @@ class ActNorm(Flow):
         return kappa * soft_bound(self.log_scale, BOUND).view(shape), kappa * self.shift.view(shape)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        if self.initialising and not self.initialised:
+        if context.first_batch and self.wants_first_batch:
             self._initialise(x.detach(), context.kappa.detach())
         log_scale, shift = self._terms(context, x)
         return torch.addcmul(shift, log_scale.exp(), x), x[0, 0].numel() * log_scale.flatten(1).sum(1)
@@ -75,13 +72,3 @@ class ActNorm(Flow):
         self.log_scale.copy_(BOUND * (s / BOUND).atanh())
         self.shift.copy_(-(kappa * (kappa * s).exp() * rows).sum(0) / kappa.square().sum())
         self.initialised.fill_(True)
-
-
-def wants_data(model: nn.Module) -> bool:
-    """Whether `model` holds an `ActNorm` that no data have initialised."""
-    return any(isinstance(m, ActNorm) and not m.initialised for m in model.modules())
-
-
-def initialising(model: nn.Module) -> AbstractContextManager[None]:
-    """Within it, every `ActNorm` of `model` that isn't initialised takes its values from the batch it sees."""
-    return within(model, ActNorm, initialising=True)

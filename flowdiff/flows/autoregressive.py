@@ -64,8 +64,8 @@ class MADE(ResidualMLP):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return super().forward(x, embedding).view(len(x), self.size, -1)
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
+        return super().forward(x, embedding, dropout).view(len(x), self.size, -1)
 
     def at(self, i: int, x: Tensor, embedding: Tensor) -> Tensor:
         """[:, :, i] of the output alone, (B, size)."""
@@ -93,7 +93,7 @@ class Autoregressive(Flow):
         self.network = MADE(order, transform.size, context_dim, width, depth)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        parameters = context.kappa[:, None, None] * self.network(x, context.embedding)
+        parameters = context.kappa[:, None, None] * self.network(x, context.embedding, context.dropout)
         z, log_slope = self.transform.forward(x, parameters)
         return z, log_slope.sum(1)
 
@@ -133,7 +133,7 @@ class AutoregressiveFlow(Composite):
         transform: TransformFactory = AffineTransform,
     ) -> None:
         dim = math.prod(shape)
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             order = torch.arange(dim) if i % 2 == 0 else torch.arange(dim).flip(0)
             steps += [

@@ -8,22 +8,19 @@ s·tanh(·/s), and what a network is shown is bounded as well, so that far from 
 a flow is an affine map with moderate slopes and its score stays finite.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.bijections.activations import Activation
-from flowdiff.data.statistics import DataStatistics
-from flowdiff.flows.context import Context
-from flowdiff.flows.gated import GatedActivation
-from flowdiff.flows.logdet import Probes
+from flowdiff.flows.context import Context, Moments
 
 ActivationFactory = Callable[[], Activation]
 
 
 class Flow(nn.Module):
-    """An invertible map of (B, *shape) to (B, *shape), given a `Context`."""
+    """An invertible map of (B, *shape) to (B, *shape), given a `Context`. What it is, its flows inside say together."""
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """x to z, same shape, and log|det dz/dx| (B,)."""
@@ -33,20 +30,34 @@ class Flow(nn.Module):
         """The x with forward(x) = z."""
         raise NotImplementedError
 
+    def _inside(self) -> Iterator["Flow"]:
+        """The flows that it is made of, at any depth."""
+        return (module for module in self.modules() if isinstance(module, Flow) and module is not self)
+
     @property
     def normalized(self) -> bool:
         """Whether it is onto, so that exp(log p) integrates to 1 and an inverse exists everywhere."""
-        return all(m.normalized for m in self.modules() if isinstance(m, GatedActivation))
+        return all(flow.normalized for flow in self._inside())
 
     @property
     def exact(self) -> bool:
         """Whether its log-determinant is exact, not an estimate (`flows.logdet`)."""
-        return not any(isinstance(m, Probes) for m in self.modules())
+        return all(flow.exact for flow in self._inside())
 
-    def fit(self, statistics: DataStatistics) -> None:
+    @property
+    def wants_first_batch(self) -> bool:
+        """Whether it has yet to take first values from a batch of data (`Context.first_batch`)."""
+        return any(flow.wants_first_batch for flow in self._inside())
+
+    @property
+    def uncompilable(self) -> str | None:
+        """Why its training steps are not one graph for torch.compile; None: they are."""
+        return next((flow.uncompilable for flow in self._inside() if flow.uncompilable), None)
+
+    def fit(self, statistics: Moments) -> None:
         """Take what it needs from the training data's moments, once, before training. Nothing by default."""
-        for flow in self.modules():
-            if isinstance(flow, Flow) and flow is not self and type(flow).fit is not Flow.fit:
+        for flow in self._inside():
+            if type(flow).fit is not Flow.fit:
                 flow.fit(statistics)
 
 
@@ -58,7 +69,7 @@ class Composite(Flow):
         inner_shape: the shape the steps work on, e.g. (d,) for flattened images.
     """
 
-    def __init__(self, steps: Iterable[nn.Module], inner_shape: tuple[int, ...]) -> None:
+    def __init__(self, steps: Iterable[Flow], inner_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.inner_shape = tuple(inner_shape)

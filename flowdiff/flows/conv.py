@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
@@ -79,7 +79,7 @@ class ConvCoupling(Flow):
         return torch.cat([moved, seen] if self.swap else [seen, moved], 1)
 
     def _terms(self, seen: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        terms = per_sample(context.kappa, seen) * self.network(seen, context.embedding)
+        terms = per_sample(context.kappa, seen) * self.network(seen, context.embedding, context.dropout)
         s, t = terms.chunk(2, 1)
         return soft_bound(s, self.max_log_scale), t
 
@@ -97,7 +97,7 @@ class ConvCoupling(Flow):
 class Unshuffled(Flow):
     """Steps on the image unshuffled by f: (B, C, H, W) seen as (B, C·f², H/f, W/f)."""
 
-    def __init__(self, factor: int, steps: Sequence[nn.Module], size: tuple[int, int, int]) -> None:
+    def __init__(self, factor: int, steps: Sequence[Flow], size: tuple[int, int, int]) -> None:
         super().__init__()
         self.factor = factor
         self.inner = Composite(steps, size)

@@ -10,7 +10,7 @@ with T affine or a spline (`bijections.transforms`). Consecutive steps transform
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
@@ -52,7 +52,7 @@ class Coupling(Flow):
         self.network = ResidualMLP(len(self.seen), transform.size * len(self.moved), context_dim, width, depth)
 
     def _theta(self, x: Tensor, context: Context) -> Tensor:
-        theta = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding)
+        theta = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding, context.dropout)
         return theta.view(len(x), self.transform.size, len(self.moved))
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class CouplingFlow(Composite):
         dim = math.prod(shape)
         if dim < 2:
             raise ConfigError("flow", "coupling", "needs data with at least 2 coordinates")
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             moved = split_mask(shape, i)
             steps += [

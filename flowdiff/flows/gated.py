@@ -1,17 +1,21 @@
-"""GATED"""
+r"""The gate through which a flow uses an activation a (`bijections.activations`), elementwise.
 
-from collections.abc import Callable
+    y = x + g·κ(σ)·(a(x) − x),               dy/dx = 1 + g·κ(σ)·(a'(x) − 1),
+
+with κ(σ) ∈ (0, 1] and a learned g ∈ [0, 1] for each coordinate, which starts at 0: the identity at the start, and
+always increasing, as a convex mix of increasing bijections is.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from flowdiff.bijections.activations import Activation
+from flowdiff.flows.base import ActivationFactory, Flow
 from flowdiff.flows.context import Context
 from flowdiff.tensors import per_sample
 
 
-class GatedActivation(nn.Module):
-    """y = x + g·κ(σ)·(a(x) − x), elementwise, with one gate per coordinate.
+class GatedActivation(Flow):
+    """y = x + g·κ(σ)·(a(x) − x).
 
     The gate is the learned number clamped to [0, 1]; its gradient passes the clamp unchanged (a straight-through
     estimate), since every smooth map onto [0, 1] has slope 0 where it is 0, and could never leave it.
@@ -21,7 +25,7 @@ class GatedActivation(nn.Module):
         shape: shape of the gate, broadcast against a sample.
     """
 
-    def __init__(self, activation: Callable[[], Activation], shape: tuple[int, ...]) -> None:
+    def __init__(self, activation: ActivationFactory, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.activation = activation()
         self.activation.build(shape)
@@ -37,12 +41,10 @@ class GatedActivation(nn.Module):
         return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """x (B, *shape) to y of the same shape and log|dy/dx| summed over a sample, (B,)."""
         y, slope = self.activation.mixed(x, self._strength(context, x))
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
         return y, slope.log().flatten(1).sum(1)
 
-    def inverse(self, y: Tensor, context: Context) -> Tensor:
-        """The x with forward(x) = y."""
-        return self.activation.unmixed(y, self._strength(context, y))
+    def inverse(self, z: Tensor, context: Context) -> Tensor:
+        return self.activation.unmixed(z, self._strength(context, z))

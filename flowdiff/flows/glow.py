@@ -16,7 +16,7 @@ The latent has the shape of the image: what was factored out goes back to the pi
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.errors import ConfigError
 from flowdiff.flows.actnorm import ActNorm
@@ -84,7 +84,7 @@ class GlowFlow(Unshuffled):
             allowed = f"images of {height}×{breadth} can be halved {possible} time{'s' * (possible > 1)}, no more"
             raise ConfigError("flow.levels", levels, allowed)
         size = (4 * channels, height // 2, breadth // 2)
-        steps: list[nn.Module] = [AffineFiLM(size, context_dim)]
+        steps: list[Flow] = [AffineFiLM(size, context_dim)]
         for i in range(n_flows):
             steps += [
                 ActNorm(size[0]),

@@ -140,7 +140,7 @@ class LinearFlow(Composite):
         dim = math.prod(shape)
         if data_dim is not None and data_dim != dim:
             raise ConfigError("flow.data_dim", data_dim, f"the data have {dim} coordinates, shape {tuple(shape)}")
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             steps += [
                 PLULinear(dim, seed=i),

@@ -14,14 +14,13 @@ denoising loss, which differentiates the score; it isn't used. That loss is a sq
 larger by the score's variance.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowdiff.nn.modes import within
+from flowdiff.flows.context import Probing
 
 FIXED_PROBES = 8
 LONG_SERIES = 32
@@ -64,10 +63,12 @@ def exact_log_det(matrix: Tensor) -> Tensor:
 
 
 class Probes(nn.Module):
-    """Vectors of random signs and a number of terms: always the same ones, but fresh in `fresh_probes`.
+    """Vectors of random signs and a number of terms.
 
-    Without it, log p is a deterministic function with a gradient, as samplers want it: its error is fixed, that of 8
-    vectors and of a series cut after 32 terms. With it, log p is a random number whose mean is exact.
+    Fixed ones make log p a deterministic function with a gradient, as samplers want it: its error is fixed, that of 8
+    vectors and of a series cut after 32 terms. With fresh ones log p is a random number whose mean is exact. They come
+    from torch's global generator on the CPU; vectors differ between the samples of a batch, N doesn't. In a long series
+    32 terms are always there, so that what N adds, the same for a whole batch, is negligible.
 
     Args:
         size: length of a vector.
@@ -75,8 +76,6 @@ class Probes(nn.Module):
         contraction: c.
     """
 
-    fresh = False
-    long = False
     fixed: Tensor
 
     def __init__(self, size: int, terms: int, contraction: float) -> None:
@@ -85,33 +84,14 @@ class Probes(nn.Module):
         signs = torch.randint(2, (1, FIXED_PROBES, size), generator=torch.Generator().manual_seed(0))
         self.register_buffer("fixed", 2.0 * signs - 1, persistent=False)
 
-    def forward(self, n: int) -> tuple[Tensor, list[float]]:
+    def forward(self, n: int, kind: Probing) -> tuple[Tensor, list[float]]:
         """For n samples: vectors (1, 8, size), or fresh ones (n, 1, size); and 1/P(N ≥ k) for k = 1 … N."""
-        if not self.fresh:
+        if kind == "fixed":
             return self.fixed, [1.0] * LONG_SERIES
-        always = LONG_SERIES if self.long else self.terms
+        always = LONG_SERIES if kind == "long" else self.terms
         signs = 2 * torch.randint(2, (n, 1, self.fixed.shape[-1])) - 1
         further = int(torch.empty(()).geometric_(1 - self.contraction)) - 1
         return signs.to(self.fixed), [1.0] * always + [self.contraction**-k for k in range(1, further + 1)]
-
-
-def fresh_probes(model: nn.Module, long: bool = False) -> AbstractContextManager[None]:
-    """Within it, every `Probes` of `model` draws new vectors and a new length at each call.
-
-    They come from torch's global generator on the CPU. Vectors differ between the samples of a batch, N doesn't.
-
-    Args:
-        long: 32 terms are always there, so that what N adds, the same for a whole batch, is negligible.
-    """
-    return within(model, Probes, fresh=True, long=long)
-
-
-@contextmanager
-def seeded_probes(model: nn.Module, seed: int) -> Iterator[None]:
-    """Long `fresh_probes` that depend on `seed` only; the state of the global generator is restored."""
-    with torch.random.fork_rng(devices=[]), fresh_probes(model, long=True):
-        torch.manual_seed(seed)
-        yield
 
 
 def estimated_log_det(product: Callable[[Tensor], Tensor], probes: Tensor, weights: list[float]) -> Tensor:

@@ -25,7 +25,7 @@ from flowdiff.flows.context import Context
 from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.bounds import soft_limit
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.dropout import drop_values
 from flowdiff.options import Layers, LogScale, Range, Size, checked
 from flowdiff.tensors import per_sample
 
@@ -101,18 +101,17 @@ class PixelCNN(nn.Module):
         self.last = MaskedConv2d(width, size * channels, 1, channels)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
-        self.dropout = Dropout()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.rows(x, embedding, 0, [None] * (1 + len(self.inner)))[0]
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
+        return self.rows(x, embedding, 0, [None] * (1 + len(self.inner)), dropout)[0]
 
     def rows(
-        self, x: Tensor, embedding: Tensor, start: int, above: Sequence[Tensor | None]
+        self, x: Tensor, embedding: Tensor, start: int, above: Sequence[Tensor | None], dropout: float = 0.0
     ) -> tuple[Tensor, list[Tensor]]:
         """Some rows of the image, x (B, C, h, W) from row `start` on.
 
         Args:
-            x, embedding: as in `forward`.
+            x, embedding, dropout: as in `forward`.
             start: number of the first row.
             above: for the first convolution and for each block's, what it saw of the rows before; None at the top.
 
@@ -129,7 +128,7 @@ class PixelCNN(nn.Module):
             r = F.silu(torch.addcmul(shift, h, 1 + scale))
             assert isinstance(inner, MaskedConv2d)
             below.append(inner.last_rows(r, above[1 + i]))
-            h = h + outer(self.dropout(F.silu(inner(r, above[1 + i]))))
+            h = h + outer(drop_values(F.silu(inner(r, above[1 + i])), dropout))
         out = self.last(F.silu(h)).to(x.dtype)
         return out.unflatten(1, (-1, self.size)).transpose(1, 2), below
 
@@ -164,7 +163,7 @@ class MaskedConvolutions(Flow):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = self._turned(x)
-        theta = self.network(x, context.embedding)
+        theta = self.network(x, context.embedding, context.dropout)
         theta = per_sample(context.kappa, theta) * theta
         z, log_slope = self.transform.forward(x.flatten(1), theta.flatten(2))
         return self._turned(z.view_as(x)), log_slope.sum(1)
@@ -220,7 +219,7 @@ class PixelCNNFlow(Composite):
         if height % factor or breadth % factor:
             raise ConfigError("flow.factor", factor, f"must divide the image size {height}×{breadth}")
         size = (channels * factor**2, height // factor, breadth // factor)
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             made = build(transform, max_log_scale)
             steps += [

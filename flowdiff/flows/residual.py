@@ -17,7 +17,7 @@ import math
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
@@ -60,12 +60,24 @@ class ResidualBlock(Flow):
         self.network = LipschitzMLP(dim, context_dim, width, depth)
         self.inverse_iterations = inverse_iterations
         size = min(dim, width)
-        exact = size <= exact_dim
-        self.probes = None if exact else Probes(size, terms, lipschitz)
+        self.probes = None if size <= exact_dim else Probes(size, terms, lipschitz)
+
+    @property
+    def exact(self) -> bool:
+        return self.probes is None
+
+    @property
+    def uncompilable(self) -> str | None:
+        if self.exact:
+            return None
+        return (
+            "this flow estimates its log-determinant with a random number of terms, each a graph of its own; a "
+            "flow.exact_dim of at least flow.width makes it exact"
+        )
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            layers = self.network.layers(context.embedding.to(x.dtype))
+            layers = self.network.layers(context.embedding.to(x.dtype), context.dropout)
             g, jacobian = self.network(x, layers)
             factor = self.lipschitz * context.kappa[:, None]
             y = x + factor * g
@@ -73,7 +85,7 @@ class ResidualBlock(Flow):
             if self.probes is None:
                 eye = torch.eye(jacobian.size, dtype=x.dtype, device=x.device)
                 return y, exact_log_det(eye + factor * jacobian(eye))
-            probes, weights = self.probes(len(x))
+            probes, weights = self.probes(len(x), context.probes)
             return y, estimated_log_det(lambda rows: factor * jacobian(rows), probes, weights)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
@@ -128,7 +140,7 @@ class ResidualFlow(Composite):
         inverse_iterations: Count = 500,
     ) -> None:
         dim = math.prod(shape)
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for _ in range(n_flows):
             steps += [
                 AffineFiLM((dim,), context_dim, max_log_scale),

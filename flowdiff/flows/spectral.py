@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.bijections.transforms import AffineTransform
-from flowdiff.data.statistics import MOST_DIM, DataStatistics
 from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow
-from flowdiff.flows.context import Context
+from flowdiff.flows.context import MOST_DIM, Context, Moments
 from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
@@ -28,12 +27,12 @@ class Rotated(Flow):
 
     basis: Tensor
 
-    def __init__(self, steps: Sequence[nn.Module], dim: int) -> None:
+    def __init__(self, steps: Sequence[Flow], dim: int) -> None:
         super().__init__()
         self.inner = Composite(steps, (dim,))
         self.register_buffer("basis", torch.eye(dim))
 
-    def fit(self, statistics: DataStatistics) -> None:
+    def fit(self, statistics: Moments) -> None:
         assert statistics.eigenvectors is not None, "SpectralFlow refuses data that have none"
         self.basis.copy_(statistics.eigenvectors)
 
@@ -86,7 +85,7 @@ class SpectralFlow(Composite):
             raise ConfigError("flow", "spectral", allowed)
         leading = min(leading, dim)
         trailing = leading < dim
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             if trailing and i == n_flows - 1:
                 seen = torch.arange(dim) < leading

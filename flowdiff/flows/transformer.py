@@ -18,7 +18,7 @@ x_t = z_t·exp(α_t) + μ_t, is found in one of two ways:
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
@@ -61,7 +61,8 @@ class AutoregressiveBlock(Flow):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = self._ordered(x)
-        alpha, mu = self._terms(self.network(x, context.embedding), context.kappa[:, None, None])
+        output = self.network(x, context.embedding, context.dropout)
+        alpha, mu = self._terms(output, context.kappa[:, None, None])
         return self._ordered((x - mu) * (-alpha).exp()), -alpha.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
@@ -136,7 +137,7 @@ class TransformerFlow(Flow):
         length = self.patch if len(shape) == 1 else shape[0] * self.patch**2
         size = (math.prod(shape) // length, length)
         self.inverse_chunk = inverse_chunk
-        steps: list[nn.Module] = []
+        steps: list[Flow] = []
         for i in range(n_flows):
             network = CausalTransformer(*size, 2 * length, context_dim, width, depth, heads)
             steps += [
@@ -165,8 +166,8 @@ class TransformerFlow(Flow):
     @torch.no_grad()
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, `inverse_chunk` samples at a time, without gradients."""
-        chunks = zip(*(t.split(self.inverse_chunk) for t in (self._patches(z), *context)), strict=True)
-        return self._joined(torch.cat([self.blocks.inverse(part, Context(*of)) for part, *of in chunks]))
+        chunks = zip(self._patches(z).split(self.inverse_chunk), context.split(self.inverse_chunk), strict=True)
+        return self._joined(torch.cat([self.blocks.inverse(part, of) for part, of in chunks]))
 
 
 def patch_size(shape: tuple[int, ...], patch: int | None) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, one_line
 from flowdiff.flows.base import Flow
 from flowdiff.flows.context import Context
 from flowdiff.nn.bounds import soft_limit
@@ -78,8 +78,8 @@ class ZukoFlow(Flow):
             self.flow = adapted(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))
             self.flow(torch.zeros(1, context_dim + 1)).log_prob(torch.zeros(1, math.prod(shape)))
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError("flow.options", options, f"zuko.flows.{name} does not take it: {reason[:200]}") from error
+            reason = one_line(error, 200)
+            raise ConfigError("flow.options", options, f"zuko.flows.{name} does not take it: {reason}") from error
 
     def _transform(self, context: Context) -> Any:
         return self.flow(torch.cat([context.embedding, context.kappa[:, None]], 1)).transform

@@ -12,6 +12,7 @@ from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
 from flowdiff.quantities import Quantity, preferred, resolved
+from flowdiff.samplers.batched import Drawn
 
 
 @dataclass
@@ -44,8 +45,8 @@ class Evaluand:
         denoiser: see `denoisers.base`; in eval mode, on `device`.
         data: the dataset.
         statistics: moments of the training split, for the Wiener filter.
-        sample: `sample(n, labels, seed)` draws n samples, (n, *shape) in model space; labels (n,) or None.
-            Its attribute `conditions` (sampler, schedule, num_steps, nfe, …) is copied into the results.
+        sample: `sample(n, labels, seed)` draws n samples, x (n, *shape) in model space; labels (n,) or None. Their
+            `conditions` (sampler, schedule, num_steps, nfe, …) are copied into the results.
         sigma_min: the noise level at which likelihoods are taken.
         weights: "ema" or "raw", for the record.
         seed: of the samples and of all noise in the metrics.
@@ -58,7 +59,7 @@ class Evaluand:
     denoiser: Any
     data: ImageData
     statistics: DataStatistics | None = None
-    sample: Callable[[int, Tensor | None, int], Tensor] | None = None
+    sample: Callable[[int, Tensor | None, int], Drawn] | None = None
     sigma_min: float = 0.002
     weights: str = "ema"
     seed: int = 0
@@ -67,8 +68,7 @@ class Evaluand:
     batch_size: int = 500
     progress: Callable[[str, int, int], None] | None = None
     planned: int = 0
-    _samples: Tensor | None = field(default=None, repr=False)
-    _drawn: dict[str, Any] | None = field(default=None, repr=False)
+    _drawn: Drawn | None = field(default=None, repr=False)
 
     def conditions(self, **more: Any) -> dict[str, Any]:
         """What every result says about how it came about."""
@@ -83,7 +83,7 @@ class Evaluand:
     @property
     def sample_conditions(self) -> dict[str, Any]:
         """How the samples were made; a metric that draws others (`cost`) does not change it."""
-        return dict(self._drawn if self._drawn is not None else getattr(self.sample, "conditions", {}) or {})
+        return {} if self._drawn is None else dict(self._drawn.conditions)
 
     def real(self, n: int | None = None) -> tuple[Tensor, Tensor]:
         """`n` rows of the split in an order that does not depend on n (all, in the data's order, if
@@ -136,12 +136,11 @@ class Evaluand:
         """
         if self.sample is None:
             raise ValueError("this evaluand has no sampler")
-        if self._samples is None or len(self._samples) < n:
+        if self._drawn is None or len(self._drawn.x) < n:
             total = max(n, self.planned)
             labels = self.data.images(self.split)[1][self.rows(total)]
-            self._samples = self.sample(total, self.labels(labels), self.seed).detach().cpu()
-            self._drawn = dict(getattr(self.sample, "conditions", {}) or {})
-        return self._samples[:n], self.data.images(self.split)[1][self.rows(n)]
+            self._drawn = self.sample(total, self.labels(labels), self.seed)
+        return self._drawn.x[:n], self.data.images(self.split)[1][self.rows(n)]
 
     def sample_images(self, n: int) -> tuple[Tensor, Tensor, int]:
         """`n` samples as uint8 images, their labels, and how many held a value that is not finite (shown as

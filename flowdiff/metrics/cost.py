@@ -83,9 +83,9 @@ class Cost(Metric):
         wanted = model.labels(model.data.images(model.split)[1][model.rows(self.num_samples)])
         draw = functools.partial(model.sample, self.num_samples, wanted, model.seed)
         with Memory(device) as memory:
-            draw()
+            conditions = draw().conditions
         drawing = times(draw, self.repeats, device)
-        machine |= getattr(model.sample, "conditions", {})
+        machine |= conditions
         per_100 = statistics.median(drawing) * 100 / self.num_samples
         weights = sum(t.numel() * t.element_size() for t in tensors)
         gigabytes = (weights + memory.grown) / 1e9

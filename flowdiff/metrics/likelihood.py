@@ -13,17 +13,18 @@ gives log2 L. At any other σ the density is one of noised data, in nats per dim
     nll(σ) = −E log p(x0 + σε; σ, c)/d.
 """
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flowdiff.data.toy import Toy
-from flowdiff.flows.logdet import seeded_probes
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
@@ -40,10 +41,10 @@ def log_likelihood(
     """
     level = model.sigma_min if sigma is None else sigma
     parts = []
-    with unbiased(model):
+    with unbiased(model) as log_prob:
         for rows in model.slices(len(x), what, turn, turns):
             batch = x[rows].to(model.device)
-            parts.append(model.denoiser.log_prob(batch, level, model.labels(labels[rows])).double().cpu())
+            parts.append(log_prob(batch, level, model.labels(labels[rows])).double().cpu())
     return torch.cat(parts)
 
 
@@ -77,11 +78,18 @@ def kind_of_log_det(model: Evaluand, standard_error: float) -> str:
     return "estimated"
 
 
-def unbiased(model: Evaluand) -> AbstractContextManager[None]:
-    """Within it, an estimated log-determinant is unbiased and its error independent between the images, so that the
-    standard error of a mean over them includes it. It depends on the seed only.
+@contextmanager
+def unbiased(model: Evaluand) -> Iterator[Callable[..., Tensor]]:
+    """The model's log_prob. If its log-determinant is an estimate, then an unbiased one whose error is independent
+    between the images, so that the standard error of a mean over them includes it. It depends on the seed only; the
+    state of the global generator is restored.
     """
-    return nullcontext() if getattr(model.denoiser, "exact", True) else seeded_probes(model.denoiser, model.seed)
+    if getattr(model.denoiser, "exact", True):
+        yield model.denoiser.log_prob
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.seed)
+        yield functools.partial(model.denoiser.log_prob, perturbation=Perturbation(probes="long"))
 
 
 def no_likelihood(model: Evaluand) -> str | None:

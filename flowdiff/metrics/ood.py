@@ -19,7 +19,6 @@ from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
 from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
-from flowdiff.samplers.ranks import ranks
 
 
 def auroc(own: Tensor, other: Tensor) -> tuple[float, float]:
@@ -27,12 +26,15 @@ def auroc(own: Tensor, other: Tensor) -> tuple[float, float]:
 
     NaN if a score is.
     """
+    from scipy.stats import rankdata
+
     m, n = len(own), len(other)
     if own.isnan().any() or other.isnan().any():
         return math.nan, math.nan
-    together = ranks(torch.cat([own, other]))
-    above = (together[:m] - ranks(own)) / n  # the share of the others below each own score
-    below = 1 - (together[m:] - ranks(other)) / m  # the share of the own scores above each other
+    both = torch.cat([own, other])
+    together, of_own, of_other = (torch.from_numpy(rankdata(scores.numpy())) for scores in (both, own, other))
+    above = (together[:m] - of_own) / n  # the share of the others below each own score
+    below = 1 - (together[m:] - of_other) / m  # the share of the own scores above each other
     error = math.sqrt(sum(float(v.var()) / len(v) for v in (above, below) if len(v) > 1))
     return above.mean().item(), error
 

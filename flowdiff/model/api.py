@@ -24,9 +24,8 @@ from flowdiff.data.first_stage import FirstStage, Identity, posterior_sample
 from flowdiff.data.labels import Labels, resolve_labels
 from flowdiff.data.quantise import centres, from_uint8, to_levels, to_uint8
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, spell
-from flowdiff.model import safe_construction
-from flowdiff.model.checkpoint import Checkpoint
-from flowdiff.model.checkpoint import load as load_checkpoint
+from flowdiff.model import checkpoint, safe_construction
+from flowdiff.model.checkpoint import Facts
 from flowdiff.model.construction import from_config
 from flowdiff.model.inputs import (
     Array,
@@ -43,9 +42,11 @@ from flowdiff.model.vocabulary import add_folder
 from flowdiff.options import classes_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
-from flowdiff.samplers.completion import complete, from_the_top
+from flowdiff.samplers.completion import complete, first_seeds
 from flowdiff.samplers.conditional import BlockMean, Known, Mask
 from flowdiff.samplers.masks import missing_pixels
+
+SHOWN = ("config", "shape", "levels", "class_names", "data", "weights", "own")  # of the facts, on the model itself
 
 
 class Model(nn.Module):
@@ -53,37 +54,35 @@ class Model(nn.Module):
 
     Attributes:
         denoiser: the network, in eval mode and without gradients by its weights.
-        config: the resolved configuration of its training.
-        shape: of one sample, (C, H, W) or (2,).
+        facts: what is known of it: config, shape, levels, data, class_names, weights, …
         num_classes: K; 0 for an unconditional model.
-        levels: integer levels of a pixel; None for points and latents.
-        has_images: samples are images, or are decoded to images: `to_uint8` works.
-        class_names, data: of the data that it was trained on.
         has_density: it has `log_prob` and `score`.
-        own: this user has trained it: the paths in its configuration are followed.
+        has_inverse: it has `inverse`.
+        has_images: samples are images, or are decoded to images: `to_uint8` works.
+
+    Args:
+        first_stage: the folder of the autoencoder of a model of latents; None: where it was in training.
     """
 
-    def __init__(self, checkpoint: Checkpoint, first_stage: str | None = None) -> None:
+    def __init__(self, denoiser: nn.Module, facts: Facts, first_stage: str | None = None) -> None:
         super().__init__()
-        if first_stage is not None and checkpoint.first_stage is None:
+        if first_stage is not None and facts.first_stage is None:
             allowed = "this model is one of pixels, without a first stage: leave it out"
             raise ConfigError("first_stage.path", first_stage, allowed)
-        denoiser: Any = checkpoint.denoiser
-        self.denoiser = denoiser
-        self.config = checkpoint.config
-        self.shape = tuple(checkpoint.shape)
-        self.num_classes: int = denoiser.num_classes
-        self.levels = checkpoint.levels
-        self.class_names = checkpoint.class_names
-        self.data = checkpoint.data
-        self.weights = checkpoint.weights
-        self.has_density: bool = denoiser.has_density
-        self.has_inverse: bool = denoiser.has_inverse
-        self.normalized: bool = denoiser.normalized
-        self.own = checkpoint.own
-        self.first_stage_facts = checkpoint.first_stage
+        known: Any = denoiser
+        self.denoiser, self.facts = known, facts
+        self.num_classes: int = known.num_classes
+        self.has_density: bool = known.has_density
+        self.has_inverse: bool = known.has_inverse
+        self.normalized: bool = known.normalized
+        self.has_images = facts.levels is not None or facts.first_stage is not None
         self._first_stage_path = first_stage
-        self.has_images = self.levels is not None or checkpoint.first_stage is not None
+
+    def __getattr__(self, name: str) -> Any:
+        """The facts, as `model.shape`, and what every module has."""
+        if name in SHOWN:
+            return getattr(self.facts, name)
+        return super().__getattr__(name)
 
     @functools.cached_property
     def first_stage(self) -> FirstStage:
@@ -93,18 +92,18 @@ class Model(nn.Module):
             FlowdiffError: the autoencoder is not where it was in training, or is another one; or it is not said where,
                 and the checkpoint is another user's.
         """
-        if self.first_stage_facts is None:
+        if self.facts.first_stage is None:
             return Identity()
         config: dict[str, Any] = self.config.get("first_stage") or {}
         stored = config.get("path")
-        path = self._first_stage_path or (stored if self.own else None)
+        path = self._first_stage_path or (stored if self.facts.own else None)
         if path is None:
             where = f"{spell(str(stored))} is only what the checkpoint says, which is not followed"
             raise ConfigError("first_stage.path", "null", f"give the autoencoder's folder ({where})")
-        if self._first_stage_path is not None or not self.own:
+        if self._first_stage_path is not None or not self.facts.own:
             config = safe_construction.without_outside("first_stage", config)
         found: FirstStage = safe_construction.build("first_stage", {**config, "path": path}, outside=True)
-        if found.fingerprint != self.first_stage_facts["sha256"]:
+        if found.fingerprint != self.facts.first_stage["sha256"]:
             raise ConfigError("first_stage.path", path, "not the autoencoder that this model was trained with")
         return found
 
@@ -212,7 +211,8 @@ class Model(nn.Module):
             tile=tile,
         )
         chosen = seeds_from(seed, n) if seeds is None else listed_seeds(seeds, n)
-        return batched(resolve_labels(labels, n, self.num_classes, "labels", self.class_names), chosen, quiet=quiet)
+        classes = resolve_labels(labels, n, self.num_classes, "labels", self.class_names)
+        return batched.draw(classes, chosen, quiet=quiet).x
 
     def inpaint(
         self,
@@ -249,8 +249,8 @@ class Model(nn.Module):
         if isinstance(mask, Tensor):
             missing = mask.cpu().bool().expand(x.shape)
         else:
-            missing = missing_pixels(mask, self.shape, seeds_from(seed, len(x) * completions)[::completions])
-        return self._completed(Mask(missing), x, labels, completions, n_corrector, batched, seed, quiet)
+            missing = missing_pixels(mask, self.shape, first_seeds(seed, len(x), completions))
+        return self._complete(Mask(missing), x, labels, completions, n_corrector, batched, seed, quiet)
 
     def super_resolution(
         self,
@@ -278,9 +278,9 @@ class Model(nn.Module):
         at_least("completions", completions, 1)
         large = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         self._need_images(large, self.shape)
-        return self._completed(BlockMean(factor), large, labels, completions, n_corrector, batched, seed, quiet)
+        return self._complete(BlockMean(factor), large, labels, completions, n_corrector, batched, seed, quiet)
 
-    def _completed(
+    def _complete(
         self,
         known: Known,
         x: Tensor,
@@ -291,14 +291,10 @@ class Model(nn.Module):
         seed: int,
         quiet: bool,
     ) -> Tensor:
-        each = torch.arange(len(x)).repeat_interleave(completions)
         classes = resolve_labels(labels, len(x), self.num_classes, "labels", self.class_names)
-        own = None if classes is None else classes[each]
-        seeds = seeds_from(seed, len(each))
-        done = complete(
-            from_the_top(batched or self.batched()), known[each], x.cpu()[each], own, seeds, n_corrector, quiet
-        )
-        return done.x.unflatten(0, (len(x), completions))
+        how = batched or self.batched()
+        done = complete(how, known, x.cpu(), classes, completions, seed, n_corrector, quiet=quiet)
+        return done.drawn.x.unflatten(0, (len(x), completions))
 
     def batched(
         self,
@@ -345,8 +341,8 @@ class Model(nn.Module):
     def to_uint8(self, x: Array) -> Tensor:
         """Images in [-1, 1] to bytes of the same shape, by way of the data's levels; latents are decoded."""
         x = as_floats("x", x)
-        if self.first_stage_facts is not None:
-            return self.first_stage.to_uint8(x, int(self.first_stage_facts["levels"]))
+        if self.facts.first_stage is not None:
+            return self.first_stage.to_uint8(x, int(self.facts.first_stage["levels"]))
         if self.levels is None:
             raise FlowdiffError(f"{self.data}: points are not images and have no uint8 form")
         return to_uint8(to_levels(x, self.levels), self.levels)
@@ -392,7 +388,7 @@ def load(
     """
     if config_dir is not None:
         add_folder(config_dir)
-    return Model(load_checkpoint(path, weights, "cpu"), first_stage).to(device)
+    return Model(*checkpoint.load(path, weights), first_stage).to(device)
 
 
 def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:

@@ -25,12 +25,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowdiff import files
@@ -47,37 +46,65 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "num
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What a file holds of a model: the entry `"flowdiff"`, the tensors of the denoiser, and which they are.
+class Facts:
+    """What is known of a stored model beside its tensors.
 
-    `own`: this user wrote it (`model.seal`), and what it says of paths is the user's own word.
+    Attributes:
+        entry: the file's `"flowdiff"`, of format 2.
+        step: of the optimiser.
+        weights: ema or raw.
+        path: the file, or the folder of an exported model.
+        own: this user wrote it (`model.seal`), and what it says of paths is the user's own word.
     """
 
     entry: dict[str, Any]
-    state: dict[str, Tensor]
-    step: int
-    weights: str
-    own: bool = False
-
-
-@dataclass
-class Checkpoint:
-    """A model read back from a file, with all that is known about it."""
-
-    denoiser: nn.Module
-    config: dict[str, Any]
-    shape: tuple[int, ...]
-    num_classes: int
-    levels: int | None
-    class_names: list[str] | None
-    data: str
     step: int
     weights: str
     path: Path
-    first_stage: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    git: str | None = None
     own: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the training."""
+        return self.entry["config"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return tuple(self.entry["shape"])
+
+    @property
+    def num_classes(self) -> int:
+        """Of the data; a model may look at none of them."""
+        return self.entry["num_classes"]
+
+    @property
+    def levels(self) -> int | None:
+        """Integer levels of a pixel; None for points and latents."""
+        return self.entry["levels"]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """In the order of the classes' numbers."""
+        return self.entry.get("class_names")
+
+    @property
+    def data(self) -> str:
+        """The name of the data."""
+        return self.entry["data"]
+
+    @property
+    def first_stage(self) -> dict[str, Any] | None:
+        """Of a model of latents: sha256 of the autoencoder, levels of its pixels."""
+        return self.entry.get("first_stage")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model as a file holds it: its facts and the tensors of its denoiser."""
+
+    facts: Facts
+    state: dict[str, Tensor]
 
 
 def describe(
@@ -133,7 +160,7 @@ def exported_file(path: str | os.PathLike[str]) -> Path | None:
     return file / EXPORTED if files.is_file(file / EXPORTED) else None
 
 
-def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
+def read_model(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
     """Read a model's file, a checkpoint or an exported one, without building the denoiser.
 
     Args:
@@ -144,11 +171,11 @@ def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
     file = exported_file(path)
     if file is not None:
         try:
-            found = _exported(file)
+            found = _read_exported(file)
         except FlowdiffError as error:
             raise about(path, error) from error
-        if weights == "raw" and found.weights != "raw":
-            raise FlowdiffError(f"weights=raw: {path} was exported with the {found.weights} weights alone")
+        if weights == "raw" and found.facts.weights != "raw":
+            raise FlowdiffError(f"weights=raw: {path} was exported with the {found.facts.weights} weights alone")
         return found
     content = read(path)
     if content["flowdiff"]["config"].get("autoencoder"):
@@ -158,10 +185,11 @@ def stored(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
     tensors = content.get(key) or {}
     state = {k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")}
     entry = {k: v for k, v in content["flowdiff"].items() if k != "micro_step"}
-    return Stored(entry, state, content.get("global_step", 0), weights, seal.is_own(content))
+    facts = Facts(entry, content.get("global_step", 0), weights, Path(path), seal.is_own(content))
+    return Stored(facts, state)
 
 
-def _exported(file: Path) -> Stored:
+def _read_exported(file: Path) -> Stored:
     """An exported model, which holds the weights that it was exported with."""
     facts = file.with_suffix(".json")
     if not files.is_file(facts):
@@ -182,51 +210,39 @@ def _exported(file: Path) -> Stored:
     seal.check({**entry, "tensors": state})
     own = seal.is_own(entry)  # of a digest that holds
     entry = {k: v for k, v in as_format_2(entry).items() if k not in (seal.DIGEST, seal.SIGNATURE)}
-    return Stored(entry, state, entry.pop("step", 0), entry.pop("weights", "ema"), own)
+    step, weights = entry.pop("step", 0), entry.pop("weights", "ema")
+    return Stored(Facts(entry, step, weights, file, own), state)
 
 
-def load(path: str | os.PathLike[str], weights: str = "ema", map_location: Any = "cpu") -> Checkpoint:
+def load(path: str | os.PathLike[str], weights: str = "ema") -> tuple[nn.Module, Facts]:
     """Rebuild the denoiser from a checkpoint alone.
 
     Args:
         path: a `.ckpt` file, the folder of an exported model, or the `.safetensors` file in it.
         weights: `"ema"` (the averaged weights) or `"raw"` (those of the last optimiser step). An exported model
             has those that it was exported with.
-        map_location: the device of the denoiser.
 
     Returns:
-        The denoiser in eval mode, and the facts stored with it.
+        The denoiser in eval mode on the CPU, and what is known of it.
     """
-    found = stored(path, weights)
-    entry = found.entry
+    found = read_model(path, weights)
+    return build_model(found), found.facts
+
+
+def build_model(stored: Stored) -> nn.Module:
+    """The denoiser of a stored model, in eval mode, without gradients by its weights."""
+    facts = stored.facts
     try:
-        check_all_finite(found.state)
-        shape = tuple(entry["shape"])
-        with Budget.of(found.state):
-            denoiser = build_denoiser(entry["config"], shape, entry["num_classes"])
-        reading.check_types(found.state, denoiser.state_dict())
-        denoiser.load_state_dict(found.state)
+        check_all_finite(stored.state)
+        with Budget.of(stored.state):
+            denoiser = build_denoiser(facts.config, facts.shape, facts.num_classes)
+        reading.check_types(stored.state, denoiser.state_dict())
+        denoiser.load_state_dict(stored.state)
     except FlowdiffError as error:
-        raise about(path, error) from error
+        raise about(facts.path, error) from error
     except Exception as error:
-        raise about(path, FlowdiffError(f"the model can't be rebuilt from it: {one_line(error)}")) from error
-    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
-    return Checkpoint(
-        denoiser=denoiser.to(device).eval().requires_grad_(False),
-        config=entry["config"],
-        shape=shape,
-        num_classes=entry["num_classes"],
-        levels=entry["levels"],
-        class_names=entry.get("class_names"),
-        data=entry["data"],
-        step=found.step,
-        weights=found.weights,
-        path=Path(path),
-        first_stage=entry.get("first_stage"),
-        versions=entry.get("versions") or {},
-        git=entry.get("git"),
-        own=found.own,
-    )
+        raise about(facts.path, FlowdiffError(f"the model can't be rebuilt from it: {one_line(error, 300)}")) from error
+    return denoiser.eval().requires_grad_(False)
 
 
 def check_all_finite(state: Mapping[str, Tensor]) -> None:

@@ -6,9 +6,12 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from flowdiff.errors import ConfigError
-from flowdiff.options import LATER, options_of, problem
+import yaml
 
+from flowdiff.errors import ConfigError
+from flowdiff.options import LATER, Recipe, options_of, problem
+
+OTHERS = "others"  # the field of a dataclass that takes the keys which it doesn't list
 RESERVED = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 Find = Callable[[str, Any], Callable[..., Any]]
 """`find(key, target)` is what a `_target_` names, or raises a `ConfigError`."""
@@ -35,13 +38,13 @@ def check(key: str, value: Any, find: Find, annotation: Any = Any) -> None:
         raise ConfigError(key, value, words)
     if get_origin(annotation) is Annotated and LATER in get_args(annotation):
         return
-    kind = _member(annotation, value)
+    kind = member(annotation, value)
     if isinstance(value, Mapping):
         options: dict[str, Any] = {"**": _element(kind)}
         if "_target_" in value:
             options = _options_of_node(key, value, find, kind)
         if dataclasses.is_dataclass(kind):
-            own = options_of(typing.cast(Any, kind))
+            own = {name: hint for name, hint in options_of(typing.cast(Any, kind)).items() if name != OTHERS}
             options = {**options, **own} if "_target_" in value else own
             for name in own.keys() - value.keys():
                 check(f"{key}.{name}" if key else name, None, find, own[name])
@@ -96,12 +99,17 @@ def _options_of_node(key: str, node: Mapping[str, Any], find: Find, kind: Any) -
     return options_of(target)
 
 
-def _member(annotation: Any, value: Any) -> Any:
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as text."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def member(annotation: Any, value: Any) -> Any:
     """The part of an annotation that `value` fits: of a union one of its types, without `Annotated`'s notes."""
-    if get_origin(annotation) is Annotated:
-        return _member(get_args(annotation)[0], value)
+    if get_origin(annotation) in (Annotated, Recipe):
+        return member(get_args(annotation)[0], value)
     if get_origin(annotation) in (typing.Union, types.UnionType):
-        return next((_member(each, value) for each in get_args(annotation) if problem(value, each) is None), Any)
+        return next((member(each, value) for each in get_args(annotation) if problem(value, each) is None), Any)
     return annotation
 
 

@@ -1,25 +1,111 @@
-"""Samples in batches, each a function of its own seed and label.
+"""Building what a user's own configuration describes: any class may be named, where a stored one has
+`model.safe_construction`.
 
-Sample i draws every normal variate it needs from a generator seeded with seed_i, and the network always works
-on tiles of the same number of rows (the last one filled up): the arithmetic of a row is then the same
-whatever the batch size, because matrix kernels choose their order of summation by the number of rows. Hence
-
-    x_i = sampler(D, noise(seed_i), sigmas, label_i)
-
-does not depend on `batch_size` nor on how many samples are asked for, bit for bit on one machine. The idea
-of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlabs/edm,
-`StackedRandomGenerator`).
+A node is plain values with a `_target_`, the place of a class or function; its other keys are the arguments, in which
+nodes are built first. `_partial_: true` leaves the call to whoever uses it, `_args_` are arguments by place,
+`_recursive_: false` leaves the inner nodes as they are: what Hydra's `instantiate` does, without Hydra.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.errors import ConfigError, FlowdiffError, at_least, one_line
 from flowdiff.model import safe_construction
+from flowdiff.model.configuration import RESERVED
+from flowdiff.options import Product, Recipe
 from flowdiff.samplers.batched import BatchedSampler
 
 SETTINGS = ("num_steps", "sigma_min", "sigma_max", "sigma_start")
 """The sampling settings that a sampler's or a schedule's configuration may hold."""
+
+
+def find_target(key: str, target: Any) -> Callable[..., Any]:
+    """The class or function that a user's own `_target_` names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    try:
+        found = getattr(importlib.import_module(module), name) if module else None
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not callable(found):
+        raise ConfigError(key, target, "must name a class, as flowdiff.flows.CouplingFlow")
+    return found
+
+
+def build(recipe: Recipe[Product], kind: type = object, **arguments: Any) -> Product:
+    """What a recipe describes; an object as it is.
+
+    Args:
+        recipe: of a node or an object; or the object itself.
+        kind: what has to come of it.
+        arguments: further ones of the outermost class.
+
+    Raises:
+        FlowdiffError: with the recipe's key in front, it can't be built of its values, or is no `kind`.
+    """
+    key, content = (recipe.key, recipe.content) if isinstance(recipe, Recipe) else (kind.__name__, recipe)
+    if isinstance(content, Mapping):
+        built = _build(key, content, arguments)
+        named = content.get("_target_")
+    else:
+        built = content(**arguments) if arguments else content
+        named = type(content).__name__
+    if not isinstance(built, kind):
+        raise ConfigError(f"{key}._target_", named, f"must be a {kind.__name__}")
+    return cast(Product, built)
+
+
+def _build(key: str, node: Any, more: Mapping[str, Any]) -> Any:
+    if isinstance(node, list | tuple):
+        return [_build(f"{key}.{i}", value, {}) for i, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {name: _build(f"{key}.{name}", value, {}) for name, value in node.items()}
+    target = find_target(f"{key}._target_", node["_target_"])
+    inner = {name: value for name, value in node.items() if name not in RESERVED}
+    if node.get("_recursive_", True):
+        inner = {name: _build(f"{key}.{name}", value, {}) for name, value in inner.items()}
+    given = functools.partial(target, *node.get("_args_", ()), **inner, **more)
+    if node.get("_partial_", False):
+        return given
+    try:
+        return given()
+    except (TypeError, ValueError, ImportError) as error:
+        raise FlowdiffError(f"{key}: {one_line(error)}") from error
+
+
+def describe(product: Any) -> dict[str, Any]:
+    """The node of an object whose class keeps its arguments under their own names, as those of this package do.
+
+    Raises:
+        FlowdiffError: it doesn't; a node can be given in its place.
+    """
+    if isinstance(product, functools.partial):
+        return {**_arguments(product.func, product.keywords), "_partial_": True}
+    if isinstance(product, type):
+        return {"_target_": _place(product), "_partial_": True}
+    names = [name for name, p in inspect.signature(type(product)).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    missing = [name for name in names if not hasattr(product, name)]
+    if missing:
+        hint = "give a node with a _target_ in its place"
+        raise FlowdiffError(f"{type(product).__name__} doesn't keep its argument {missing[0]}: {hint}")
+    return _arguments(type(product), {name: getattr(product, name) for name in names})
+
+
+def _arguments(target: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = (type(None), bool, int, float, str, list, tuple, dict)
+    return {"_target_": _place(target)} | {k: v if isinstance(v, plain) else describe(v) for k, v in values.items()}
+
+
+def _place(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"
 
 
 def from_config(
@@ -41,7 +127,8 @@ def from_config(
             the configuration's; None keeps the configuration's.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    check_positive("num_steps", given.get("num_steps"))
+    if "num_steps" in given:
+        at_least("num_steps", given["num_steps"], 1)
     return BatchedSampler(
         denoiser,
         sampler=_built("sampler", config["sampler"], given),
@@ -53,45 +140,9 @@ def from_config(
     )
 
 
-def check_positive(key: str, value: Any) -> None:
-    """`value` is None or an integer from 1 up, else a one-line error."""
-    if value is not None:
-        at_least(key, value, 1)
-
-
 def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     """The sampler or schedule of a configuration; one that is built already stays what it is."""
     if not isinstance(config, Mapping):
         return config
     wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
     return safe_construction.build(key, wanted)
-
-
-def make(config: Mapping[str, Any], key: str = "", kind: type = object, **arguments: Any) -> Any:
-    """Build what a plain configuration describes, with further arguments of the outermost class.
-
-    It is the user's own: here any class may be named, where a stored one has `model.safe_construction`.
-
-    Raises:
-        FlowdiffError: with `key` in front, what it names can't be built of its values, or is no `kind`.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        built = instantiate(dict(config), _convert_="all", **arguments)
-    except InstantiationException as error:
-        raise user_error(key, error) from error
-    if not isinstance(built, kind):
-        raise ConfigError(f"{key}._target_", config["_target_"], f"must be a {kind.__name__}")
-    return built
-
-
-def user_error(key: str, error: BaseException) -> FlowdiffError:
-    """The one line in what Hydra raises when a class refuses its arguments."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, FlowdiffError):
-            return cause
-        cause = cause.__cause__
-    return FlowdiffError(f"{key}: {' '.join(str(error.__cause__ or error).split())}")

@@ -11,23 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from safetensors.torch import save
 
-from flowdiff.commands.requests import ExportRequest, check_request
 from flowdiff.errors import FlowdiffError
-from flowdiff.files import write_json, write_whole
+from flowdiff.files import make_folder, write_json, write_whole
 from flowdiff.model import seal
 from flowdiff.model.api import Model
-from flowdiff.model.checkpoint import EXPORTED, Stored, load, stored
-from flowdiff.model.opening import output_folder, plain
+from flowdiff.model.checkpoint import EXPORTED, Stored, build_model, read_model
+from flowdiff.model.requests import ExportRequest
 
 
-def export(cfg: DictConfig) -> dict[str, Any]:
+def export(request: ExportRequest) -> dict[str, Any]:
     """Write a checkpoint's model in another format.
-
-    Args:
-        cfg: as in conf/export.yaml.
 
     Returns:
         `output_dir`, and `files` (paths below it).
@@ -35,12 +30,11 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         FlowdiffError: no such checkpoint or format, a model that the format can't hold, diffusers not installed.
     """
-    check_request(ExportRequest, plain(cfg))
-    built = Model(load(cfg.ckpt_path, cfg.weights), cfg.first_stage.path)  # what can't be built is not handed on
-    model = stored(cfg.ckpt_path, cfg.weights)
-    folder = output_folder(cfg.output_dir)
-    hint = FORMATS[cfg.format](model, built, folder)
-    print(f"{cfg.format}: {model.entry['data']}, step {model.step}, {model.weights} weights")
+    stored = read_model(request.ckpt_path, request.weights)
+    built = Model(build_model(stored), stored.facts, request.first_stage.path)  # what can't be built is not handed on
+    folder = make_folder(request.output_dir, "output_dir")
+    hint = FORMATS[request.format](stored, built, folder)
+    print(f"{request.format}: {built.data}, step {stored.facts.step}, {stored.facts.weights} weights")
     print(f"output_dir: {folder}\n{hint}")
     return {"output_dir": str(folder), "files": sorted(str(f) for f in folder.rglob("*") if f.is_file())}
 
@@ -50,7 +44,8 @@ def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
     file = folder / EXPORTED
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state.items()}  # none may share memory
     write_whole(file, lambda out: out.write(save(tensors)))
-    content = seal.sealed({**facts(model), "tensors": tensors}, seal.own_key(make=False) if model.own else None)
+    entry = {**model.facts.entry, "step": model.facts.step, "weights": model.facts.weights}
+    content = seal.sealed({**entry, "tensors": tensors}, seal.own_key(make=False) if model.facts.own else None)
     write_json(file.with_suffix(".json"), {key: value for key, value in content.items() if key != "tensors"})
     return f'read by: flowdiff.load("{folder}")'
 
@@ -66,11 +61,6 @@ def write_diffusers(model: Stored, built: Model, folder: Path) -> str:
     except OSError as error:
         raise FlowdiffError(f"can't write {folder}: {error.strerror or error}") from error
     return f'read by: diffusers.DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True)'
-
-
-def facts(model: Stored) -> dict[str, Any]:
-    """All that is known of a model but its tensors: plain values."""
-    return {**model.entry, "step": model.step, "weights": model.weights}
 
 
 FORMATS: dict[str, Callable[[Stored, Model, Path], str]] = {

@@ -217,10 +217,10 @@ def pipeline_of(model: Stored, vae: Any = None) -> FlowdiffPipeline:
     Raises:
         FlowdiffError: its data are points.
     """
-    entry = model.entry
+    entry = model.facts.entry
     if entry["levels"] is None and vae is None:
         raise FlowdiffError(f"format=diffusers: {entry['data']}: points are not images; format=safetensors takes them")
-    denoiser = FlowdiffDenoiser({**entry, "step": model.step, "weights": model.weights})
+    denoiser = FlowdiffDenoiser({**entry, "step": model.facts.step, "weights": model.facts.weights})
     denoiser.denoiser.load_state_dict(model.state)
     return FlowdiffPipeline(denoiser.eval(), scheduler_of(entry["config"]), vae)
 

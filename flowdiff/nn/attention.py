@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowdiff.errors import ConfigError
 from flowdiff.nn.bounds import soft_limit, zero_linear
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.dropout import drop_values
 
 EXPANSION = 4  # hidden values of an MLP for each of its inputs
 
@@ -78,22 +78,21 @@ class Layer(nn.Module):
         self.norms = nn.ModuleList(RMSNorm(width) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.mix = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, EXPANSION * width), nn.GELU(), Dropout(), nn.Linear(EXPANSION * width, width)
-        )
-        self.dropout = Dropout()
+        hidden = EXPANSION * width
+        self.mlp = nn.ModuleDict({"0": nn.Linear(width, hidden), "3": nn.Linear(hidden, width)})  # checkpoints' names
 
     def _heads(self, h: Tensor) -> Tensor:
         """Queries, keys and values, (3, B, heads, T, width/heads)."""
         return self.qkv(self.norms[0](h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def _finish(self, h: Tensor, attended: Tensor) -> Tensor:
-        h = h + self.dropout(self.mix(attended.transpose(1, 2).flatten(2)))
-        return h + self.dropout(self.mlp(self.norms[1](h)))
+    def _finish(self, h: Tensor, attended: Tensor, dropout: float = 0.0) -> Tensor:
+        h = h + drop_values(self.mix(attended.transpose(1, 2).flatten(2)), dropout)
+        hidden = drop_values(F.gelu(self.mlp["0"](self.norms[1](h))), dropout)
+        return h + drop_values(self.mlp["3"](hidden), dropout)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, dropout: float = 0.0) -> Tensor:
         qkv = self._heads(h)
-        return self._finish(h, attend(qkv[0], qkv[1:], causal=True))
+        return self._finish(h, attend(qkv[0], qkv[1:], causal=True), dropout)
 
     def step(self, h: Tensor, cache: Cache) -> Tensor:
         """The next token, (B, 1, width), given the cache of those before it."""
@@ -125,14 +124,15 @@ class CausalTransformer(nn.Module):
         self.first = nn.Linear(inputs, width)
         self.position = nn.Parameter(torch.randn(tokens, width))
         self.condition = nn.Linear(context_dim, width)
-        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(depth)))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = RMSNorm(width)
         self.last = zero_linear(width, outputs)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         h = F.pad(self.first(soft_limit(x[:, :-1])), (0, 0, 1, 0)) + self.position
         h = h + self.condition(embedding)[:, None]
-        h = self.layers(h)
+        for layer in self.layers:
+            h = layer(h, dropout)
         return self.last(self.norm(h)).to(x.dtype)
 
 

@@ -1,7 +1,9 @@
-"""Soft bounds of what networks see and say, and layers that say nothing at the start."""
+"""Soft bounds of what networks see and say, the bound of a slope, and layers that say nothing at the start."""
 
 import torch
 from torch import Tensor, nn
+
+SWISH_LOWEST_SLOPE = -0.09984  # of x·sigmoid(x), to four digits, rounded away from zero
 
 
 def soft_bound(x: Tensor, bound: float) -> Tensor:

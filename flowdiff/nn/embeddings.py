@@ -44,11 +44,9 @@ class Conditioning(nn.Module):
         dim: its length E.
         num_classes: the classes that are looked at, 0 for none.
         joint: whether the vector is an input of the density (concat) instead of a condition (film, none).
-        shift: (B, E), added to it; only in a training step that augments its images (`objectives.augmentation`).
     """
 
     joint = False
-    shift: Tensor | None = None
 
     @checked
     def __init__(
@@ -62,12 +60,12 @@ class Conditioning(nn.Module):
             self.table = nn.Embedding(num_classes + 1, cond_embed_dim)
             self.dim += cond_embed_dim
 
-    def forward(self, sigma: Tensor, classes: Tensor) -> Tensor:
-        """σ (B,), classes (B,) in [0, K], K the null class, to (B, dim)."""
+    def forward(self, sigma: Tensor, classes: Tensor, shift: Tensor | None = None) -> Tensor:
+        """σ (B,), classes (B,) in [0, K], K the null class, to (B, dim); a shift (B, dim) is added to it."""
         embedded = self.noise(sigma)
         if self.num_classes:
             embedded = torch.cat([embedded, self.table(classes)], 1)
-        return embedded if self.shift is None else embedded + self.shift
+        return embedded if shift is None else embedded + shift
 
 
 class FiLM(Conditioning):

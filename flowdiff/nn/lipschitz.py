@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.bijections.activations import SWISH_LOWEST_SLOPE
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.bounds import SWISH_LOWEST_SLOPE
+from flowdiff.nn.dropout import drop_values
 
 STEEPEST = 1 - SWISH_LOWEST_SLOPE  # of swish: its slopes at x and −x add up to 1
 
@@ -103,13 +103,12 @@ class LipschitzMLP(nn.Module):
         self.weights.append(torch.zeros(dim, width))
         self.film = nn.Linear(context_dim, 3 * depth * width)
         self.raw_beta = nn.Parameter(torch.zeros(depth, width))
-        self.dropout = Dropout()
         self.depth = depth
 
-    def layers(self, embedding: Tensor) -> Layers:
-        """What is the same for every x: embedding (B, E)."""
+    def layers(self, embedding: Tensor, dropout: float = 0.0) -> Layers:
+        """What is the same for every x: embedding (B, E), and the share of amplitudes that are dropped."""
         a, s, b = (t.chunk(self.depth, 1) for t in self.film(embedding).chunk(3, 1))
-        amplitudes = tuple(self.dropout(torch.tanh(1 + t)).clamp(-1, 1) for t in a)
+        amplitudes = tuple(drop_values(torch.tanh(1 + t), dropout).clamp(-1, 1) for t in a)
         scales = tuple(torch.tanh(1.5 + t) for t in s)
         return Layers([at_most_unit_norm(w) for w in self.weights], amplitudes, scales, b)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.nn.bounds import soft_limit, zero_linear
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.dropout import drop_values
 
 
 class ResidualMLP(nn.Module):
@@ -28,19 +28,18 @@ class ResidualMLP(nn.Module):
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.last = zero_linear(width, outputs)
-        self.dropout = Dropout()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.last(self.hidden(x, embedding)).to(x.dtype)
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
+        return self.last(self.hidden(x, embedding, dropout)).to(x.dtype)
 
-    def hidden(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def hidden(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         """What the last layer sees, (B, width)."""
         h = self.first(soft_limit(x))
         terms = self.film(embedding).chunk(2 * len(self.inner), 1)
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
             r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
-            h = h + outer(self.dropout(r))
+            h = h + outer(drop_values(r, dropout))
         return F.silu(h)
 
 
@@ -74,13 +73,12 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.last.bias)
         self.position = nn.Parameter(torch.zeros(width, *size))
         self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(2))
-        self.dropout = Dropout()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         h = self.first(soft_limit(x)) + self.position
         h = F.silu(self._film(0, h, embedding))
         r = F.silu(self._film(1, self.middle(h), embedding))
-        h = h + self.dropout(r)
+        h = h + drop_values(r, dropout)
         return self.last(h).to(x.dtype)
 
     def _film(self, i: int, h: Tensor, embedding: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.nn.dropout import Dropout
+from flowdiff.nn.dropout import drop_values
 
 
 class ResidualBlock(nn.Module):
@@ -17,13 +17,12 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups(outputs), outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        self.dropout = Dropout()
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, 1)
-        h = self.conv2(self.dropout(F.silu(self.norm2(h) * (1 + scale) + shift)))
+        h = self.conv2(drop_values(F.silu(self.norm2(h) * (1 + scale) + shift), dropout))
         return self.skip(x) + h
 
 

@@ -8,7 +8,6 @@ Everything that is measured or sampled has a = 0: the density of the images as t
 flow learns from the changed ones what images have in common, instead of learning the few by heart.
 """
 
-from contextlib import AbstractContextManager
 from typing import Annotated
 
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.data.quantise import centres, to_levels
-from flowdiff.nn.embeddings import Conditioning
-from flowdiff.nn.modes import within
 from flowdiff.options import Range, Share, checked
 
 
@@ -100,8 +97,3 @@ class Affine(Augmentation):
         x = F.grid_sample(centres(k, levels), grid, mode="bicubic", padding_mode="border", align_corners=False)
         changed = (a != 0).any(1).view(-1, 1, 1, 1)
         return torch.where(changed, to_levels(x, levels).to(k.dtype), k), a
-
-
-def augmented(denoiser: nn.Module, shift: Tensor | None) -> AbstractContextManager[None]:
-    """Within it, the embedding of σ and class is moved by `shift` (B, context_dim)."""
-    return within(denoiser, Conditioning, shift=shift)

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
 from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
@@ -32,7 +32,7 @@ class Noised(NamedTuple):
         labels: (B,) or None.
         sigma: (B,), noise levels.
         eps: (B, *shape), standard normal.
-        drop: bool (B,), rows whose label is dropped, or None.
+        perturbation: of the denoiser, in a training step.
         progress: the share of training that is done, in [0, 1].
     """
 
@@ -40,7 +40,7 @@ class Noised(NamedTuple):
     labels: Tensor | None
     sigma: Tensor
     eps: Tensor
-    drop: Tensor | None
+    perturbation: Perturbation = UNPERTURBED
     progress: Tensor | float = 1.0
 
     @property
@@ -69,7 +69,7 @@ class Loss:
         labels: Tensor | None,
         sigma: Tensor,
         eps: Tensor,
-        drop: Tensor | None = None,
+        perturbation: Perturbation = UNPERTURBED,
         progress: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
         """The terms of the loss for each sample; arguments as in `Noised`.
@@ -78,7 +78,7 @@ class Loss:
             "loss" (B,), which is optimised, and what it is made of: "nll" (nats per dimension), "denoising" (weighted
             squared error per dimension), "fokker_planck" (squared residual per dimension).
         """
-        return self.terms(denoiser, Noised(x0, labels, sigma, eps, drop, progress))
+        return self.terms(denoiser, Noised(x0, labels, sigma, eps, perturbation, progress))
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         """What `__call__` returns."""
@@ -104,7 +104,7 @@ class Likelihood(Loss):
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        nll = -denoiser.log_prob(batch.x, batch.sigma, batch.labels, batch.drop) / denoiser.dim
+        nll = -denoiser.log_prob(batch.x, batch.sigma, batch.labels, batch.perturbation) / denoiser.dim
         return {"loss": self.weight(denoiser, batch.sigma) * nll, "nll": nll.detach()}
 
 
@@ -122,7 +122,7 @@ class Denoising(Loss):
         if isinstance(denoiser, ScoreFlow):
             nll, error = nll_and_error(denoiser, batch)
             return {"loss": error, "denoising": error.detach(), "nll": nll.detach()}
-        residual = denoiser(batch.x, batch.sigma, batch.labels, batch.drop) - batch.x0
+        residual = denoiser(batch.x, batch.sigma, batch.labels, batch.perturbation) - batch.x0
         error = denoising_error(residual, batch.sigma, denoiser.sigma_data)
         return {"loss": error, "denoising": error.detach()}
 
@@ -198,7 +198,7 @@ class FokkerPlanck(Likelihood):
         assert isinstance(denoiser, ScoreFlow)
 
         def log_prob(x: Tensor, sigma: Tensor) -> Tensor:
-            return denoiser.log_prob(x, sigma, batch.labels, batch.drop)
+            return denoiser.log_prob(x, sigma, batch.labels, batch.perturbation)
 
         found = slopes(log_prob, batch.x, batch.sigma, rademacher(batch.eps))
         nll = -found.log_prob / denoiser.dim
@@ -222,7 +222,7 @@ def nll_and_error(denoiser: ScoreFlow, batch: Noised) -> tuple[Tensor, Tensor]:
 
     D − x0 is written σ(ε + σs): without the cancellation of x + σ²s − x0 at low noise.
     """
-    score, log_prob = denoiser.score_and_log_prob(batch.x, batch.sigma, batch.labels, batch.drop)
+    score, log_prob = denoiser.score_and_log_prob(batch.x, batch.sigma, batch.labels, batch.perturbation)
     sigma = per_sample(batch.sigma, score)
     error = denoising_error(sigma * (batch.eps + sigma * score), batch.sigma, denoiser.sigma_data)
     return -log_prob / denoiser.dim, error

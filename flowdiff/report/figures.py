@@ -70,7 +70,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
     if line is not None:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize=7)
-    return saved(figure, path)
+    return save_figure(figure, path)
 
 
 def make_panels(n: int) -> tuple[Figure, list[Axes]]:
@@ -135,7 +135,7 @@ def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
         axes.grid(alpha=0.3)
         if labelled:
             axes.legend(fontsize=7)
-    return saved(figure, path) if drawn else None
+    return save_figure(figure, path) if drawn else None
 
 
 def history(run: Path, column: str) -> tuple[list[int], list[float]]:
@@ -149,7 +149,7 @@ def history(run: Path, column: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in finite], [value for _, value in finite]
 
 
-def saved(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write it as a PNG."""
     FigureCanvasAgg(figure)
     write_whole(path, lambda file: figure.savefig(file, format="png"))

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -51,6 +51,13 @@ class Job:
         """What its metrics are."""
         return from_entries({name: self.conditions.get(name, {}) for name in self.metrics}, _declared)
 
+    def take(self, entries: Mapping[str, Any]) -> None:
+        """The entries of a metrics.json, which may hold anything."""
+        for name, entry in list(entries.items())[:MOST]:
+            if isinstance(entry, dict) and "value" in entry and (entry["value"] is None or _is_value(entry["value"])):
+                name = one_line(name, 100)
+                self.metrics[name], self.conditions[name] = _number(entry["value"]), entry
+
     def is_reference(self, metric: str) -> bool:
         """Whether it is of the data or of a reference, not of the model."""
         return metric in self.metrics and self.quantities[metric].reference
@@ -95,10 +102,7 @@ def read_job(folder: Path) -> Job:
     if job.status == "running" and _is_gone(status):
         job.seconds = None
         job.status, job.error = "killed", "its process is gone and it has not said why"
-    for name, entry in list(_json(folder, "metrics.json", problems).items())[:MOST]:
-        if isinstance(entry, dict) and "value" in entry and (entry["value"] is None or _is_value(entry["value"])):
-            name = one_line(name, 100)
-            job.metrics[name], job.conditions[name] = _number(entry["value"]), entry
+    job.take(_json(folder, "metrics.json", problems))
     job.error = "; ".join(filter(None, [job.error, *problems]))
     return job
 

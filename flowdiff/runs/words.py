@@ -8,11 +8,8 @@ import shlex
 from collections.abc import Iterable
 from os import PathLike
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 #: Backslashes that a reader would halve: in front of an interpolation; of a quote, or at the end.
 INTERPOLATION, QUOTE = re.compile(r"(\\*)\$\{"), re.compile(r'(\\*)("|\Z)')
@@ -36,17 +33,6 @@ def assignment(key: str, value: str | PathLike[str]) -> str:
 def override(key: str, value: str | PathLike[str]) -> str:
     """The word of a shell that gives `key` this value: a command that holds it can be pasted."""
     return shlex.quote(assignment(key, value))
-
-
-def typed_words() -> list[str]:
-    """The words of the command line that led to Hydra's job, an interpolation in them resolved if it can be."""
-    if not HydraConfig.initialized():
-        return []
-    words = HydraConfig.get().overrides.task
-    try:
-        return [str(word) for word in words]
-    except OmegaConfBaseException:
-        return [str(word) for word in OmegaConf.to_container(words, resolve=False) or ()]
 
 
 def is_typed(key: str, words: Iterable[str]) -> bool:

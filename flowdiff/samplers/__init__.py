@@ -6,14 +6,14 @@ for the contract.
 """
 
 from flowdiff.samplers.ancestral import Ancestral, Ddim, ancestral_step
-from flowdiff.samplers.base import NoiseSource, Sampler, Step
+from flowdiff.samplers.base import Sampler, Step, Walk
 from flowdiff.samplers.conditional import BlockMean, Conditioned, Known, Mask
 from flowdiff.samplers.corrected import Mala, Ula
 from flowdiff.samplers.dpmpp_sde import DpmppSde
 from flowdiff.samplers.inversion import Inversion, InversionDenoise
 from flowdiff.samplers.mcmc import Mcmc
 from flowdiff.samplers.multistep import Dpmpp2m, Dpmpp2mSde, Lms
-from flowdiff.samplers.noise import IndexedNoise
+from flowdiff.samplers.noise import IndexedNoise, NoiseSource
 from flowdiff.samplers.ode import Euler, Heun, HeunStochastic
 from flowdiff.samplers.schedules import Adaptive, Cosine, Geometric, Karras, Linear, Polyexponential, Schedule, Vp
 
@@ -48,5 +48,6 @@ __all__ = [
     "Sampler",
     "Step",
     "Ula",
+    "Walk",
     "ancestral_step",
 ]

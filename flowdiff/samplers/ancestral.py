@@ -15,7 +15,8 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Steps, checked
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.noise import NoiseSource
 
 
 def ancestral_step(sigma_from: float, sigma_to: float, eta: float = 1.0) -> tuple[float, float]:

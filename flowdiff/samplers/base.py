@@ -20,9 +20,8 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import FlowdiffError
 from flowdiff.options import Steps, checked, snake_case
-
-NoiseSource = Callable[[], Tensor]
-"""Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
+from flowdiff.samplers.noise import NoiseSource
+from flowdiff.samplers.schedules import Schedule
 
 OTHERS = "euler, heun or ancestral"
 
@@ -45,8 +44,8 @@ class Step(NamedTuple):
 class Sampler:
     """Base of the samplers: subclasses give `step` and, where they don't begin with pure noise, `start`.
 
-    One that remembers something from step to step forgets it in `reset`. What it measures on its way it puts
-    into `records`, by name, a row a sample; `report` makes plain values of them.
+    A sampler holds its parameters and nothing else, so any number of threads may use one. One that remembers
+    something from step to step, or measures something on its way, gives `walk` in place of `step`.
 
     Args:
         num_steps: how many levels the walk goes down, >= 1.
@@ -56,19 +55,13 @@ class Sampler:
     needs_density: bool = False
     stays: bool = False  # all its levels but the last are equal
     sigma_start: float | None = None  # None: begin at the schedule's sigma_max
-    records: dict[str, Tensor]
 
     @checked
     def __init__(self, num_steps: Steps) -> None:
         self.num_steps = num_steps
-        self.records = {}
-
-    def reset(self) -> None:
-        """Forget the last call; called at the start of each."""
-        self.records = {}
 
     def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the `records` of one or more calls say, their rows joined: plain values for JSON."""
+        """What the `records` of one or more walks say, their rows joined: plain values for JSON."""
         return {}
 
     def lacks(self, denoiser: Any) -> str | None:
@@ -79,7 +72,7 @@ class Sampler:
             return "density"
         return None
 
-    def sigmas(self, schedule: Callable[..., Tensor]) -> Tensor:
+    def sigmas(self, schedule: Schedule) -> Tensor:
         """The levels of this sampler on a schedule: (num_steps + 1,) float64, decreasing, ending in 0."""
         return schedule(self.num_steps, sigma_max=self.sigma_start)
 
@@ -91,7 +84,10 @@ class Sampler:
         """x at the level `to` from x at the level `sigma`; D (for `Lms` nearly) where `to` is 0."""
         raise NotImplementedError
 
-    @torch.no_grad()
+    def walk(self) -> "Walk":
+        """A new walk, for one batch."""
+        return Walk(self)
+
     def __call__(
         self,
         denoiser: Any,
@@ -116,7 +112,10 @@ class Sampler:
         Returns:
             (n, *shape) samples.
         """
-        levels = sigmas.tolist()
+        return self.walk()(denoiser, noise, sigmas, labels, callback, correct)
+
+    def check(self, denoiser: Any, levels: list[float]) -> None:
+        """Refuse levels that it can't walk down, and a denoiser that lacks what it needs."""
         if len(levels) != self.num_steps + 1 or levels[-1] != 0:
             raise ValueError(f"sigmas must be {self.num_steps + 1} levels ending in 0, not {levels}")
         if self.stays and len(set(levels[:-1])) > 1:
@@ -126,17 +125,52 @@ class Sampler:
         lacking = self.lacks(denoiser)
         if lacking is not None:
             raise FlowdiffError(f"sampler={self.name}: needs a denoiser {NEEDS[lacking]}; choose {OTHERS} instead")
-        self.reset()
+
+    @property
+    def name(self) -> str:
+        """The sampler's name in the configuration: `InversionDenoise` is `inversion_denoise`."""
+        return snake_case(type(self).__name__)
+
+
+class Walk:
+    """One walk of a sampler, for one batch: what it remembers from step to step and what it measures.
+
+    This one remembers nothing: it starts and steps as its sampler says.
+
+    Attributes:
+        records: what it has measured, by name, a row a sample; `Sampler.report` makes plain values of them.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.records: dict[str, Tensor] = {}
+
+    def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+        """As `Sampler.start`."""
+        return self.sampler.start(denoiser, noise, sigma, labels)
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        """As `Sampler.step`."""
+        return self.sampler.step(denoise, noise, x, sigma, to)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Any,
+        noise: NoiseSource,
+        sigmas: Tensor,
+        labels: Tensor | None = None,
+        callback: Callable[[Step], None] | None = None,
+        correct: Callable[[Tensor, float], Tensor] | None = None,
+    ) -> Tensor:
+        """Go down the levels, once. Arguments and result as of `Sampler.__call__`."""
+        levels = sigmas.tolist()
+        self.sampler.check(denoiser, levels)
         denoise = Denoise(denoiser, labels)
         x = self.start(denoiser, noise, levels[0], labels)
         for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
             x = x if correct is None else correct(x, sigma)
             x = self.step(denoise, noise, x, sigma, sigma_next)
             if callback is not None:
-                callback(Step(i + 1, self.num_steps, sigma, sigma_next, x))
+                callback(Step(i + 1, self.sampler.num_steps, sigma, sigma_next, x))
         return x
-
-    @property
-    def name(self) -> str:
-        """The sampler's name in the configuration: `InversionDenoise` is `inversion_denoise`."""
-        return snake_case(type(self).__name__)

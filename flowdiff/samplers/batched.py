@@ -11,11 +11,12 @@ of one generator a sample is EDM's (Karras et al. 2022, https://github.com/NVlab
 `StackedRandomGenerator`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +25,69 @@ from flowdiff.data.labels import resolve_labels
 from flowdiff.denoisers.wrappers import Clipped, Counted, Guided, Tiled
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
-from flowdiff.samplers.base import OTHERS, NoiseSource, Sampler
-from flowdiff.samplers.noise import IndexedNoise
+from flowdiff.samplers.base import OTHERS, Sampler, Walk
+from flowdiff.samplers.noise import IndexedNoise, NoiseSource
 from flowdiff.samplers.schedules import Schedule
 
-Batch = Callable[[Any, NoiseSource, Tensor | None, Tensor, Callable[[], None]], Tensor]
-"""What makes the samples of one batch, see `BatchedSampler.each`."""
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples, and how they came about.
+
+    Attributes:
+        x: (n, ...) float32 on the CPU.
+        more: what was found beside them, by name, a row a sample, on the CPU.
+        nfe: network evaluations, inversions too, that each sample took.
+        evaluations: the same apart: `nfe_forward`, `nfe_gradient`, `inversions`; `nfe_schedule`, in all, of a schedule
+            that is made from the model.
+        statistics: what the sampler reports.
+        nonfinite: samples that hold a NaN or an infinity.
+        conditions: under what they were made: plain values, for metrics.json and captions.
+    """
+
+    x: Tensor
+    more: dict[str, Tensor] = field(default_factory=dict)
+    nfe: float = 0.0
+    evaluations: dict[str, int] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    nonfinite: int = 0
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What is known where the samples of one batch are made.
+
+    Attributes:
+        denoiser: as it is sampled: guided, and held to the data's range.
+        noise: standard normals (m, *shape) at each call, each row's of its own seed.
+        sigmas: the levels that the sampler visits, (num_steps + 1,).
+        labels: (m,) on the device, or None.
+        rows: (m,) int64, the samples' numbers among all n; the last one is repeated up to whole tiles.
+        device: where the network is.
+        walk: a new one of the sampler.
+        advance: to be called after each step.
+    """
+
+    denoiser: Any
+    noise: NoiseSource
+    sigmas: Tensor
+    labels: Tensor | None
+    rows: Tensor
+    device: torch.device
+    walk: Walk
+    advance: Callable[[], None]
+
+    def sample(
+        self, noise: NoiseSource | None = None, correct: Callable[[Tensor, float], Tensor] | None = None
+    ) -> Tensor:
+        """Go the sampler's walk, (m, *shape), with other noise than the seeds' if it is given."""
+        noise = noise or self.noise
+        return self.walk(self.denoiser, noise, self.sigmas, self.labels, lambda _step: self.advance(), correct)
+
+
+BatchFunction = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
+"""Makes the samples of one batch, (m, ...), and what else is to be known of them, by name, a row a sample."""
 
 
 def seeds_from(seed: int, n: int) -> Tensor:
@@ -50,12 +108,12 @@ FIT_ROWS = 64
 """Samples on which a schedule that is made from the model measures it."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class BatchedSampler:
-    """Draws any number of samples of one denoiser with one sampler.
+    """Draws any number of samples of one denoiser with one sampler. It keeps nothing of a draw.
 
     Args:
-        denoiser: what is sampled.
+        denoiser: what is sampled; threads may share it once it is in eval mode.
         sampler: one of `samplers`.
         schedule: one of `samplers.schedules`.
         guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
@@ -71,19 +129,9 @@ class BatchedSampler:
     clip: tuple[float, float] | None = None
     batch_size: int = 256
     tile: int | None = None
-    nfe: float = field(default=0.0, init=False)
-    """Network evaluations, inversions too, that each sample of the last call took."""
-    evaluations: dict[str, int] = field(default_factory=dict, init=False)
-    """The same apart: `nfe_forward`, `nfe_gradient`, `inversions`; `nfe_schedule`, in all, of one that is
-    made from the model."""
-    statistics: dict[str, Any] = field(default_factory=dict, init=False)
-    """What the sampler reports of the last call."""
-    nonfinite: int = field(default=0, init=False)
-    """Samples of the last call that hold a NaN or an infinity."""
 
     def __post_init__(self) -> None:
-        self.tile = default_tile(self.denoiser.shape) if self.tile is None else self.tile
-        for key, value in (("batch_size", self.batch_size), ("tile", self.tile)):
+        for key, value in (("batch_size", self.batch_size), ("tile", self.rows)):
             at_least(key, value, 1)
         Guided(self.denoiser, self.guidance_scale)  # refuses a wrong scale now, before any work
         if self.guidance_scale != 1 and self.denoiser.num_classes == 0:
@@ -98,15 +146,19 @@ class BatchedSampler:
                 f"needs a flow with {'an' if lacking == 'inverse' else 'a'} {lacking}, and this "
                 f"{type(self.denoiser).__name__} has none: choose {OTHERS}",
             )
-        self._schedule: Schedule | None = None
 
-    def __call__(
+    @property
+    def rows(self) -> int:
+        """Rows that the network sees at once."""
+        return default_tile(self.denoiser.shape) if self.tile is None else self.tile
+
+    def draw(
         self,
         labels: Tensor | None,
         seeds: Tensor | Iterable[int],
         quiet: bool = False,
         what: str = "sampling",
-    ) -> Tensor:
+    ) -> Drawn:
         """Samples for the given seeds.
 
         Args:
@@ -116,128 +168,128 @@ class BatchedSampler:
             what: what the progress bar calls it.
 
         Returns:
-            (n, *shape) on the CPU, in the model's space ([-1, 1] for images).
+            x (n, *shape) in the model's space ([-1, 1] for images), and how it was made.
         """
-        sigmas = self.sigmas()
 
-        def walk(
-            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
-        ) -> Tensor:
-            x = self.sampler(denoiser, noise, sigmas, classes, callback=lambda _step: advance())
-            return x if self.clip is None else x.clamp(*self.clip)  # not every last step returns D
+        def sample(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+            x = batch.sample()
+            return x if self.clip is None else x.clamp(*self.clip), {}  # not every last step returns D
 
-        return self.each(walk, labels, seeds, len(sigmas) - 1, quiet, what)
+        return self.each(sample, labels, seeds, quiet=quiet, what=what)
 
     @torch.no_grad()
     def each(
         self,
-        function: Batch,
+        function: BatchFunction,
         labels: Tensor | None,
         seeds: Tensor | Iterable[int],
-        steps: int,
+        steps: int | None = None,
         quiet: bool = False,
         what: str = "sampling",
-    ) -> Tensor:
-        """`function(denoiser, noise, labels, rows, advance)` of one batch after the other.
+    ) -> Drawn:
+        """`function` of one batch after the other, and its rows together.
 
         Args:
-            function: is given the denoiser as it is sampled, the noise of the batch's seeds, its labels, its row
-                numbers among all n (int64, on the device, the last one repeated up to whole tiles) and what it calls
-                after each step; returns a tensor with a row for each.
-            labels, seeds, quiet, what: as for sampling.
-            steps: how often `function` calls `advance` in a batch.
-
-        Returns:
-            What it returned, (n, ...) float32 on the CPU.
+            function: makes the samples of a batch, by `Batch.sample` or otherwise.
+            labels, seeds, quiet, what: as for `draw`.
+            steps: how often `function` calls `advance` in a batch; None: once in each step of the sampler.
         """
         seeds = torch.as_tensor(seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64)
         if not len(seeds):
             raise FlowdiffError("0 samples were asked for: at least 1 is needed")
-        tile = self.tile or 1
-        n, size = len(seeds), tile * -(-min(self.batch_size, len(seeds)) // tile)
+        n, size = len(seeds), self.rows * -(-min(self.batch_size, len(seeds)) // self.rows)
         if labels is not None and len(labels) != n:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
-        device = _device_of(self.denoiser)
-        counted = Counted(Tiled(self.denoiser, tile))
-        denoiser = self._held(counted)
-        out: Tensor | None = None  # made once, for all: memory grows by the samples themselves and by nothing else
-        batches, self.nonfinite = 0, 0
-        records: list[dict[str, Tensor]] = []
-        self.sampler.reset()  # a function that doesn't call it shall not find an earlier call's records
-        with _evaluating(self.denoiser), Progress(what, steps * -(-n // size), quiet=quiet) as progress:
-            for i in range(0, n, size):
-                rows = _filled(torch.arange(n)[i : i + size], tile)
-                own = min(size, n - i)
+        steps, batches = steps or self.sampler.num_steps, -(-n // size)
+        sigmas, device = self.sigmas(), _device_of(self.denoiser)
+        counted = Counted(Tiled(self.denoiser, self.rows))
+        denoiser = self._guide_and_clip(counted)
+        found, records, nonfinite = Rows(n), Rows(n), 0
+        with _eval_mode(self.denoiser), Progress(what, steps * batches, quiet=quiet) as progress:
+            for start in range(0, n, size):
+                rows = _fill_up(torch.arange(n)[start : start + size], self.rows)
                 classes = None if labels is None else labels[rows].to(device)
                 noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
-                x = function(denoiser, noise, classes, rows.to(device), progress.advance)
-                made = x[:own].float().cpu()
-                out = made.new_empty(n, *made.shape[1:]) if out is None else out
-                out[i : i + own] = made
-                self.nonfinite += int((~made.flatten(1).isfinite().all(1)).sum())
-                batches += 1
-                records.append({key: record[:own].cpu() for key, record in self.sampler.records.items()})
-                progress.advance(steps * batches - progress.done)
-        assert out is not None
-        self._count(counted, batches)
-        self.statistics = self.sampler.report({key: torch.cat([r[key] for r in records]) for key in records[0]})
-        return out
-
-    def _held(self, denoiser: Any) -> Any:
-        """The denoiser as it is sampled: guided, and held to the data's range."""
-        if self.guidance_scale != 1:
-            denoiser = Guided(denoiser, self.guidance_scale)
-        return denoiser if self.clip is None else Clipped(denoiser, *self.clip)
-
-    def _count(self, counted: Counted, batches: int) -> None:
-        """Every row of a batch takes part in each call."""
-        self.nfe = (counted.nfe + counted.inversions) / batches
-        self.evaluations |= {
+                walk = self.sampler.walk()
+                batch = Batch(denoiser, noise, sigmas, classes, rows, device, walk, progress.advance)
+                x, more = function(batch)
+                found.put(start, {**more, "x": x.float()})
+                records.put(start, walk.records)
+                nonfinite += int((~x[: n - start].float().flatten(1).isfinite().all(1)).sum())
+                progress.advance(steps * (start // size + 1) - progress.done)
+        nfe = (counted.nfe + counted.inversions) / batches  # every row of a batch takes part in each call
+        evaluations = self._fitted.evaluations | {
             "nfe_forward": counted.forward // batches,
             "nfe_gradient": counted.gradient // batches,
             "inversions": counted.inversions // batches,
         }
+        statistics = self.sampler.report(records.values)
+        conditions = self._conditions(nfe, evaluations) | statistics
+        return Drawn(found.values.pop("x"), found.values, nfe, evaluations, statistics, nonfinite, conditions)
 
-    def sigmas(self) -> Tensor:
-        """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""
-        if self._schedule is None:
-            self._schedule = self._fitted()
-        return self.sampler.sigmas(self._schedule)
-
-    @torch.no_grad()
-    def _fitted(self) -> Schedule:
-        """The schedule for this model as it is sampled: the same whatever samples are asked for."""
-        device = _device_of(self.denoiser)
-        counted = Counted(Tiled(self.denoiser, self.tile or 1))
-        labels = resolve_labels("balanced", FIT_ROWS, self.denoiser.num_classes)
-        noise = IndexedNoise(range(FIT_ROWS), tuple(self.denoiser.shape), device)
-        with _evaluating(self.denoiser):
-            fitted = self.schedule.fit(self._held(counted), noise, None if labels is None else labels.to(device))
-        if counted.nfe:
-            self.evaluations["nfe_schedule"] = counted.nfe * FIT_ROWS
-        return fitted
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """Under what the samples were made: plain values, for metrics.json and captions."""
-        sigmas = self.sigmas()
+    def _conditions(self, nfe: float, evaluations: Mapping[str, int]) -> dict[str, Any]:
         start = self.sampler.sigma_start
         return {
             "sampler": self.sampler.name,
             "schedule": self.schedule.name,
             "num_steps": self.sampler.num_steps,
-            "nfe": round(self.nfe, 2),
-            **self.evaluations,
+            "nfe": round(nfe, 2),
+            **evaluations,
             "sigma_min": float(self.schedule.sigma_min),
-            "sigma_max": float(sigmas[0]),
+            "sigma_max": float(self.sigmas()[0]),
             "sigma_start": None if start is None else float(start),
             "guidance_scale": float(self.guidance_scale),
-            **self.statistics,
         }
+
+    def _guide_and_clip(self, denoiser: Any) -> Any:
+        """The denoiser as it is sampled: guided, and held to the data's range."""
+        if self.guidance_scale != 1:
+            denoiser = Guided(denoiser, self.guidance_scale)
+        return denoiser if self.clip is None else Clipped(denoiser, *self.clip)
+
+    def sigmas(self) -> Tensor:
+        """The noise levels that the sampler visits: (num_steps + 1,), decreasing, the last one 0."""
+        return self.sampler.sigmas(self._fitted.schedule)
+
+    @cached_property
+    def _fitted(self) -> "Fitted":
+        """The schedule for this model as it is sampled: the same whatever samples are asked for."""
+        device = _device_of(self.denoiser)
+        counted = Counted(Tiled(self.denoiser, self.rows))
+        labels = resolve_labels("balanced", FIT_ROWS, self.denoiser.num_classes)
+        noise = IndexedNoise(range(FIT_ROWS), tuple(self.denoiser.shape), device)
+        with torch.no_grad(), _eval_mode(self.denoiser):
+            schedule = self.schedule.fit(
+                self._guide_and_clip(counted), noise, None if labels is None else labels.to(device)
+            )
+        return Fitted(schedule, {"nfe_schedule": counted.nfe * FIT_ROWS} if counted.nfe else {})
+
+
+class Fitted(NamedTuple):
+    """A schedule as it is for a model, and the evaluations that this took."""
+
+    schedule: Schedule
+    evaluations: dict[str, int]
+
+
+class Rows:
+    """Tensors of n rows each, by name, filled batch by batch: they are made once, and nothing else is kept."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.values: dict[str, Tensor] = {}
+
+    def put(self, start: int, batch: Mapping[str, Tensor]) -> None:
+        """Put a batch's rows at `start`; those beyond the n-th only fill a tile up."""
+        for key, value in batch.items():
+            own = value[: self.n - start].cpu()
+            if key not in self.values:
+                self.values[key] = own.new_empty(self.n, *own.shape[1:])
+            self.values[key][start : start + len(own)] = own
 
 
 @contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
+def _eval_mode(module: Any) -> Iterator[None]:
     """The module in eval mode, and then as it was."""
     training = module.training
     module.eval()
@@ -247,7 +299,7 @@ def _evaluating(module: Any) -> Iterator[None]:
         module.train(training)
 
 
-def _filled(rows: Tensor, tile: int) -> Tensor:
+def _fill_up(rows: Tensor, tile: int) -> Tensor:
     """`rows` with its last one repeated up to a multiple of `tile`."""
     return torch.cat([rows, rows[-1:].expand(-len(rows) % tile)])
 

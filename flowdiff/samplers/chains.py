@@ -15,8 +15,6 @@ distribution; R-hat is the larger of that of z and that of the scores of |x - me
 import torch
 from torch import Tensor
 
-from flowdiff.samplers.ranks import ranks
-
 
 def split(draws: Tensor) -> Tensor:
     """Each chain's two halves as chains: (M, N, q) to (2M, N // 2, q), without the middle draw of an odd N."""
@@ -25,9 +23,15 @@ def split(draws: Tensor) -> Tensor:
 
 
 def normal_scores(draws: Tensor) -> Tensor:
-    """(M, N, q) to the normal scores of their ranks among all draws of a quantity; equal draws share a mean rank."""
+    """(M, N, q) to the normal scores of their ranks among all draws of a quantity.
+
+    Equal draws share the mean of their ranks; one that is not a number counts as the largest.
+    """
+    from scipy.stats import rankdata
+
     m, n, q = draws.shape
-    rank = ranks(draws.double().reshape(m * n, q).T)
+    values = draws.double().reshape(m * n, q).T.nan_to_num(nan=torch.inf)
+    rank = torch.from_numpy(rankdata(values.numpy(), axis=-1))
     return torch.special.ndtri((rank - 0.375) / (m * n + 0.25)).T.reshape(m, n, q)
 
 

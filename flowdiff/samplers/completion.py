@@ -3,9 +3,8 @@
 Completion i is a function of its seed, its label and its image: neither the batch size nor its neighbours matter.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,36 +12,34 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError, at_least
 from flowdiff.samplers.ancestral import Ancestral
-from flowdiff.samplers.base import NoiseSource
-from flowdiff.samplers.batched import BatchedSampler
+from flowdiff.samplers.batched import Batch, BatchedSampler, Drawn, seeds_from
 from flowdiff.samplers.conditional import Conditioned, Known
-
-
-@dataclass
-class Completed:
-    """Images whose known part is as it was given.
-
-    Attributes:
-        x: (n, C, H, W) on the CPU.
-        acceptance: (n, levels), the share of Langevin steps accepted at each level; no columns without a corrector.
-    """
-
-    x: Tensor
-    acceptance: Tensor
-
 
 NUM_STEPS = 64
 
 
-def from_the_top(batched: BatchedSampler, num_steps: int | None = None) -> BatchedSampler:
-    """A sampler that begins at sigma_max, where nothing of an image is decided yet.
+@dataclass(frozen=True, eq=False)
+class Completed:
+    """m completions of each of n images, one image's after the other's; their known part is as it was given.
 
-    One that begins lower (`sigma_start`) begins with an image of its own, to which the known part would come too
-    late: `NUM_STEPS` ancestral steps, or `num_steps`, take its place.
+    Attributes:
+        drawn: x (n·m, C, H, W), and how it was made.
+        labels: (n·m,) int64, or None.
+        seeds: (n·m,) int64.
+        sigmas: (levels,), at which the sampler was held to what is known.
+        acceptance: (n·m, levels), the share of Langevin steps accepted at each level; None without a corrector.
     """
-    if batched.sampler.sigma_start is None:
-        return batched
-    return replace(batched, sampler=Ancestral(NUM_STEPS if num_steps is None else num_steps))
+
+    drawn: Drawn
+    labels: Tensor | None
+    seeds: Tensor
+    sigmas: Tensor
+    acceptance: Tensor | None
+
+
+def first_seeds(seed: int, n: int, completions: int) -> Tensor:
+    """The seed of the first completion of each of n images: (n,) int64. A random mask is a function of it."""
+    return seeds_from(seed, n * completions)[::completions]
 
 
 def complete(
@@ -50,44 +47,48 @@ def complete(
     known: Known,
     x0: Tensor,
     labels: Tensor | None,
-    seeds: Tensor,
+    completions: int,
+    seed: int,
     n_corrector: int,
+    num_steps: int | None = None,
     quiet: bool = False,
     key: str = "n_corrector",
 ) -> Completed:
     """Draw the unknown part of each image given its known part.
 
     Args:
-        batched: the sampler, its schedule, guidance and batch size, e.g. `from_the_top`.
+        batched: the sampler, its schedule, guidance and batch size. A sampler that begins at `sigma_start` begins with
+            an image of its own, to which the known part would come too late: ancestral steps from sigma_max take its
+            place.
         known: the projectors of the n images, on the CPU.
         x0: (n, C, H, W) on the CPU, in [-1, 1]; only their known part is looked at.
         labels: (n,) int64, or None.
-        seeds: (n,) int64.
+        completions: m of each image; number c of image i has the seed `seed + i·m + c`.
+        seed: of the first completion.
         n_corrector: Metropolis-adjusted Langevin steps at each noise level; 0: replacement alone, without a density.
+        num_steps: of those ancestral steps; None: `NUM_STEPS`.
         quiet: no progress.
-        key: the option's name in an error.
+        key: the name of the option `n_corrector` in an error.
 
     Raises:
         ConfigError: `n_corrector` is negative, or above 0 for a denoiser without a density.
     """
-    denoiser = batched.denoiser
-    if at_least(key, n_corrector, 0) and not denoiser.has_density:
-        allowed = f"its test needs a density, and this {type(denoiser).__name__} has none: choose 0"
+    if at_least(key, n_corrector, 0) and not batched.denoiser.has_density:
+        allowed = f"its test needs a density, and this {type(batched.denoiser).__name__} has none: choose 0"
         raise ConfigError(key, n_corrector, allowed)
-    sigmas = batched.sigmas()
-    rates = torch.zeros(len(x0), len(sigmas) - 1 if n_corrector else 0)
+    if batched.sampler.sigma_start is not None:
+        batched = replace(batched, sampler=Ancestral(NUM_STEPS if num_steps is None else num_steps))
+    each = torch.arange(len(x0)).repeat_interleave(completions)
+    labels = None if labels is None else labels[each]
+    seeds = seeds_from(seed, len(each))
 
-    def walk(
-        denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
-    ) -> Tensor:
-        here = rows.cpu()
-        images, given = x0[here].to(rows.device), known[here].to(rows.device)
-        density = Denoise(denoiser, classes).score_and_log_prob
-        correct = Conditioned(density, noise, given, images, n_corrector)
-        x = batched.sampler(denoiser, noise, sigmas, classes, lambda _step: advance(), correct)
-        if n_corrector:
-            rates[here] = torch.stack(correct.acceptance, 1).float().cpu()
-        return given.replace(x, images)
+    def sample(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        rows = each[batch.rows]
+        images, given = x0[rows].to(batch.device), known[rows].to(batch.device)
+        density = Denoise(batch.denoiser, batch.labels).score_and_log_prob
+        correct = Conditioned(density, batch.noise, given, images, n_corrector)
+        x = given.replace(batch.sample(correct=correct), images)
+        return x, {"acceptance": torch.stack(correct.acceptance, 1).float()} if n_corrector else {}
 
-    x = batched.each(walk, labels, seeds, len(sigmas) - 1, quiet)
-    return Completed(x, rates)
+    drawn = batched.each(sample, labels, seeds, quiet=quiet)
+    return Completed(drawn, labels, seeds, batched.sigmas()[:-1], drawn.more.get("acceptance"))

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from flowdiff.samplers.base import NoiseSource
 from flowdiff.samplers.langevin import StepSize, adjusted_steps, optimal_step
+from flowdiff.samplers.noise import NoiseSource
 
 
 class Known:

@@ -19,8 +19,9 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Positive, Range, Steps, checked
 from flowdiff.samplers.ancestral import Ancestral
-from flowdiff.samplers.base import NoiseSource
+from flowdiff.samplers.base import Walk
 from flowdiff.samplers.langevin import State, StepSize, adjusted_steps, first_steps, langevin_step
+from flowdiff.samplers.noise import NoiseSource
 
 GROUPS = 8
 """So many groups of neighbouring levels does a report tell apart."""
@@ -50,18 +51,27 @@ class Ula(Ancestral):
         self.n_corrector = n_corrector
         self.step_size = step_size
 
-    def reset(self) -> None:
-        super().reset()
-        self._state: State | None = None
+    def walk(self) -> Walk:
+        return UlaWalk(self)
+
+
+class UlaWalk(Walk):
+    """Remembers where the last corrector ended, and the score there."""
+
+    sampler: Ula
+
+    def __init__(self, sampler: Ula) -> None:
+        super().__init__(sampler)
+        self.state: State | None = None
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         if to == 0:
             return denoise(x, sigma)
-        state = self._state
+        state = self.state
         # its score is that of x unless x was changed since (`correct` of the call)
         denoised = denoise(x, sigma) if state is None or state.x is not x else x + sigma**2 * state.score
-        self._state = self.correct(denoise, noise, self.move(x, denoised, noise, sigma, to), to)
-        return self._state.x
+        self.state = self.correct(denoise, noise, self.sampler.move(x, denoised, noise, sigma, to), to)
+        return self.state.x
 
     def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
         """`n_corrector` Langevin steps at sigma."""
@@ -70,8 +80,8 @@ class Ula(Ancestral):
             return (denoise(x, sigma) - x) / sigma**2, x.new_zeros(len(x))
 
         state = State(x, *density(x))
-        step = first_steps(x, self.step_size) * sigma**2
-        for _ in range(self.n_corrector):
+        step = first_steps(x, self.sampler.step_size) * sigma**2
+        for _ in range(self.sampler.n_corrector):
             state, _ = langevin_step(density, state, step, noise())
         return state
 
@@ -100,27 +110,8 @@ class Mala(Ula):
     ) -> None:
         super().__init__(num_steps, eta, n_corrector, step_size)
 
-    def reset(self) -> None:
-        super().reset()
-        self._rate: StepSize | None = None
-
-    def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
-        def density(x: Tensor) -> tuple[Tensor, Tensor]:
-            return denoise.score_and_log_prob(x, sigma)
-
-        if self._rate is None:
-            self._rate = StepSize(first_steps(x, self.step_size), decay=0.0)
-        state, acceptance = adjusted_steps(density, x, self._rate, sigma**2, noise, self.n_corrector)
-        self._record(acceptance, sigma)
-        return state
-
-    def _record(self, acceptance: Tensor, sigma: float) -> None:
-        assert self._rate is not None
-        found = {"acceptance": acceptance, "sigma": torch.full_like(acceptance, sigma)}
-        for key, row in found.items():
-            before = self.records.get(key)
-            self.records[key] = row[:, None] if before is None else torch.cat([before, row[:, None]], 1)
-        self.records["step_size"] = self._rate.value
+    def walk(self) -> Walk:
+        return MalaWalk(self)
 
     def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
         """`acceptance`, `acceptance_by_sigma` (a level in each of some groups to their mean), `step_size` (the
@@ -135,3 +126,27 @@ class Mala(Ula):
             "acceptance_by_sigma": by_sigma,
             "step_size": float(f"{records['step_size'].median():.3g}"),
         }
+
+
+class MalaWalk(UlaWalk):
+    """Remembers each sample's r; records it, and the acceptance at each level."""
+
+    def __init__(self, sampler: Ula) -> None:
+        super().__init__(sampler)
+        self.rate: StepSize | None = None
+        self.acceptance: list[Tensor] = []  # (n,) at each level
+        self.levels: list[Tensor] = []
+
+    def correct(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float) -> State:
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            return denoise.score_and_log_prob(x, sigma)
+
+        if self.rate is None:
+            self.rate = StepSize(first_steps(x, self.sampler.step_size), decay=0.0)
+        state, acceptance = adjusted_steps(density, x, self.rate, sigma**2, noise, self.sampler.n_corrector)
+        self.acceptance.append(acceptance)
+        self.levels.append(torch.full_like(acceptance, sigma))
+        columns = {"acceptance": self.acceptance, "sigma": self.levels}
+        self.records = {key: torch.stack(column, 1) for key, column in columns.items()}
+        self.records["step_size"] = self.rate.value
+        return state

@@ -16,7 +16,8 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Steps, checked
 from flowdiff.samplers.ancestral import ancestral_step
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.noise import NoiseSource
 
 
 class DpmppSde(Sampler):

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Sigma, Steps, checked
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.noise import NoiseSource
 from flowdiff.samplers.ode import Heun
 
 

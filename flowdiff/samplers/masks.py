@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.pictures import read_picture
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.files import is_file
 
 ALLOWED = (
@@ -93,7 +93,7 @@ def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
         else:
             missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0] > 127
     except (FlowdiffError, OSError, ValueError, TypeError, EOFError) as error:
-        raise ConfigError("mask", mask, f"can't be read: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError("mask", mask, f"can't be read: {one_line(error, 200)}") from error
     if tuple(missing.shape) not in (tuple(shape[1:]), tuple(shape), (1, *shape[1:])):
         size = " x ".join(str(n) for n in missing.shape)
         raise ConfigError("mask", mask, f"is {size}, must be {shape[1]} x {shape[2]} as the image")

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import Positive, Range, Sigma, Steps, checked
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler, Walk
 from flowdiff.samplers.chains import ess, rhat
 from flowdiff.samplers.inversion import inverted
 from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
+from flowdiff.samplers.noise import NoiseSource
+from flowdiff.samplers.schedules import Schedule
 
 COORDINATES = 32
 """So many coordinates of a sample, evenly spaced, are kept of each draw, with log p."""
@@ -57,57 +59,16 @@ class Mcmc(Sampler):
         self.warmup = math.floor(warmup * num_steps)
         self.step_size = step_size
 
-    def sigmas(self, schedule: Any) -> Tensor:
+    def sigmas(self, schedule: Schedule) -> Tensor:
         """sigma_start once a step, then 0; the schedule only says which sigma is too low."""
         level, end = schedule(1, sigma_max=self.sigma_start)
         return torch.cat([level.expand(self.num_steps), end[None]])
 
-    def reset(self) -> None:
-        super().reset()
-        self._state: State | None = None
-        self._labels: Tensor | None = None
-        self._draws: list[Tensor] = []
-        self._accepted: list[Tensor] = []
-        self._done = 0
-
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        self._labels = labels
         return inverted(denoiser, noise, sigma, labels) if self.needs_inverse else sigma * noise()
 
-    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
-        def density(x: Tensor) -> tuple[Tensor, Tensor]:
-            return denoise.score_and_log_prob(x, sigma)
-
-        if self._state is None:
-            self._size = StepSize(first_steps(x, self.step_size) * sigma**2)
-            self._state = State(x, *density(x))
-        if self._done == self.warmup:
-            self._size.freeze()
-        self._state, accepted = langevin_step(density, self._state, self._size.value, noise(), uniforms(noise))
-        self._size.update(accepted)
-        self._done += 1
-        if self._done > self.warmup:
-            self._keep(accepted)
-        if to > 0:
-            return self._state.x
-        self._record(sigma)
-        return denoise(self._state.x, sigma)
-
-    def _keep(self, accepted: Tensor) -> None:
-        assert self._state is not None
-        flat = self._state.x.flatten(1)
-        chosen = torch.linspace(0, flat.shape[1] - 1, min(COORDINATES, flat.shape[1])).round().long()
-        self._draws.append(torch.cat([flat[:, chosen.to(flat.device)], self._state.log_prob[:, None]], 1).cpu())
-        self._accepted.append(accepted.cpu())
-
-    def _record(self, sigma: float) -> None:
-        n = len(self._draws[0])
-        self.records = {
-            "draws": torch.stack(self._draws, 1),
-            "accepted": torch.stack(self._accepted, 1),
-            "rate": (self._size.value / sigma**2).cpu(),
-            "class": torch.full((n,), -1) if self._labels is None else self._labels.cpu(),
-        }
+    def walk(self) -> Walk:
+        return McmcWalk(self)
 
     def report(self, records: Mapping[str, Tensor]) -> dict[str, Any]:
         if not records:
@@ -131,3 +92,58 @@ class Mcmc(Sampler):
                 "ess_median": float(size.median()),
             }
         return {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in found.items()}
+
+
+class McmcWalk(Walk):
+    """Remembers where the chains are, their step sizes and the draws after the warm-up, which it records at the end."""
+
+    sampler: Mcmc
+    size: StepSize
+
+    def __init__(self, sampler: Mcmc) -> None:
+        super().__init__(sampler)
+        self.state: State | None = None
+        self.labels: Tensor | None = None
+        self.draws: list[Tensor] = []
+        self.accepted: list[Tensor] = []
+        self.done = 0
+
+    def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+        x = super().start(denoiser, noise, sigma, labels)
+        self.labels, self.size = labels, StepSize(first_steps(x, self.sampler.step_size) * sigma**2)
+        return x
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        def density(x: Tensor) -> tuple[Tensor, Tensor]:
+            return denoise.score_and_log_prob(x, sigma)
+
+        if self.state is None:
+            self.state = State(x, *density(x))
+        if self.done == self.sampler.warmup:
+            self.size.freeze()
+        self.state, accepted = langevin_step(density, self.state, self.size.value, noise(), uniforms(noise))
+        self.size.update(accepted)
+        self.done += 1
+        if self.done > self.sampler.warmup:
+            self.keep(self.state, accepted)
+        if to > 0:
+            return self.state.x
+        self.record(sigma)
+        return denoise(self.state.x, sigma)
+
+    def keep(self, state: State, accepted: Tensor) -> None:
+        """Some coordinates and log p of each chain's draw."""
+        flat = state.x.flatten(1)
+        chosen = torch.linspace(0, flat.shape[1] - 1, min(COORDINATES, flat.shape[1])).round().long()
+        self.draws.append(torch.cat([flat[:, chosen.to(flat.device)], state.log_prob[:, None]], 1).cpu())
+        self.accepted.append(accepted.cpu())
+
+    def record(self, sigma: float) -> None:
+        """Put what was kept into `records`."""
+        n = len(self.draws[0])
+        self.records = {
+            "draws": torch.stack(self.draws, 1),
+            "accepted": torch.stack(self.accepted, 1),
+            "rate": (self.size.value / sigma**2).cpu(),
+            "class": torch.full((n,), -1) if self.labels is None else self.labels.cpu(),
+        }

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import NonNegative, Range, Steps, checked
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler, Walk
+from flowdiff.samplers.noise import NoiseSource
 
 
 class Dpmpp2m(Sampler):
@@ -26,22 +27,8 @@ class Dpmpp2m(Sampler):
 
     eta, s_noise = 0.0, 1.0
 
-    def reset(self) -> None:
-        super().reset()
-        self._last: tuple[float, Tensor] | None = None  # s_{i-1} and D there
-
-    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
-        denoised = denoise(x, sigma)
-        if to == 0:
-            return denoised
-        ahead = denoised
-        if self._last is not None:
-            above, before = self._last
-            ahead = denoised + (denoised - before) * math.log(sigma / to) / (2 * math.log(above / sigma))
-        self._last = sigma, denoised
-        x = ahead + (to / sigma) ** (1 + self.eta) * (x - ahead)
-        up = self.s_noise * to * math.sqrt(1 - (to / sigma) ** (2 * self.eta))
-        return x + up * noise() if up > 0 else x
+    def walk(self) -> Walk:
+        return Dpmpp2mWalk(self)
 
 
 class Dpmpp2mSde(Dpmpp2m):
@@ -59,6 +46,30 @@ class Dpmpp2mSde(Dpmpp2m):
         self.eta, self.s_noise = eta, s_noise
 
 
+class Dpmpp2mWalk(Walk):
+    """Remembers the last level and D there."""
+
+    sampler: Dpmpp2m
+
+    def __init__(self, sampler: Dpmpp2m) -> None:
+        super().__init__(sampler)
+        self.last: tuple[float, Tensor] | None = None  # s_{i-1} and D_old
+
+    def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
+        denoised = denoise(x, sigma)
+        if to == 0:
+            return denoised
+        ahead = denoised
+        if self.last is not None:
+            above, before = self.last
+            ahead = denoised + (denoised - before) * math.log(sigma / to) / (2 * math.log(above / sigma))
+        self.last = sigma, denoised
+        eta, s_noise = self.sampler.eta, self.sampler.s_noise
+        x = ahead + (to / sigma) ** (1 + eta) * (x - ahead)
+        up = s_noise * to * math.sqrt(1 - (to / sigma) ** (2 * eta))
+        return x + up * noise() if up > 0 else x
+
+
 class Lms(Sampler):
     """The probability-flow ODE by the linear multistep method. N evaluations.
 
@@ -72,15 +83,24 @@ class Lms(Sampler):
         super().__init__(num_steps)
         self.order = order
 
-    def reset(self) -> None:
-        super().reset()
-        self._slopes: list[tuple[float, Tensor]] = []  # the latest last
+    def walk(self) -> Walk:
+        return LmsWalk(self)
+
+
+class LmsWalk(Walk):
+    """Remembers the last `order` levels and slopes."""
+
+    sampler: Lms
+
+    def __init__(self, sampler: Lms) -> None:
+        super().__init__(sampler)
+        self.slopes: list[tuple[float, Tensor]] = []  # the latest last
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         denoised = denoise(x, sigma)
-        self._slopes = [*self._slopes, (sigma, (x - denoised) / sigma)][-self.order :]
-        weights = adams_bashforth([level for level, _ in self._slopes], to)
-        for weight, (_, slope) in zip(weights, self._slopes, strict=True):
+        self.slopes = [*self.slopes, (sigma, (x - denoised) / sigma)][-self.sampler.order :]
+        weights = adams_bashforth([level for level, _ in self.slopes], to)
+        for weight, (_, slope) in zip(weights, self.slopes, strict=True):
             x = x + weight * slope
         return x
 

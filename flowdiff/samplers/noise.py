@@ -1,14 +1,17 @@
-"""Noise that belongs to a sample, not to a batch.
+"""The noise that samplers consume; noise that belongs to a sample, not to a batch.
 
 One generator per sample: sample i consumes the stream of its own seed, so it comes out the same in whatever
 batch, order or process it is drawn (the `StackedRandomGenerator` of NVlabs/edm, `generate.py`). The
 streams are drawn on the CPU and moved, so that they don't depend on the device either.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+NoiseSource = Callable[[], Tensor]
+"""Returns fresh standard normals (n, *shape) at each call, independent from sample to sample."""
 
 
 class IndexedNoise:

@@ -19,7 +19,8 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError
 from flowdiff.options import NonNegative, Range, Steps, checked
-from flowdiff.samplers.base import NoiseSource, Sampler
+from flowdiff.samplers.base import Sampler
+from flowdiff.samplers.noise import NoiseSource
 
 
 class Euler(Sampler):

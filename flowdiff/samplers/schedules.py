@@ -34,7 +34,7 @@ from torch import Tensor
 from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.errors import ConfigError
 from flowdiff.options import Positive, Range, Sigma, Steps, checked, snake_case
-from flowdiff.samplers.base import NoiseSource
+from flowdiff.samplers.noise import NoiseSource
 
 
 class Schedule:

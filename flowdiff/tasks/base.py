@@ -12,7 +12,7 @@ from flowdiff.data.labels import Labels
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.model.api import Model
 from flowdiff.options import snake_case
-from flowdiff.samplers.batched import BatchedSampler
+from flowdiff.samplers.batched import BatchedSampler, Drawn
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Request:
 
 
 @dataclass
-class Drawn:
+class TaskResult:
     """What a task has made.
 
     Attributes:
-        batched: what it was made with; its `conditions` go to samples.json.
+        drawn: how it was drawn; its `conditions` go to samples.json.
         x: (N, C, H, W) on the CPU, in [-1, 1].
         labels: (N,) int64, or None.
         seeds: (N,) int64.
@@ -48,7 +48,7 @@ class Drawn:
         arrays: more for samples.npz.
     """
 
-    batched: BatchedSampler
+    drawn: Drawn
     x: Tensor
     labels: Tensor | None
     seeds: Tensor
@@ -65,7 +65,7 @@ class Task:
     rows = 8
     """Rows of the picture where the request leaves it open."""
 
-    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> TaskResult:
         """Do it.
 
         Args:

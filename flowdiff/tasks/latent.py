@@ -9,9 +9,9 @@ Standard normal latents are nearly on a sphere of radius sqrt(d): the arc stays 
 (Shoemake 1985; White 2016, arXiv:1609.04468). At t = 0 and t = 1 the inverse gives x_a and x_b back.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +19,10 @@ from torch import Tensor
 from flowdiff.data.labels import resolve_labels
 from flowdiff.model.api import Model
 from flowdiff.options import Range, Sigma, Steps, checked
-from flowdiff.samplers.base import NoiseSource
-from flowdiff.samplers.batched import BatchedSampler, seeds_from
+from flowdiff.samplers.batched import Batch, BatchedSampler, Drawn, seeds_from
 from flowdiff.samplers.inversion import InversionDenoise
 from flowdiff.samplers.schedules import Geometric
-from flowdiff.tasks.base import Drawn, Request, Task, choose_images
+from flowdiff.tasks.base import Request, Task, TaskResult, choose_images
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -63,24 +62,22 @@ class Interpolate(Task):
         self.split = split
         self.index = index
 
-    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> TaskResult:
         self.need_images(model)
         self.need_inverse(model)
         sigma = model.config["sigma_start"] if self.sigma_start is None else self.sigma_start
-        walk = InversionDenoise(sigma, self.denoise_steps)
+        batched = replace(batched, sampler=InversionDenoise(sigma, self.denoise_steps))
         images = choose_images(request, model, self.split, self.index, self.rows, each=2)
         n = len(images.x) // 2
         t = torch.linspace(0, 1, self.steps).repeat(n)
         rows = torch.arange(n).repeat_interleave(self.steps)
         a, b = images.x[::2][rows], images.x[1::2][rows]
-        labels = None
-        if request.class_label is not None:
-            labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
+        labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         own = None if labels is None else labels[rows]
         seeds = seeds_from(request.seed, n * self.steps)
-        batched = replace(batched, sampler=walk)
-        x, inverted, *log_probs = _between(batched, walk, a, b, t, own, seeds)
-        path, blend = (values.view(n, -1).mean(0).tolist() for values in log_probs)
+        drawn = _between(batched, a, b, t, own, seeds)
+        x, inverted = drawn.x, drawn.more["inverted"]
+        path, blend = (drawn.more[key].view(n, -1).mean(0).tolist() for key in ("log_prob", "log_prob_blend"))
         start, end = t == 0, t == 1
         measured = {
             "split": self.split,
@@ -94,12 +91,12 @@ class Interpolate(Task):
         middle = self.steps // 2
         report = [
             f"ends: |f^-1(f(x)) - x| at most {measured['end_error']:.2g}; denoised, mse {measured['end_mse']:.2g}",
-            f"log p at sigma {walk.sigma_start:g}: {path[0]:.1f} nats at the first end, {path[middle]:.1f} in the "
+            f"log p at sigma {sigma:g}: {path[0]:.1f} nats at the first end, {path[middle]:.1f} in the "
             f"middle of the path, {blend[middle]:.1f} in the middle of the pixels' blend",
         ]
         shown = [images.x[::2, None], x.unflatten(0, (n, -1)), images.x[1::2, None]]
-        return Drawn(
-            batched=batched,
+        return TaskResult(
+            drawn=drawn,
             x=x,
             labels=own,
             seeds=seeds,
@@ -111,35 +108,21 @@ class Interpolate(Task):
         )
 
 
-def _between(
-    batched: BatchedSampler,
-    walk: InversionDenoise,
-    a: Tensor,
-    b: Tensor,
-    t: Tensor,
-    labels: Tensor | None,
-    seeds: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The images at t between a and b (n, C, H, W): denoised, as inverted, and log p (n,) of these and of the blend."""
-    sigmas = batched.sigmas()
-    inverted, of_path, of_blend = torch.empty_like(a), torch.empty_like(t), torch.empty_like(t)
+def _between(batched: BatchedSampler, a: Tensor, b: Tensor, t: Tensor, labels: Tensor | None, seeds: Tensor) -> Drawn:
+    """The images at t (n,) between a and b (n, C, H, W): denoised, as inverted, and log p of these and of the blend."""
 
-    def one_batch(
-        denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
-    ) -> Tensor:
-        here = rows.cpu()
-        one, other, at = (v[here].to(rows.device) for v in (a, b, t))
-        sigma = one.new_full((len(rows),), walk.sigma_start)
+    def sample(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        denoiser, classes = batch.denoiser, batch.labels
+        one, other, at = (v[batch.rows].to(batch.device) for v in (a, b, t))
+        sigma = one.new_full((len(one),), float(batch.sigmas[0]))
         z = slerp(denoiser.latent(one, sigma, classes), denoiser.latent(other, sigma, classes), at)
         x = denoiser.inverse(z, sigma, classes)
-        inverted[here] = x.float().cpu()
-        of_path[here] = denoiser.score_and_log_prob(x, sigma, classes)[1].float().cpu()
         blend = torch.lerp(one, other, at.view(-1, 1, 1, 1))
-        of_blend[here] = denoiser.score_and_log_prob(blend, sigma, classes)[1].float().cpu()
-        return walk(denoiser, lambda: z, sigmas, classes, callback=lambda _step: advance())
+        log_prob, log_prob_blend = (denoiser.score_and_log_prob(v, sigma, classes)[1].float() for v in (x, blend))
+        more = {"inverted": x.float(), "log_prob": log_prob, "log_prob_blend": log_prob_blend}
+        return batch.sample(noise=lambda: z), more
 
-    x = batched.each(one_batch, labels, seeds, len(sigmas) - 1, what="interpolating")
-    return x, inverted, of_path, of_blend
+    return batched.each(sample, labels, seeds, what="interpolating")
 
 
 class Traverse(Task):
@@ -157,7 +140,7 @@ class Traverse(Task):
     def __init__(self, levels: Annotated[int, Range(2, 1000)]) -> None:
         self.levels = levels
 
-    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> TaskResult:
         self.need_images(model)
         self.need_inverse(model)
         n = request.num_samples or self.rows
@@ -167,20 +150,18 @@ class Traverse(Task):
         schedule = batched.schedule
         sigmas = Geometric(schedule.sigma_min, schedule.sigma_max)(self.levels)[:-1].tolist()
 
-        def one_batch(
-            denoiser: Any, noise: NoiseSource, classes: Tensor | None, rows: Tensor, advance: Callable[[], None]
-        ) -> Tensor:
-            z = noise()
+        def sample(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+            z = batch.noise()
             found = []
             for level in sigmas:
                 sigma = z.new_full((len(z),), level)
-                x = denoiser.inverse(z, sigma, classes)
-                found.append(torch.stack([x, denoiser(x, sigma, classes)], 1))
-                advance()
-            return torch.stack(found, 1)
+                x = batch.denoiser.inverse(z, sigma, batch.labels)
+                found.append(torch.stack([x, batch.denoiser(x, sigma, batch.labels)], 1))
+                batch.advance()
+            return torch.stack(found, 1), {}
 
-        found = batched.each(one_batch, labels, seeds, len(sigmas), what="traversing")
-        x, denoised = found.unbind(2)
+        drawn = batched.each(sample, labels, seeds, len(sigmas), what="traversing")
+        x, denoised = drawn.x.unbind(2)
         scale = (1 + torch.tensor(sigmas).square()).rsqrt().view(-1, 1, 1, 1)
         change = (denoised[:, 1:] - denoised[:, :-1]).square().mean((0, 2, 3, 4)).sqrt()
         how = {"sampler": "inversion", "num_steps": self.levels, "sigma_start": None}
@@ -189,8 +170,8 @@ class Traverse(Task):
             f"D changes most from sigma {sigmas[largest]:.3g} to {sigmas[largest + 1]:.3g}: "
             f"by {float(change[largest]):.3g} rms a pixel"
         ]
-        return Drawn(
-            batched=batched,
+        return TaskResult(
+            drawn=drawn,
             x=denoised.flatten(0, 1),
             labels=None if labels is None else labels.repeat_interleave(self.levels),
             seeds=seeds.repeat_interleave(self.levels),

@@ -20,11 +20,11 @@ from flowdiff.data.quantise import centres
 from flowdiff.errors import ConfigError
 from flowdiff.model.api import Model
 from flowdiff.options import Range, Steps, checked
-from flowdiff.samplers.batched import BatchedSampler, seeds_from
-from flowdiff.samplers.completion import complete, from_the_top
+from flowdiff.samplers.batched import BatchedSampler
+from flowdiff.samplers.completion import Completed, complete, first_seeds
 from flowdiff.samplers.conditional import BlockMean, Known, Mask
 from flowdiff.samplers.masks import missing_pixels
-from flowdiff.tasks.base import Chosen, Drawn, Request, Task, choose_images
+from flowdiff.tasks.base import Chosen, Request, Task, TaskResult, choose_images
 
 Completions = Annotated[int, Range(1, 1000)]
 Correctors = Annotated[int, Range(0, 1000)]
@@ -60,31 +60,28 @@ class Restore(Task):
         """What is known of the images x0 (n, C, H, W); random choices follow from the seeds (n,)."""
         raise NotImplementedError
 
-    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> Drawn:
+    def __call__(self, model: Model, batched: BatchedSampler, request: Request) -> TaskResult:
         self.need_pixels(model)
-        batched = from_the_top(batched, self.num_steps)
         images = choose_images(request, model, self.split, self.index, self.rows)
-        n = len(images.x)
-        seeds = seeds_from(request.seed, n * self.completions)
-        known = self.known(images.x, seeds[:: self.completions])
+        n, m = len(images.x), self.completions
+        known = self.known(images.x, first_seeds(request.seed, n, m))
         labels = images.labels if model.num_classes else None
         if request.class_label is not None:
             labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
-        each = torch.arange(n).repeat_interleave(self.completions)
-        own = None if labels is None else labels[each]
-        done = complete(batched, known[each], images.x[each], own, seeds, self.n_corrector, key="task.n_corrector")
-        measured = self._settings(images) | self._acceptance(done.acceptance, batched)
-        measured |= _errors(done.x, images, known, request.data(), self.completions)
+        steps, key = self.num_steps, "task.n_corrector"
+        done = complete(batched, known, images.x, labels, m, request.seed, self.n_corrector, steps, key=key)
+        x = done.drawn.x
+        measured = self._settings(images) | _acceptance(done) | _errors(x, images, known, request.data(), m)
         if model.has_density:
-            measured |= _log_probs(model, batched, done.x, images.x, own, labels)
+            measured |= _log_probs(model, batched, x, images.x, done.labels, labels)
         blank = known.project(images.x)
-        rows = [images.x[:, None], blank[:, None], done.x.unflatten(0, (n, self.completions))]
-        columns = ["original", "known", *(f"completion {i + 1}" for i in range(self.completions))]
-        return Drawn(
-            batched=batched,
-            x=done.x,
-            labels=own,
-            seeds=seeds,
+        rows = [images.x[:, None], blank[:, None], x.unflatten(0, (n, m))]
+        columns = ["original", "known", *(f"completion {i + 1}" for i in range(m))]
+        return TaskResult(
+            drawn=done.drawn,
+            x=x,
+            labels=done.labels,
+            seeds=done.seeds,
             picture=torch.cat(rows, 1).flatten(0, 1),
             columns=columns,
             measured=measured,
@@ -103,14 +100,6 @@ class Restore(Task):
     def _arrays(self, known: Known, blank: Tensor) -> dict[str, Tensor]:
         """For samples.npz: what was known of the images, `blank` being its projection."""
         return {"known": blank}
-
-    def _acceptance(self, rates: Tensor, batched: BatchedSampler) -> dict[str, Any]:
-        if not self.n_corrector:
-            return {}
-        by_level = {
-            f"{sigma:.4g}": float(r) for sigma, r in zip(batched.sigmas().tolist(), rates.mean(0), strict=False)
-        }
-        return {"acceptance": float(rates.mean()), "acceptance_by_sigma": by_level}
 
 
 class Inpaint(Restore):
@@ -165,6 +154,15 @@ class SuperResolution(Restore):
 
     def _settings(self, images: Chosen) -> dict[str, Any]:
         return {"factor": self.factor} | super()._settings(images)
+
+
+def _acceptance(done: Completed) -> dict[str, Any]:
+    """The share of Langevin steps accepted, in all and by level."""
+    rates = done.acceptance
+    if rates is None:
+        return {}
+    by_level = {f"{sigma:.4g}": float(r) for sigma, r in zip(done.sigmas.tolist(), rates.mean(0), strict=True)}
+    return {"acceptance": float(rates.mean()), "acceptance_by_sigma": by_level}
 
 
 def _errors(x: Tensor, images: Chosen, known: Known, data: ImageData, completions: int) -> dict[str, float]:

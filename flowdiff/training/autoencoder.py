@@ -9,7 +9,7 @@ its folder at the end, with the scale and shift that bring the latents of the tr
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,14 +21,18 @@ from flowdiff.data.base import ImageData
 from flowdiff.data.first_stage import AutoencoderKL
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import pictures
+from flowdiff.evaluation.measurement import print_table
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Result
 from flowdiff.metrics.extractors.extractor import Extractor
 from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
 from flowdiff.model import checkpoint, safe_construction
+from flowdiff.model.requests import spell_out
 from flowdiff.options import Length, Positive, Range, Size, checked
 from flowdiff.quantities import Quantity, resolved
+from flowdiff.runs.words import override
 from flowdiff.training.optimisation import Optimised
+from flowdiff.training.request import TrainRequest
 
 FOLDER = "autoencoder"  # in the run's folder
 MEASURED = 2000  # images that scale and shift, and the errors, are measured on
@@ -44,7 +48,7 @@ class Autoencoder(Optimised):
 
     Args:
         data: the images that it is for.
-        config, entry: as of every training.
+        request, entry: as of every training.
         latent_channels: c, of the latents.
         block_out_channels: channels at each resolution; height and width are halved between them.
         layers_per_block, norm_num_groups: as in diffusers.
@@ -60,7 +64,7 @@ class Autoencoder(Optimised):
     def __init__(
         self,
         data: ImageData,
-        config: dict[str, Any],
+        request: TrainRequest,
         entry: dict[str, Any],
         latent_channels: Annotated[int, Range(1, 1024)] = 4,
         block_out_channels: Annotated[Sequence[Size], Length(1, 16)] = (16, 32, 32),
@@ -70,7 +74,7 @@ class Autoencoder(Optimised):
         kl_weight: Positive = 1.0,
         deviation: Positive = 0.1,
     ) -> None:
-        super().__init__(config, entry)
+        super().__init__(request, entry)
         try:
             from diffusers import AutoencoderKL as Network
         except ImportError as error:
@@ -140,16 +144,25 @@ def above_each_other(data: ImageData, x: Tensor, y: Tensor) -> Tensor:
     return pictures.image_grid(data.to_uint8(torch.cat(pairs)), columns=10)
 
 
-def build(config: Mapping[str, Any], data: ImageData, entry: dict[str, Any]) -> Autoencoder:
-    """The training that a plain resolved configuration describes."""
-    training = safe_construction.build("autoencoder", config["autoencoder"])(data, dict(config), entry)
+def build(request: TrainRequest, data: ImageData, entry: dict[str, Any]) -> Autoencoder:
+    """The training that a request describes."""
+    make: Any = safe_construction.build("autoencoder", spell_out(request.autoencoder))
+    training = make(data, request, entry)
     assert isinstance(training, Autoencoder)
     return training
 
 
-def finish(
-    ckpt_path: str, config: Mapping[str, Any], run_dir: Path, data: ImageData
-) -> tuple[Path, dict[str, dict[str, Any]]]:
+def report(path: Path, request: TrainRequest, run_dir: Path, data: ImageData) -> dict[str, dict[str, Any]]:
+    """`finish`, and what it has found as a table."""
+    folder, entries = finish(path, request, run_dir, data)
+    print_table(entries, f"{data.name}: autoencoder, ema weights of {path.name}")
+    print(f"metrics:         {run_dir / 'metrics.json'}")
+    print(f"reconstructions: {run_dir / 'reconstructions.png'}")
+    print(f"autoencoder:     {folder}   (experiment=mnist_latent {override('first_stage.path', folder)})")
+    return entries
+
+
+def finish(path: Path, request: TrainRequest, run_dir: Path, data: ImageData) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Write the averaged weights of a checkpoint as an autoencoder of diffusers, and measure it on the test split.
 
     Returns:
@@ -157,8 +170,8 @@ def finish(
         `kl` (nats an image), and with a small extractor the Fréchet distance of the reconstructions to the
         training split, `fd_<extractor>`, beside that of the images themselves: what no model of the latents betters.
     """
-    content = checkpoint.read(ckpt_path)
-    model = build(config, data, content["flowdiff"])
+    content = checkpoint.read(path)
+    model = build(request, data, content["flowdiff"])
     model.load_state_dict(content["state_dict"])
     folder = run_dir / FOLDER
     model.network.eval().save_pretrained(folder)

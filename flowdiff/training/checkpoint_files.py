@@ -16,7 +16,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its final name, flushes it to the disk and then renames it.
 
     A run that is killed in the middle of a write leaves the previous file whole; a full disk is an `OSError`.
+
+    Args:
+        known: the content of the checkpoint that a run goes on from, which has been read; Lightning asks for it again.
     """
+
+    def __init__(self, known: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.known = known
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`, all of it or nothing, with its digest if it is one of flowdiff."""
@@ -24,8 +31,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomically(path, lambda file: torch.save(content, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """`read`, for Lightning: what a run goes on from is held to the same as any other file."""
-        content = read(path)
+        """`model.checkpoint.read`, for Lightning: what a run goes on from is held to the same as any other file."""
+        content, self.known = read(path) if self.known is None else self.known, None
         try:
             for key in ("state_dict", "current_model_state"):
                 check_all_finite(content.get(key) or {})

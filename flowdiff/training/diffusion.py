@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import ImageData
-from flowdiff.denoisers.base import Denoiser
-from flowdiff.flows.logdet import fresh_probes
-from flowdiff.nn.dropout import dropout
-from flowdiff.objectives.augmentation import Augmentation, augmented
+from flowdiff.denoisers.base import Denoiser, Perturbation
+from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.training.compilation import compiled
 from flowdiff.training.optimisation import Optimised
+from flowdiff.training.request import TrainRequest
 
 
 class Diffusion(Optimised):
@@ -29,7 +28,7 @@ class Diffusion(Optimised):
         loss: the training objective.
         noise: the distribution of σ.
         augmentation: of the training images.
-        config: the resolved configuration, plain values.
+        request: what was asked for.
         entry: what a checkpoint says of the run, `model.checkpoint.describe`.
     """
 
@@ -39,14 +38,14 @@ class Diffusion(Optimised):
         loss: Loss,
         noise: NoiseDistribution,
         augmentation: Augmentation,
-        config: dict[str, Any],
+        request: TrainRequest,
         entry: dict[str, Any],
     ) -> None:
-        super().__init__(config, entry)
+        super().__init__(request, entry)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         # a function: what copies the module, as the average does, doesn't copy it
-        self.terms = compiled(loss, denoiser) if config.get("compile") else loss
+        self.terms = compiled(loss, denoiser) if request.compile else loss
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -54,17 +53,13 @@ class Diffusion(Optimised):
         self.seed_step()
         k, shift = self.augmentation(batch[0], self.data.levels)
         x0, labels = self._prepare((k, batch[1]))
-        drop = torch.rand(len(x0), device=x0.device) < float(self.config["label_dropout"])
+        drop = torch.rand(len(x0), device=x0.device) < self.request.label_dropout
         sigma = self.noise(len(x0), x0.device)
         eps = torch.randn_like(x0)
         # a tensor: a compiled loss would be compiled anew for every other number
-        progress = torch.tensor(min(1.0, self.global_step / int(self.config["decay_steps"])), device=x0.device)
-        with (
-            dropout(self.denoiser, float(self.config["dropout"])),
-            fresh_probes(self.denoiser),
-            augmented(self.denoiser, shift),
-        ):
-            terms = self.terms(self.denoiser, x0, labels, sigma, eps, None if labels is None else drop, progress)
+        progress = torch.tensor(min(1.0, self.global_step / self.request.decay_steps), device=x0.device)
+        given = Perturbation(None if labels is None else drop, shift, self.request.dropout, probes="fresh")
+        terms = self.terms(self.denoiser, x0, labels, sigma, eps, given, progress)
         loss = self.need_finite(terms["loss"].mean())
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 
@@ -87,7 +82,7 @@ class Diffusion(Optimised):
         terms = self.loss(self.denoiser, x0, labels, sigma, torch.randn_like(x0))
         if self.has_bits(self.data):
             assert self.data.levels is not None
-            lowest = torch.full_like(sigma, float(self.config["sigma_min"]))
+            lowest = torch.full_like(sigma, self.request.sigma_min)
             nats = -self.denoiser.log_prob(x0, lowest, labels) / math.prod(x0.shape[1:])  # type: ignore[operator]
             terms["bits_per_dim"] = nats / math.log(2) + math.log2(self.data.levels / 2)
         return terms

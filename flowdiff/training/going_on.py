@@ -1,4 +1,4 @@
-"""What a run that goes on from a checkpoint may still do, and what it needs that the checkpoint doesn't hold."""
+"""What a run that goes on from a checkpoint may still do, and where it is not the checkpoint's."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
-from flowdiff.errors import ConfigError, FlowdiffError, is_number, spell
+from flowdiff.errors import ConfigError, is_number, spell
 from flowdiff.model.configuration import leaves
+from flowdiff.model.requests import spell_out
 from flowdiff.runs.interrupts import scheduled
 from flowdiff.runs.words import is_typed
+from flowdiff.training.request import TrainRequest
 
 
-def check_left(content: Mapping[str, Any], config: Mapping[str, Any], words: Sequence[str] = ()) -> None:
+def check_left(content: Mapping[str, Any], request: TrainRequest, words: Sequence[str] = ()) -> None:
     """Refuse to go on from a checkpoint at the end of its budget: nothing would be trained.
 
     A run that was killed in its last measurement may go on in its own folder, and only measures; so does a job that
@@ -22,29 +22,27 @@ def check_left(content: Mapping[str, Any], config: Mapping[str, Any], words: Seq
 
     Args:
         content: the checkpoint's.
-        config: of the run that goes on from `config["ckpt_path"]`, resolved.
+        request: of the run that goes on from its `ckpt_path`.
         words: the command line; where it gives epochs alone, these are the budget.
 
     Raises:
         ConfigError: naming the part of the budget that is used up.
     """
-    path, run = Path(config["ckpt_path"]).resolve(), Path(config["run_dir"]).resolve()
+    path, run = Path(str(request.ckpt_path)).resolve(), Path(request.run_dir).resolve()
     if path.parent.parent == run:
-        measures = bool(config.get("evaluate") and (config.get("metrics") or config.get("autoencoder")))
-        if config.get("resume_sweep") or scheduled() or (measures and not (run / "metrics.json").is_file()):
+        measures = request.evaluate is not None and bool(request.metrics or request.autoencoder)
+        if request.resume_sweep or scheduled() or (measures and not (run / "metrics.json").is_file()):
             return
-    trainer = config["trainer"]
-    steps = None if trainer.get("max_epochs") and not is_typed("trainer.max_steps", words) else trainer.get("max_steps")
-    done: Any
-    most: Any
+    trainer = request.trainer
+    steps = None if trainer.max_epochs and not is_typed("trainer.max_steps", words) else trainer.max_steps
     for key, unit, done, most in (
         ("max_steps", "steps", content.get("global_step"), steps),
-        ("max_epochs", "epochs", _epochs(content), trainer.get("max_epochs")),
-        ("max_time", "seconds", _seconds_trained(content), _seconds(trainer.get("max_time"))),
+        ("max_epochs", "epochs", _epochs(content), trainer.max_epochs),
+        ("max_time", "seconds", _seconds_trained(content), _seconds(spell_out(trainer.max_time))),
     ):
-        if is_number(done) and is_number(most) and 0 <= most <= done:
+        if is_number(done) and is_number(most) and 0 <= most <= done:  # type: ignore[operator]
             reason = f"{path} is at {done:.9g} of {most:.9g} {unit}: raise trainer.{key}"
-            raise ConfigError(f"trainer.{key}", trainer[key], reason)
+            raise ConfigError(f"trainer.{key}", spell_out(getattr(trainer, key)), reason)
 
 
 def changes_of_model(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -65,30 +63,6 @@ def changes_of_model(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
         else:
             said.append(f"{known}={spell(value)} was {spell(before.get(key))}")
     return f"{', '.join(said[:5]) or 'its weights are those of another one'}; leave it out, or begin a new run"
-
-
-def config_dir() -> str | None:
-    """The folder that `--config-dir` gave to Hydra's job, if there is one."""
-    if not HydraConfig.initialized():
-        return None
-    sources = HydraConfig.get().runtime.config_sources
-    return next((str(source.path) for source in sources if source.provider == "command-line"), None)
-
-
-def check_config_dir(entry: Mapping[str, Any], path: str) -> None:
-    """Refuse to go on without the configurations that a run was trained with.
-
-    Args:
-        entry: `"flowdiff"` of the checkpoint; `config_dir` in it is a word for the message and no more.
-        path: the checkpoint's.
-
-    Raises:
-        FlowdiffError: it was trained with `--config-dir`, which is not given now.
-    """
-    theirs = entry.get("config_dir")
-    if isinstance(theirs, str) and theirs and HydraConfig.initialized() and config_dir() is None:
-        shown = "".join(character for character in theirs if character.isprintable())[:500]
-        raise FlowdiffError(f"ckpt_path={path}: was trained with --config-dir={shown}: give it again")
 
 
 def _epochs(content: Mapping[str, Any]) -> int | None:

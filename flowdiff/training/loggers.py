@@ -14,12 +14,11 @@ from lightning.pytorch import loggers
 from lightning.pytorch.loggers import csv_logs
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
-from flowdiff.commands.swept import swept_keys
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import require_folder, write_atomically
 from flowdiff.options import OUTSIDE
+from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.swept_words import run_name, values_of
-from flowdiff.runs.words import typed_words
 
 _traceback = threading.excepthook
 
@@ -108,8 +107,6 @@ class CSVLogger(loggers.CSVLogger):
     """Lightning's CSV logger deletes an earlier metrics.csv in its folder and holds rows back, 100 steps long. This one
     goes on in the file (`Rows`).
 
-    `last_step` is set before the first row: the step of the checkpoint that the run goes on from; −1: a new run.
-
     Args:
         save_dir: the run folder.
         settings: Lightning's others.
@@ -119,6 +116,10 @@ class CSVLogger(loggers.CSVLogger):
 
     def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
         super().__init__(save_dir, **{"flush_logs_every_n_steps": 1, **settings})
+
+    def begin(self, last_step: int, command_line: CommandLine) -> None:
+        """Called before the first row, with the step of the checkpoint that the run goes on from; −1: a new run."""
+        self.last_step = last_step
 
     @property
     @rank_zero_experiment
@@ -153,12 +154,19 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     def __init__(self, save_dir: Annotated[str, OUTSIDE], **settings: Any) -> None:
         events = sorted(Path(save_dir).glob("*/events.out.tfevents*"), key=lambda file: file.stat().st_mtime)
-        folder = events[-1].parent.name if events else named() or "tensorboard"
+        folder = events[-1].parent.name if events else "tensorboard"
         self.goes_on = bool(events)
         plain = {"name": None, "version": folder, "default_hp_metric": False}
         super().__init__(save_dir, **{**plain, **settings})
 
     last_step: float = math.inf
+
+    def begin(self, last_step: int, command_line: CommandLine) -> None:
+        """Called before the first row: the folder of a new run in a sweep has the name of what is swept."""
+        self.last_step = last_step
+        values = {key: value for key, value in values_of(command_line.words).items() if key in command_line.swept}
+        if values and not self.goes_on and self._version == "tensorboard":
+            self._version = run_name(values)
 
     @property
     @rank_zero_experiment
@@ -178,13 +186,6 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         """Lightning adds the epoch to all that it logs; the budget is in steps, and its curve a group of its own."""
         kept = {name: value for name, value in metrics.items() if name != "epoch"}
         super().log_metrics(kept, steps_behind(metrics, step))
-
-
-def named() -> str:
-    """What the present job's sweep varies, with this job's values; "" where there is no sweep."""
-    keys = swept_keys()
-    words = values_of(typed_words()) if keys else {}
-    return run_name({key: value for key, value in words.items() if key in keys})
 
 
 def wandb_logger(

@@ -19,6 +19,7 @@ from flowdiff.data.base import ImageData
 from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
 from flowdiff.model.reading import check_types
 from flowdiff.training.data_module import DataModule
+from flowdiff.training.request import TrainRequest
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
 
@@ -27,17 +28,17 @@ class Optimised(LightningModule):
     """Base of the trainings. A subclass gives `training_step` and `validation_step`.
 
     Args:
-        config: the resolved configuration, plain values.
+        request: what was asked for.
         entry: what a checkpoint says of the run, `model.checkpoint.describe`.
     """
 
-    def __init__(self, config: dict[str, Any], entry: dict[str, Any]) -> None:
+    def __init__(self, request: TrainRequest, entry: dict[str, Any]) -> None:
         super().__init__()
-        self.config, self.entry = config, entry
+        self.request, self.entry = request, entry
         self.micro_step = 0
         self.has_begun = False  # to train: what a checkpoint holds is restored
         self.last_grad_norm = torch.tensor(math.nan)
-        self.save_hyperparameters(config)
+        self.save_hyperparameters(entry["config"])
 
     @property
     def data(self) -> ImageData:
@@ -60,7 +61,7 @@ class Optimised(LightningModule):
         self._seed(VALIDATION + batch_idx)
 
     def _seed(self, step: int) -> None:
-        torch.manual_seed((int(self.config["seed"]) * 1_000_003 + step * 1009 + self.global_rank) % 2**63)
+        torch.manual_seed((self.request.seed * 1_000_003 + step * 1009 + self.global_rank) % 2**63)
 
     def need_finite(self, loss: Tensor) -> Tensor:
         """The loss. Of several processes all stop together, at the gradient that they share.
@@ -93,14 +94,14 @@ class Optimised(LightningModule):
     # -- the optimiser -------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
+        lr, decay = self.request.lr, self.request.weight_decay
         optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay)
         schedule = LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def lr_factor(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to 0 at `decay_steps`."""
-        warmup, decay = int(self.config["warmup_steps"]), int(self.config["decay_steps"])
+        warmup, decay = self.request.warmup_steps, self.request.decay_steps
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, decay - warmup)
@@ -111,7 +112,7 @@ class Optimised(LightningModule):
         (optimizer,), (scheduler,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
         schedule = scheduler.scheduler
         assert isinstance(schedule, LambdaLR)
-        lr, decay = float(self.config["lr"]), float(self.config["weight_decay"])
+        lr, decay = self.request.lr, self.request.weight_decay
         (group,) = optimizer.param_groups
         if self.trainer.ckpt_path:
             self._check_restored(optimizer)

@@ -9,34 +9,25 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Trainer
-from omegaconf import read_write
 
 from flowdiff.errors import ConfigError
-from flowdiff.runs.words import assignment, typed_words
+from flowdiff.runs.command_line import CommandLine
 
 SECONDS = 30.0  # that the other processes have to end by themselves
-WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
-NOT_THEIRS = ("hydra.", "hydra/", "resume_sweep=", "ckpt_path=", "resume=", "run_dir=")
 
 
-def check(trainer: Trainer) -> None:
+def check(trainer: Trainer, command_line: CommandLine) -> None:
     """Refuse several processes in a job that Hydra runs in a process of its own.
 
     Raises:
         ConfigError: the sweep has another launcher than Hydra's own, or SLURM's, which starts the processes itself.
     """
-    if trainer.world_size == 1 or not _in_sweep():
-        return
-    launcher = str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
-    if launcher not in ("BasicLauncher", "SlurmLauncher"):
+    if trainer.world_size > 1 and command_line.launcher not in (None, "BasicLauncher", "SlurmLauncher"):
         raise ConfigError(
             "trainer.devices",
             trainer.num_devices,
@@ -45,17 +36,18 @@ def check(trainer: Trainer) -> None:
 
 
 @contextlib.contextmanager
-def own(trainer: Trainer, config: Mapping[str, Any]) -> Iterator[None]:
+def own(trainer: Trainer, ckpt_path: str | None, command_line: CommandLine) -> Iterator[None]:
     """Within it Lightning may start the other processes of a run; after it they have ended.
 
     Args:
         trainer: the run's.
-        config: the run's resolved configuration.
+        ckpt_path: the checkpoint that it goes on from.
+        command_line: that asked for it.
     """
     environment, threads = dict(os.environ), torch.get_num_threads()
     launcher: Any = trainer.strategy.launcher
     try:
-        with _as_single_run(config):
+        with command_line.as_single_run(ckpt_path):
             yield
     finally:
         started: list[subprocess.Popen[bytes]] = getattr(launcher, "procs", [])
@@ -80,33 +72,3 @@ def _end(started: list[subprocess.Popen[bytes]]) -> None:
     started.clear()  # Lightning watches this list, and would kill this process for one of them that failed
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-@contextlib.contextmanager
-def _as_single_run(config: Mapping[str, Any]) -> Iterator[None]:
-    """Within it, the command line of a sweep's job is that of a single run in the job's folder."""
-    if not _in_sweep():
-        yield
-        return
-    job, arguments = HydraConfig.get(), sys.argv
-    run = HydraConfig.instance().cfg.hydra.run  # type: ignore[union-attr]
-    options = []
-    for option, value in zip(arguments[1:], [*arguments[2:], ""], strict=True):
-        if option.startswith("-") and option not in ("-m", "--multirun"):
-            options += [option, value] if option in WITH_VALUE else [option]
-    words = [word for word in typed_words() if not word.lstrip("+").startswith(NOT_THEIRS)]
-    words += [assignment("ckpt_path", config["ckpt_path"])] if config.get("ckpt_path") else []
-    before = run.dir
-    sys.argv = [arguments[0], *options, *words]
-    with read_write(run):
-        run.dir = str(Path(job.runtime.output_dir).absolute())
-    try:
-        yield
-    finally:
-        sys.argv = arguments
-        with read_write(run):
-            run.dir = before

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.api_pb2 import (
@@ -25,9 +24,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import is_number
-from flowdiff.model.configuration import leaves
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.configuration import leaves, to_yaml
+from flowdiff.model.vocabulary import config_dir, content_of
 from flowdiff.options import snake_case
+from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.swept_words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
@@ -63,8 +63,7 @@ def missing_parts(config: Mapping[str, Any], model: str = "denoiser") -> set[str
 def begin(
     writer: SummaryWriter,
     config: Mapping[str, Any],
-    words: Sequence[str],
-    swept: Mapping[str, Sequence[str]],
+    command_line: CommandLine,
     metrics: Sequence[str],
 ) -> None:
     """Write what is known before the first step.
@@ -72,11 +71,11 @@ def begin(
     Args:
         writer: of the run.
         config: resolved, plain values.
-        words: the command line.
-        swept: the keys that the run's sweep varies, with their values.
+        command_line: of the run.
         metrics: the scalars that are columns of HParams: those that this run will write, no others.
     """
-    writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(dict(config)))}```", 0)
+    writer.add_text("config", f"```yaml\n{to_yaml(config)}```", 0)
+    words, swept = command_line.words, command_line.swept
     writer.add_text("overrides", "\n".join(f"    {word}" for word in words) or "none", 0)
     writer.add_custom_scalars(layout(config))
     row = hparams(config, words, swept)
@@ -135,18 +134,18 @@ def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str,
         words: the command line, which says what can't be read from `config` (experiment=…).
         swept: the keys that the run's sweep varies.
     """
-    composed, typed = OmegaConf.create(dict(config)), values_of(words)
+    known, typed = dict(leaves(config)), values_of(words)
     row: dict[str, Value] = {}
     missing = missing_parts(config)
     for key in dict.fromkeys([*swept, *MAIN]):
         group = key.partition(".")[0]
         if key not in swept and group in missing:
             continue
-        value = OmegaConf.select(composed, key)
+        value: Any = known.get(key)
         if is_number(value):
             row[key] = value
-        elif isinstance(value, DictConfig) and "_target_" in value:
-            row[key] = choice(key, OmegaConf.to_container(value))
+        elif isinstance(value, Mapping) and "_target_" in value:
+            row[key] = choice(key, value)
         elif value is not None or key in swept:
             row[key] = typed.get(key, str(value))
     return row
@@ -179,7 +178,7 @@ def info(key: str, value: Value, values: Sequence[str] | None) -> HParamInfo:
 def choices(group: str) -> dict[str, Any]:
     """The YAML files of a configuration group; none where there is no such group."""
     files = sorted((config_dir() / group).glob("*.yaml"))
-    return {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files}
+    return {file.stem: content_of(file) for file in files}
 
 
 def choice(group: str, config: Any) -> str:

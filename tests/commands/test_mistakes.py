@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages, train
+from flowdiff.commands.configuration import to_plain
 from flowdiff.model import checkpoint, vocabulary
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.training import building
@@ -184,7 +185,7 @@ def test_the_name_and_the_recipe_of_other_data(run: Run, tmp_path: Path) -> None
     ],
 )
 def test_a_part_that_the_model_does_not_have_is_said(words: list[str], lines: list[str]) -> None:
-    assert building.unused(building.plain(composed("config", *words, "run_dir=.")), words) == lines
+    assert building.list_unused(to_plain(composed("config", *words, "run_dir=.")), words) == lines
 
 
 def test_what_is_said_of_a_part_is_printed(run: Run) -> None:

@@ -137,28 +137,27 @@ def batched(denoiser: nn.Module, steps: int = 5, **settings: Any) -> BatchedSamp
 
 def test_bit_for_bit_whatever_the_batch() -> None:
     labels, seeds = resolve_labels("balanced", 45, 4), seeds_from(0, 45)
-    reference = batched(Toy(), batch_size=1000, tile=16)(labels, seeds)
+    reference = batched(Toy(), batch_size=1000, tile=16).draw(labels, seeds).x
     for size in (1, 17, 32):
-        assert torch.equal(batched(Toy(), batch_size=size, tile=16)(labels, seeds), reference)
+        assert torch.equal(batched(Toy(), batch_size=size, tile=16).draw(labels, seeds).x, reference)
 
 
 def test_network_sees_whole_tiles_and_counts_evaluations() -> None:
     model = Toy()
-    drawn = batched(model, tile=16, guidance_scale=2.0)
-    drawn(resolve_labels(1, 20, 4), seeds_from(0, 20))
+    drawn = batched(model, tile=16, guidance_scale=2.0).draw(resolve_labels(1, 20, 4), seeds_from(0, 20))
     assert set(model.rows) == {16} and len(model.rows) == 2 * 2 * 5
     assert drawn.nfe == 10
 
 
 def test_images_are_held_to_their_range() -> None:
-    free = batched(Toy())(None, seeds_from(0, 8))
-    held = batched(Toy(), clip=(-1.0, 1.0))(None, seeds_from(0, 8))
+    free = batched(Toy()).draw(None, seeds_from(0, 8)).x
+    held = batched(Toy(), clip=(-1.0, 1.0)).draw(None, seeds_from(0, 8)).x
     assert free.abs().max() > 1 >= held.abs().max()
 
 
 def test_training_mode_is_given_back() -> None:
     model = Toy().train()
-    batched(model, steps=1)(None, seeds_from(0, 1))
+    batched(model, steps=1).draw(None, seeds_from(0, 1))
     assert model.training
 
 
@@ -166,9 +165,7 @@ def test_samples_that_are_not_finite_are_counted() -> None:
     model = Toy()
     with torch.no_grad():
         model.net[2].bias[0] = float("nan")
-    drawn = batched(model, steps=2)
-    drawn(None, seeds_from(0, 3))
-    assert drawn.nonfinite == 3
+    assert batched(model, steps=2).draw(None, seeds_from(0, 3)).nonfinite == 3
 
 
 # -- settings ---------------------------------------------------------------------------------------------
@@ -216,11 +213,11 @@ def test_what_a_sampler_measures_is_written_and_printed(tmp_path: Path, capsys: 
 
 
 def test_ula_needs_no_density_and_its_images_stay_in_range() -> None:
-    sampler = BatchedSampler(Toy(), samplers.Ula(5), schedules.Karras(0.002, 80.0), clip=(-1.0, 1.0))
-    x = sampler(None, seeds_from(0, 4))
-    assert x.abs().max() <= 1 and sampler.evaluations == {"nfe_forward": 10, "nfe_gradient": 0, "inversions": 0}
+    ula = BatchedSampler(Toy(), samplers.Ula(5), schedules.Karras(0.002, 80.0), clip=(-1.0, 1.0))
+    drawn = ula.draw(None, seeds_from(0, 4))
+    assert drawn.x.abs().max() <= 1 and drawn.evaluations == {"nfe_forward": 10, "nfe_gradient": 0, "inversions": 0}
     lms = BatchedSampler(Toy(), samplers.Lms(5), schedules.Karras(0.002, 80.0), clip=(-1.0, 1.0))
-    assert lms(None, seeds_from(0, 4)).abs().max() <= 1
+    assert lms.draw(None, seeds_from(0, 4)).x.abs().max() <= 1
 
 
 @pytest.mark.parametrize("schedule", sorted(p.stem for p in (config_dir() / "schedule").glob("*.yaml")))

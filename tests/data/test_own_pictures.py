@@ -10,12 +10,12 @@ from PIL import Image
 
 import flowdiff
 from flowdiff.commands.evaluate import evaluate
-from flowdiff.commands.resume import resumed
+from flowdiff.commands.resume import resume
 from flowdiff.commands.sample import sample
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.training.run import train
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.runs import train
 from tests.helpers.trained import composed
 
 NUMBERS = [str(i) for i in range(1, 13)]
@@ -129,8 +129,8 @@ def test_a_run_goes_on_from_elsewhere(run: tuple[Path, Path], tmp_path: Path, mo
     data, ckpt = run
     monkeypatch.chdir(tmp_path)
     cfg = composed("config", f"ckpt_path={ckpt}", f"run_dir={tmp_path}")
-    assert resumed(cfg, [])[0].dataset.root == str(data)
-    moved = resumed(composed("config", f"ckpt_path={ckpt}", f"run_dir={tmp_path}"), [f"dataset.root={tmp_path}"])
+    assert resume(cfg, [])[0].dataset.root == str(data)
+    moved = resume(composed("config", f"ckpt_path={ckpt}", f"run_dir={tmp_path}"), [f"dataset.root={tmp_path}"])
     assert moved[0].dataset.root == str(tmp_path)
 
 
@@ -148,15 +148,16 @@ def test_other_classes_are_said_when_a_run_goes_on(
 
 
 def test_downloaded_data_are_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flowdiff.training.building import located
+    from flowdiff.training.building import find_root, keep_environment
 
     source = {"root": "${oc.env:FLOWDIFF_DATA,data}"}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWDIFF_DATA", "here")
-    assert located({"root": "here"}, source) == ({"root": f"{tmp_path}/here"}, source)
+    found = find_root({"root": "here"})
+    assert found == {"root": f"{tmp_path}/here"} and keep_environment(source, found) == source
     monkeypatch.delenv("FLOWDIFF_DATA")
-    assert located({"root": "data"}, source) == ({"root": f"{tmp_path}/data"},) * 2
-    assert located({"size": 3}, {"size": 3}) == ({"size": 3}, {"size": 3})
+    assert keep_environment(source, find_root({"root": "data"})) == {"root": f"{tmp_path}/data"}
+    assert find_root({"size": 3}) == {"size": 3} == keep_environment({"size": 3}, {"size": 3})
 
 
 # -- numbers and names of classes -------------------------------------------------------------------------------

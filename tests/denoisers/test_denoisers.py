@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.denoisers import base
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.denoisers.wrappers import Clipped
 from flowdiff.errors import ConfigError, FlowdiffError
@@ -71,13 +71,13 @@ def test_the_null_class_is_its_own(kind: str) -> None:
     null = model.denoise(x, sigma)
     for c in range(CLASSES):
         assert not torch.allclose(model.denoise(x, sigma, torch.full((len(x),), c)), null)
-    dropped = model.denoise(x, sigma, labels, drop=torch.ones(len(x), dtype=torch.bool))
+    dropped = model.denoise(x, sigma, labels, Perturbation(torch.ones(len(x), dtype=torch.bool)))
     torch.testing.assert_close(dropped, null)
     some = torch.arange(len(x)) % 2 == 0
-    mixed = model.denoise(x, sigma, labels, drop=some)
+    mixed = model.denoise(x, sigma, labels, Perturbation(some))
     torch.testing.assert_close(mixed[some], null[some])
     torch.testing.assert_close(mixed[~some], model.denoise(x, sigma, labels)[~some])
-    kept = model.denoise(x, sigma, labels, drop=torch.zeros_like(some))
+    kept = model.denoise(x, sigma, labels, Perturbation(torch.zeros_like(some)))
     torch.testing.assert_close(kept, model.denoise(x, sigma, labels))
 
 
@@ -259,7 +259,7 @@ def test_a_loss_makes_no_tensor_of_another_device(flow: str, monkeypatch: pytest
         monkeypatch.setattr(torch, name_of, lambda *given, value=nothing, **options: value)  # meta has none
     x0, eps = torch.empty(2, 5, *IMAGE, device="meta")
     labels, drop = torch.empty(5, dtype=torch.int64, device="meta"), torch.empty(5, dtype=torch.bool, device="meta")
-    terms = build("loss", "mixture")(model, x0, labels, torch.empty(5, device="meta"), eps, drop)
+    terms = build("loss", "mixture")(model, x0, labels, torch.empty(5, device="meta"), eps, Perturbation(drop))
     terms["loss"].mean().backward()
     assert all(value.device.type == "meta" for value in terms.values())
 

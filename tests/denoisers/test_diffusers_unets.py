@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.diffusers_unets import DiffusersDenoiser, sdxl_unet
 from flowdiff.errors import ConfigError
 from flowdiff.model.checkpoint import load
-from flowdiff.nn.dropout import dropout
-from flowdiff.training.run import train
 from tests.helpers.command_lines import BARE, Compose
 from tests.helpers.models import CLASSES, make, points, randomise, statistics
+from tests.helpers.runs import train
 
 SHAPE = (1, 7, 7)
 NAMES = ("unet_diffusers", "unet_diffusers_sdxl")
@@ -62,9 +62,9 @@ def test_c_noise_and_every_pixel_reach_the_network(name: str, monkeypatch: pytes
 def test_dropout_only_in_a_training_step(name: str) -> None:
     model, x, sigma, labels = random(name)
     model.train()
-    assert torch.equal(model(x, sigma, labels), model(x, sigma, labels))
-    with dropout(model, 0.5):
-        assert not torch.equal(model(x, sigma, labels), model(x, sigma, labels))
+    before, step = model(x, sigma, labels), Perturbation(dropout=0.5)
+    assert not torch.equal(model(x, sigma, labels, step), model(x, sigma, labels, step))
+    assert torch.equal(model(x, sigma, labels), before)
 
 
 @either
@@ -87,9 +87,9 @@ def test_it_trains_and_comes_back_from_its_checkpoint(name: str, config: Compose
     words = (f"denoiser={name}", *SMALLEST[name], "experiment=digits", "trainer.max_steps=2", *BARE)
     words += ("dataset.batch_size=8", "trainer.limit_val_batches=1")
     result = train(config(*words), list(words))
-    model = load(result["checkpoint"]).denoiser
+    model, facts = load(result["checkpoint"])
     assert isinstance(model, DiffusersDenoiser) and model.num_classes == 10
-    assert load(result["checkpoint"]).config["loss"]["_target_"].endswith(".Denoising")
+    assert facts.config["loss"]["_target_"].endswith(".Denoising")
     assert sum(p.abs().sum() for p in model.unet.conv_out.parameters()) > 0  # zero at its start
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert model(x, 1.0, torch.tensor([0, 9])).isfinite().all()

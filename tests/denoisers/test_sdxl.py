@@ -13,8 +13,8 @@ from diffusers import StableDiffusionXLPipeline
 from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.checkpoint import load
-from flowdiff.training.run import train
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import checkpoint, edited
 

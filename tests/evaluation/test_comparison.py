@@ -12,7 +12,7 @@ from flowdiff.commands.evaluate import evaluate
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluation.comparison import compared
+from flowdiff.evaluation.comparison import compare
 from flowdiff.model.checkpoint import load
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import checkpoint, composed, edited
@@ -89,14 +89,13 @@ def test_a_sampler_that_the_other_model_has_no_use_for(tmp_path: Path, capsys: p
 
 
 def test_rmse_where_only_one_is_told_the_class(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("checkpoint", "against")}
-    for name, folder in folders.items():
-        folder.mkdir()
+    columns = {}
+    for name in ("checkpoint", "against"):
         told = "class" if name == "against" else "none"
         entry = {"value": 0.8, "n": 10, "rmse": 0.123456, "filter": told}
-        content = {"denoising_ratio/1": entry, "toy": {"value": None, "n": 3}, "parameters": {"value": 12345, "n": 1}}
-        (folder / "metrics.json").write_text(json.dumps(content))
-    files = compared(tmp_path, "digits", folders, {"checkpoint": "a flow"})
+        few = {"toy": {"value": None, "n": 3}, "parameters": {"value": 12345, "n": 1}}
+        columns[name] = {"denoising_ratio/1": entry, **few}
+    files = compare(tmp_path, "digits", columns, {"checkpoint": "a flow"})
     text = files[1].read_text()
     assert "| denoising_rmse/1 | 0.1235 | 0.1235 | 10 | – |" in text and "ratio" not in text
     assert "| toy | not finite | not finite | 3 |" in text and "| 12,345 |" in text and "* checkpoint: a flow" in text
@@ -123,6 +122,6 @@ def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
 
 def test_models_of_other_data(tmp_path: Path) -> None:
     edited(checkpoint("digits"), tmp_path / "other.ckpt", lambda content: content["flowdiff"].update(data="letters"))
-    assert load(tmp_path / "other.ckpt").data == "letters"
+    assert load(tmp_path / "other.ckpt")[1].data == "letters"
     with pytest.raises(FlowdiffError, match="against=.*was trained on letters of shape .*, the checkpoint on digits"):
         both(tmp_path / "out", "metrics=[denoising]", f"against={tmp_path}/other.ckpt")

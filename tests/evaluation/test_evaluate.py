@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+import flowdiff
 from flowdiff.commands.evaluate import checkpoints_of, expanded, run_of
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import measurement
 from flowdiff.evaluation.measurement import evaluate_run
-from flowdiff.model.checkpoint import load
+from flowdiff.metrics.likelihood import BitsPerDim
+from flowdiff.model.opening import load_data
 from flowdiff.report import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
@@ -73,10 +75,11 @@ def test_what_does_not_apply_is_skipped_and_said(tmp_path: Path, capsys: pytest.
 
 
 def test_end_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(checkpoint("digits")).config | {"metrics": {"b": {"_target_": "flowdiff.metrics.BitsPerDim"}}}
+    path, metrics = Path(checkpoint("digits")), {"b": BitsPerDim()}
+    data = load_data(flowdiff.load(path))
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "events.out.tfevents.0").touch()
-    found = evaluate_run(str(checkpoint("digits")), config, tmp_path)
+    found = evaluate_run(path, metrics, tmp_path, data, 0, torch.device("cpu"))
     assert found == json.loads((tmp_path / "metrics.json").read_text()) and "bits_per_dim" in found
     out = capsys.readouterr().out
     for path in (checkpoint("digits"), tmp_path / "samples.png", tmp_path / "tensorboard"):
@@ -138,12 +141,11 @@ def test_evaluations_with_other_seeds_share_no_sample() -> None:
     seen: list[list[int]] = []
 
     class Recorded(batched.BatchedSampler):
-        def __init__(self) -> None:
-            self.nonfinite = 0
+        def __init__(self) -> None: ...
 
-        def __call__(self, labels: Any, seeds: Any, quiet: bool = False, what: str = "") -> torch.Tensor:
+        def draw(self, labels: Any, seeds: Any, quiet: bool = False, what: str = "") -> batched.Drawn:
             seen.append(seeds.tolist())
-            return torch.zeros(len(seeds), 1)
+            return batched.Drawn(torch.zeros(len(seeds), 1))
 
     for seed in (0, 1, 2):
         measurement.SeededSampler(Recorded())(1000, None, seed)

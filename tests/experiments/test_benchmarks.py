@@ -16,9 +16,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.benchmarks import budget, contenders, fit, flows, table
-from experiments.benchmarks.contenders import Contender, Results
+from experiments.benchmarks import contenders, fit, flows
 from experiments.benchmarks.peers import Peer
+from experiments.common import budget
+from experiments.common.configurations import flow_names
+from experiments.common.results import Contender, Results
 from experiments.flow_table import __main__ as flow_table
 from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
@@ -45,7 +47,7 @@ def small(name: str) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "mnist"} | {"model": model}
 
 
-def made(name: str, shape: tuple[int, ...] = (1, 2, 2), classes: int = 3, disturbed: bool = True) -> Peer:
+def small_peer(name: str, shape: tuple[int, ...] = (1, 2, 2), classes: int = 3, disturbed: bool = True) -> Peer:
     """A small peer, away from its initialisation, in eval mode, on pixels with a mean and a scale."""
     torch.manual_seed(0)
     entry = small(name)
@@ -74,7 +76,7 @@ def gaussian(peer: Peer, width: float) -> torch.distributions.Independent:
 @torch.no_grad()
 def test_a_peer_integrates_to_one(name: str) -> None:
     """E_q[p(x)/q(x)] = 1 for a broad q."""
-    peer, broad = made(name), gaussian(made(name), 2.0)
+    peer, broad = small_peer(name), gaussian(small_peer(name), 2.0)
     n = 40_000
     x = broad.sample((n,))
     log_ratio = peer.log_prob(x.reshape(n, 1, 2, 2), 0.002, labels_of(peer, n)) - broad.log_prob(x)
@@ -86,7 +88,7 @@ def test_a_peer_integrates_to_one(name: str) -> None:
 @torch.no_grad()
 def test_a_peer_samples_from_its_density(name: str) -> None:
     """E_p[g(x)/p(x)] = 1 for a narrow normalised g: the samples have the density that log_prob says."""
-    peer, narrow = made(name), gaussian(made(name), 0.5)
+    peer, narrow = small_peer(name), gaussian(small_peer(name), 0.5)
     n = 40_000
     torch.manual_seed(1)
     x = peer.sample(n, labels_of(peer, n))
@@ -97,14 +99,14 @@ def test_a_peer_samples_from_its_density(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES["peers"].items() if entry["given_class"]])
 def test_a_class_conditional_peer_looks_at_the_class(name: str) -> None:
-    peer = made(name)
+    peer = small_peer(name)
     x = torch.randn(5, 1, 2, 2)
     zero, one = (peer.log_prob(x, 0.002, torch.full((5,), c)) for c in (0, 1))
     assert not torch.allclose(zero, one)
 
 
 def test_pixels_are_standardised_with_their_noise() -> None:
-    data, peer = Digits(), made("zuko_maf", (1, 8, 8), disturbed=False)
+    data, peer = Digits(), small_peer("zuko_maf", (1, 8, 8), disturbed=False)
     peer.standardise(data, sigma_min=0.3)
     x = torch.cat([data.to_model(data.images("train")[0]) for _ in range(20)])
     u = ((x + 0.3 * torch.randn_like(x)).flatten(1) - peer.mean) / peer.scale
@@ -129,7 +131,7 @@ def test_a_fit_learns_and_keeps_its_best_weights(monkeypatch: pytest.MonkeyPatch
             return super().step(*args)
 
     monkeypatch.setattr(fit, "measured", measured)
-    data, peer = Digits(), made("zuko_maf_class", (1, 8, 8), classes=10, disturbed=False)
+    data, peer = Digits(), small_peer("zuko_maf_class", (1, 8, 8), classes=10, disturbed=False)
     found = fit.fit(peer, data, 0.002, 1.2, lambda p: Recorded(p, lr=2e-3), clip=1.0)
     assert found["steps"] == len(rates) and found["left_out"] == 0
     assert 1.2 <= found["seconds"] < 2.5
@@ -174,14 +176,14 @@ def test_seconds_are_read_from_the_log(tmp_path: Path) -> None:
     OmegaConf.save({"trainer": {"log_every_n_steps": 10}, "dataset": {"batch_size": 64}}, tmp_path / "config.yaml")
     rows = "step,train/images_per_second,val/loss\n10,320.0,\n10,,1.5\n20,1280.0,\n"
     (tmp_path / "csv" / "metrics.csv").write_text(rows)
-    assert budget.windows(tmp_path) == ([2.0, 0.5], 10)
+    assert budget.read_windows(tmp_path) == ([2.0, 0.5], 10)
 
 
 def test_a_command_that_fails_is_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(FlowdiffError, match=r"^nowhere: no such folder; "):
-        budget.command("flowdiff.collect", ["nowhere"], tmp_path / "log", 100)
+        budget.run_module("flowdiff.collect", ["nowhere"], tmp_path / "log", 100)
     with pytest.raises(FlowdiffError, match="^stopped after 0 s"):
-        budget.command("flowdiff.collect", ["nowhere"], tmp_path / "log", 0.01)
+        budget.run_module("flowdiff.collect", ["nowhere"], tmp_path / "log", 0.01)
 
 
 # -- the commands -----------------------------------------------------------------------------------------------
@@ -238,7 +240,8 @@ def test_a_benchmark_from_end_to_end(
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 
     capsys.readouterr()
-    monkeypatch.setattr(Contender, "run", lambda *_: pytest.fail("measured again"))
+    for kind in (Contender, contenders.PeerContender):
+        monkeypatch.setattr(kind, "run", lambda *_: pytest.fail("measured again"))
     assert flows.main([*words, "--models", "ours,theirs"]) == 0
     assert capsys.readouterr().out.count("done already") == 2
     assert list(read(tmp_path / "out" / "digits.csv")) == ["ours", "wrong", "theirs"]
@@ -272,7 +275,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_the_table_of_flows_has_every_flow(tmp_path: Path, runs: list[str]) -> None:
     words = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     assert flow_table.main(words) == 0
-    names = sorted(file.stem for file in (config_dir() / "flow").glob("*.yaml"))
+    names = flow_names()
     assert runs == names
     rows = read(tmp_path / "out" / "flows.csv")
     assert list(rows) == names
@@ -294,7 +297,7 @@ def test_a_result_answers_its_request_only(tmp_path: Path, runs: list[str]) -> N
     others = {"settings": ["flow=coupling", "lr=1"], "seconds": 60.0, "seed": 1}
     for key, value in others.items():
         changed = Contender(**(first.request | {key: value}))
-        assert results.kept(changed) is None
+        assert results.read(changed) is None
         results.get(changed)
     results.again = True
     results.get(changed)
@@ -306,7 +309,7 @@ def test_who_leads_is_said() -> None:
         metrics = {key.replace("__", "/"): {"value": value} for key, value in values.items()}
         return {"request": {"name": name, "kind": kind}, "given_class": given, "metrics": metrics, "error": None}
 
-    lines = table.ahead(
+    lines = flows.who_leads(
         [
             result("a", "flowdiff", True, bits_per_dim=2.5, recognised=0.9, denoising_ratio__1=0.9),
             result("b", "flowdiff", True, bits_per_dim=2.25, recognised=0.8, denoising_ratio__1=0.8),

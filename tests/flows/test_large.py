@@ -6,7 +6,6 @@ from hydra.errors import InstantiationException
 
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.flows.linear import PLULinear
-from flowdiff.model.construction import user_error
 from flowdiff.objectives.losses import Likelihood
 from tests.helpers.models import make
 
@@ -17,7 +16,7 @@ SHAPE = (4, 64, 64)
 def test_what_does_not_fit_says_what_does(flow: str, what: str) -> None:
     with pytest.raises(InstantiationException) as caught:
         make(SHAPE, 0, flow=flow, precondition="standardized")
-    line = str(user_error("flow", caught.value))
+    line = str(caught.value.__cause__)
     assert line.startswith(f"flow={flow}: ") and what in line and "16384" in line
     assert "choose flow=conv, glow or transformer" in line
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 from tests.helpers.configs import build, choices
@@ -175,7 +176,7 @@ def test_every_parameter_has_a_gradient(flow: str, activation: str, precondition
     objective.check(model)
     x, sigma, labels = points(12)
     drop = torch.arange(12) % 4 == 3
-    objective(model, x, labels, sigma, torch.randn_like(x), drop)["loss"].mean().backward()
+    objective(model, x, labels, sigma, torch.randn_like(x), Perturbation(drop))["loss"].mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

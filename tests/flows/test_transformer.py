@@ -70,7 +70,7 @@ def by_hand(network: CausalTransformer, seen: list[Tensor], embedding: Tensor) -
                 parts.append(sum(shares[s] * triples[s][2][here] for s in range(t + 1)))
             attended.append(torch.cat(parts))  # type: ignore[arg-type]
         rows = [h + layer.mix(a) for h, a in zip(rows, attended, strict=True)]  # type: ignore[operator]
-        inner, _, _, outer = layer.mlp  # type: ignore
+        inner, outer = layer.mlp.values()  # type: ignore
         for t, h in enumerate(rows):
             hidden = inner(norm(h, layer.norms[1]))  # type: ignore
             rows[t] = h + outer(hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2)

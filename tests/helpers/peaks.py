@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from flowdiff.commands import error_messages
+from flowdiff.commands.composition import compose
+from flowdiff.commands.configuration import to_plain
 from flowdiff.evaluation.measurement import evaluation_tile
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.model import checkpoint
-from flowdiff.model.vocabulary import config_dir
-from flowdiff.training import building
+from flowdiff.model.construction import build
+from flowdiff.options import Recipe
 
 SHAPE, CLASSES = (1, 28, 28), 10
 SLOW = ("autoregressive", "autoregressive_spline", "pixelcnn", "zuko")  # d passes for an inverse
@@ -46,9 +47,9 @@ def peak_of(work: Callable[[], Any]) -> float:
 def peaks(flow: str) -> dict[str, float]:
     """Of one flow."""
     words = ["dataset=mnist", f"flow={flow}", "run_dir=."]
-    config = building.plain(error_messages.composed(words, config_dir(), "config"))
+    config = to_plain(compose(words, "config"))
     model = checkpoint.build_denoiser(config, SHAPE, CLASSES)
-    loss, size = building.make(config["loss"]), int(config["dataset"]["batch_size"])
+    loss, size = build(Recipe[Any]("loss", config["loss"])), int(config["dataset"]["batch_size"])
     optimizer, average = torch.optim.AdamW(model.parameters()), copy.deepcopy(model)
 
     def noised(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff.commands.train import train
 from flowdiff.model.vocabulary import config_dir
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.runs import train
 
 WORDS = {
     "digits": [],

@@ -24,10 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import flowdiff
-from flowdiff.commands import error_messages, resume, samples
+from flowdiff.commands import error_messages, resume
+from flowdiff.commands import evaluate as evaluation
+from flowdiff.commands import export as exporting
+from flowdiff.commands import sample as sampling
+from flowdiff.commands.train import make_train_request
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluation import measurement
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
 from tests.helpers.command_lines import TINY
 from tests.helpers.hostile import MARK
@@ -83,7 +87,9 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
     def trained(path: str) -> None:
         cfg = train.copy()
         cfg.ckpt_path = path
-        run.train(*resume.resumed(cfg, TYPED))
+        resumed, words, content = resume.resume(cfg, TYPED)
+        request, source = make_train_request(resumed)
+        run.train(request, CommandLine(tuple(words), source), content)
 
     def told(run: Callable[[Any], Any], cfg: Any) -> Callable[[str], Any]:
         def call(path: str) -> Any:
@@ -94,9 +100,9 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
 
     return {
         "load": flowdiff.load,
-        "sample": told(samples.sample, sample),
-        "evaluate": told(measurement.evaluate, evaluate),
-        "export": told(export.export, export),
+        "sample": told(sampling.sample, sample),
+        "evaluate": told(evaluation.evaluate, evaluate),
+        "export": told(exporting.export, export),
         "train": trained,
     }
 

@@ -13,6 +13,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.metrics import cost
 from flowdiff.metrics.base import Evaluand, Metric, Result, measure
 from flowdiff.metrics.cost import Cost
+from flowdiff.samplers.batched import Drawn
 
 MEGABYTE = 10**6
 
@@ -40,16 +41,13 @@ class Draws:
     def __init__(self, size: int = 0) -> None:
         self.size, self.calls = size, 0
 
-    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Tensor:
+    def __call__(self, n: int, labels: Tensor | None, seed: int) -> Drawn:
         assert labels is not None and len(labels) == n
         self.calls += 1
         torch.ones(self.size, dtype=torch.uint8)
         time.sleep(0.5 if self.calls == 3 else 0.05)
-        return torch.zeros(n, 1, 8, 8)
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        return {"sampler": "draws", "nfe": 7, "calls": self.calls}
+        conditions = {"sampler": "draws", "nfe": 7, "calls": self.calls}
+        return Drawn(torch.zeros(n, 1, 8, 8), conditions=conditions)
 
 
 def measured(sample: Any, metrics: dict[str, Metric]) -> dict[str, Result]:

@@ -16,6 +16,7 @@ from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.metrics.base import Evaluand, measure
 from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall, cache_name, rgb
 from flowdiff.metrics.frechet import FrechetDistance
+from flowdiff.samplers.batched import Drawn
 from tests.helpers import forked
 from tests.helpers.command_lines import environment
 
@@ -64,7 +65,7 @@ class Bright:
         self.channels = channels
 
     def __call__(self, n, labels, seed):
-        return torch.rand(n, self.channels, 12, 12, generator=torch.Generator().manual_seed(seed))
+        return Drawn(torch.rand(n, self.channels, 12, 12, generator=torch.Generator().manual_seed(seed)))
 
 
 def write_png(images, folder):
@@ -106,7 +107,7 @@ def test_small_extractors_through_torch_fidelity(tmp_path):
     data = Digits()
 
     def sample(n, labels, seed):
-        return data.to_centres(data.images("train")[0][:n])
+        return Drawn(data.to_centres(data.images("train")[0][:n]))
 
     class Unconditional:
         num_classes = 0

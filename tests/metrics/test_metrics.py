@@ -19,6 +19,7 @@ from flowdiff.metrics.denoising import Denoising
 from flowdiff.metrics.extractors.extractor import Extractor
 from flowdiff.metrics.frechet import FrechetDistance, Recognised, frechet_distance, moments
 from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood, bits_per_dim
+from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
 
 
@@ -57,8 +58,6 @@ class Noise(ImageData):
 class Copies:
     """A "model" whose samples are training images of the class asked for: it should score as real images do."""
 
-    conditions = {"sampler": "copies", "nfe": 0}
-
     def __init__(self, data):
         self.data = data
         self.calls = []
@@ -66,10 +65,8 @@ class Copies:
     def __call__(self, n, labels, seed):
         self.calls.append(n)
         k, y = self.data.images("train")
-        if labels is None:
-            return self.data.to_centres(k[:n])
-        rows = [int((y == c).nonzero()[i % 15]) for i, c in enumerate(labels)]
-        return self.data.to_centres(k[rows])
+        rows = range(n) if labels is None else [int((y == c).nonzero()[i % 15]) for i, c in enumerate(labels)]
+        return Drawn(self.data.to_centres(k[list(rows)]), conditions={"sampler": "copies", "nfe": 0})
 
 
 @pytest.mark.parametrize("levels", (2, 17, 256))
@@ -244,11 +241,11 @@ def test_the_reference_is_kept_for_the_same_data_only(monkeypatch):
 
 def test_noise_scores_badly():
     data = Digits()
-    model = Evaluand(
-        UniformDenoiser(10),
-        data,
-        sample=lambda n, labels, seed: torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1,
-    )
+
+    def sample(n, labels, seed):
+        return Drawn(torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
+
+    model = Evaluand(UniformDenoiser(10), data, sample=sample)
     results, _ = measure({"fd": FrechetDistance(), "recognised": Recognised()}, model)
     assert results["fd_mlp_digits"].value > 20 * results["fd_mlp_digits/real"].value
     assert results["recognised"].value < 0.3
@@ -258,9 +255,9 @@ def test_samples_that_are_not_finite_are_counted():
     data = Digits()
 
     def sample(n, labels, seed):
-        x = Copies(data)(n, labels, seed)
-        x[3, 0, 0, 0], x[5] = math.nan, math.inf
-        return x
+        drawn = Copies(data)(n, labels, seed)
+        drawn.x[3, 0, 0, 0], drawn.x[5] = math.nan, math.inf
+        return drawn
 
     result = FrechetDistance(num_samples=50)(Evaluand(UniformDenoiser(10), data, sample=sample))
     assert result["fd_mlp_digits"].conditions["nonfinite"] == 2 and result["fd_mlp_digits"].n == 50

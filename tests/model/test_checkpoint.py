@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 from flowdiff.model import checkpoint
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 from tests.helpers.trained import edited
 
 
@@ -57,24 +57,24 @@ def test_a_checkpoint_holds_what_a_stranger_needs(trained: Path) -> None:
 
 
 def test_ema_and_raw_weights_are_read_back(trained: Path) -> None:
-    ema, raw = checkpoint.load(trained), checkpoint.load(trained, weights="raw")
-    assert ema.step == 4
-    assert ema.shape == (1, 8, 8)
-    assert not ema.denoiser.training
+    (ema, facts), (raw, _) = checkpoint.load(trained), checkpoint.load(trained, weights="raw")
+    assert facts.step == 4
+    assert facts.shape == (1, 8, 8)
+    assert not ema.training
     x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 5, 9])
-    one, other = (c.denoiser(x, 0.7, labels) for c in (ema, raw))
+    one, other = (denoiser(x, 0.7, labels) for denoiser in (ema, raw))
     assert one.shape == x.shape
     assert not torch.equal(one, other)
     content = torch.load(trained, weights_only=True)
     for loaded, key in ((ema, "state_dict"), (raw, "current_model_state")):
-        for name, tensor in loaded.denoiser.state_dict().items():
+        for name, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, content[key][f"denoiser.{name}"])
     with pytest.raises(FlowdiffError, match="weights=best: must be one of ema, raw"):
         checkpoint.load(trained, weights="best")
 
 
 def test_whitening_statistics_travel_with_it(trained: Path, config: Compose) -> None:
-    precondition = checkpoint.load(trained).denoiser.precondition
+    precondition: Any = checkpoint.load(trained)[0].precondition
     assert 0.3 < float(precondition.sigma_data) < 1.0
     assert any(buffer.numel() >= 64 and float(buffer.float().std()) > 0 for buffer in precondition.buffers())
 

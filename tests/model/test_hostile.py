@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowdiff.model.export import export
+from flowdiff.commands.export import export
 from tests.helpers import forked, hostile
 from tests.helpers.command_lines import ROOT, environment
 from tests.helpers.trained import checkpoint, composed, edited

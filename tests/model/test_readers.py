@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from flowdiff import files
 from flowdiff.commands import stored_words
+from flowdiff.commands.export import export
 from flowdiff.errors import FlowdiffError
 from flowdiff.model import checkpoint as checkpoints
 from flowdiff.model import reading, safe_construction
-from flowdiff.model.export import export
 from flowdiff.model.facts import check_content
 from tests.helpers.trained import checkpoint, composed
 
@@ -56,7 +56,7 @@ def with_bytes(whole: bytes, places: list[tuple[int, bytes]]) -> bytes:
 @pytest.mark.parametrize("where", ["anywhere", "contents", "end"])
 def test_a_checkpoint_with_other_bytes(where: str, tmp_path: Path) -> None:
     whole = checkpoint("digits").read_bytes()
-    original = checkpoints.load(checkpoint("digits")).denoiser.state_dict()
+    original = checkpoints.load(checkpoint("digits"))[0].state_dict()
     low, high = {"anywhere": (0, len(whole)), "contents": (0, 30_000), "end": (len(whole) - 20_000, len(whole))}[where]
 
     @given(spoiled(high - low))
@@ -65,7 +65,7 @@ def test_a_checkpoint_with_other_bytes(where: str, tmp_path: Path) -> None:
         file = tmp_path / "x.ckpt"
         file.write_bytes(with_bytes(whole, [(low + at, new) for at, new in places])[: len(whole)])
         try:
-            found = checkpoints.load(file).denoiser.state_dict()
+            found = checkpoints.load(file)[0].state_dict()
         except FlowdiffError as error:
             assert str(error).isprintable()
         else:  # what was written there means nothing
@@ -78,14 +78,14 @@ def test_a_checkpoint_with_other_bytes(where: str, tmp_path: Path) -> None:
 def test_an_exported_model_with_other_bytes(name: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "m")
     whole = (plain / name).read_bytes()
-    original = checkpoints.load(plain).denoiser.state_dict()
+    original = checkpoints.load(plain)[0].state_dict()
 
     @given(spoiled(len(whole)))
     @FEW
     def tried(places: list[tuple[int, bytes]]) -> None:
         (tmp_path / "m" / name).write_bytes(with_bytes(whole, places)[: len(whole)])
         try:
-            found = checkpoints.load(tmp_path / "m").denoiser.state_dict()
+            found = checkpoints.load(tmp_path / "m")[0].state_dict()
         except FlowdiffError as error:
             assert str(error).isprintable()
         else:

@@ -16,24 +16,24 @@ import torch
 from PIL import Image
 
 from flowdiff.commands import resume, sweeps
+from flowdiff.commands.configuration import to_plain
 from flowdiff.commands.evaluate import run_of
-from flowdiff.commands.train import train
+from flowdiff.commands.export import export
 from flowdiff.data.mnist import MNIST
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.metrics.fidelity import check_tensors
 from flowdiff.model import api, safe_construction, seal
 from flowdiff.model import checkpoint as checkpoints
 from flowdiff.model.budget import Budget
-from flowdiff.model.export import export
 from flowdiff.model.facts import check_entry
-from flowdiff.model.opening import data_of
+from flowdiff.model.opening import load_data
 from flowdiff.model.vocabulary import config_dir, vocabulary
 from flowdiff.runs import places
 from flowdiff.samplers import masks
-from flowdiff.training.building import plain
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
 from tests.helpers.configs import choices, node
 from tests.helpers.hostile import MARK, WORDS, Runs
+from tests.helpers.runs import train
 from tests.helpers.trained import checkpoint, composed, edited
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_a_metric_says_whether_it_fetches(name: str) -> None:
 
 @pytest.mark.parametrize("flow", choices("flow"))
 def test_every_flow_is_built_within_the_budget_of_its_own_tensors(flow: str) -> None:
-    config = plain(composed("config", f"flow={flow}", "run_dir=unused"))
+    config = to_plain(composed("config", f"flow={flow}", "run_dir=unused"))
     state = checkpoints.build_denoiser(config, (1, 8, 8), 10).state_dict()
     checkpoints.check_all_finite(state)
     with Budget.of(state):
@@ -116,13 +116,13 @@ def test_a_folder_of_images_is_found_again_by_who_has_trained_on_it(
     train(config(*BARE, *said, "augment=none", "trainer.max_steps=1", "trainer.limit_val_batches=1"))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     model = api.load(path)
-    assert model.own and len(data_of(model).images("train")[0])
+    assert model.own and len(load_data(model).images("train")[0])
     exported = Path(export(composed("export", f"ckpt_path={path}", f"output_dir={tmp_path}/exported"))["output_dir"])
     assert api.load(exported).own
     strange = api.load(edited(path, tmp_path / "strange.ckpt", lambda content: None))
     with pytest.raises(ConfigError, match=r"dataset\.root=.*images: is only what the checkpoint says"):
-        data_of(strange)
-    assert len(data_of(strange, str(root)).images("train")[0])
+        load_data(strange)
+    assert len(load_data(strange, str(root)).images("train")[0])
     monkeypatch.setenv("FLOWDIFF_CACHE", str(tmp_path / "another"))
     assert not api.load(path).own and not api.load(exported).own
 
@@ -138,11 +138,11 @@ def test_what_this_user_has_said_of_processes_is_followed(tmp_path: Path, monkey
 
     path = edited(checkpoint("digits"), tmp_path / "x.ckpt", change)
     cfg = composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run")
-    strange, kept = resume.resumed(cfg, [])
+    strange, kept = resume.resume(cfg, [])
     assert (strange.trainer.strategy, set(strange.logger), kept) == ("auto", {"tensorboard", "csv"}, said[3:])
     content = torch.load(path, weights_only=True)
     torch.save(seal.sealed(content, seal.own_key(make=True)), path)
-    own, kept = resume.resumed(cfg, [])
+    own, kept = resume.resume(cfg, [])
     assert own.trainer.strategy == "ddp_find_unused_parameters_true" and set(own.logger) == {"wandb"}
     assert own.callbacks.checkpoints.folder == f"{tmp_path}/run/checkpoints", "where a run writes is never stored"
     assert kept == [said[0], said[1], *said[3:]]
@@ -162,7 +162,7 @@ def test_stored_values_are_taken_for_values(tmp_path: Path) -> None:
         source["flow"]["activation"] = {"_target_": "os.system"}
 
     path = edited(checkpoint("digits"), tmp_path / "x.ckpt", change)
-    cfg, _ = resume.resumed(composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run"), [])
+    cfg, _ = resume.resume(composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run"), [])
     assert (cfg.lr, cfg.num_steps, cfg.name, cfg.seed) == (0.25, 64, "digits", 0)
     assert cfg.callbacks.checkpoints.folder == f"{tmp_path}/run/checkpoints" == f"{cfg.logger.csv.save_dir}/checkpoints"
     assert (cfg.trainer.default_root_dir, cfg.trainer.devices) == (f"{tmp_path}/run", 1)
@@ -307,6 +307,6 @@ def test_a_run_goes_on_in_its_own_folder_whatever_the_old_one_said(config: Compo
 
     path = edited(checkpoint("digits"), tmp_path / "x.ckpt", change)
     cfg = composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run")
-    result = train(resume.resumed(cfg, ["trainer.max_steps=21"])[0])
+    result = train(resume.resume(cfg, ["trainer.max_steps=21"])[0])
     assert result["last"] == f"{tmp_path}/run/checkpoints/last.ckpt" and Path(result["last"]).is_file()
     assert victim.read_text() == "precious" and len(list(victim.parent.iterdir())) == 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.objectives.fokker_planck import rademacher
@@ -69,7 +70,7 @@ def test_dropped_rows_train_the_null_class(name: str) -> None:
     model, loss = random_flow(), build("loss", name)
     x0, labels, sigma, eps, _ = batch()
     drop = torch.tensor([True, False, False, True, False, True])
-    actual = loss(model, x0, labels, sigma, eps, drop)["loss"]
+    actual = loss(model, x0, labels, sigma, eps, Perturbation(drop))["loss"]
     null = loss(model, x0, None, sigma, eps)["loss"]
     kept = loss(model, x0, labels, sigma, eps)["loss"]
     torch.testing.assert_close(actual, torch.where(drop, null, kept))

@@ -17,6 +17,7 @@ from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.training import run
 from tests.helpers import forked
 from tests.helpers.command_lines import BARE, TINY, Compose, environment, run_folders, start, wait_for
+from tests.helpers.runs import train
 from tests.helpers.trained import checkpoint
 
 QUICK = (*TINY, "callbacks=minimal", "logger=default", "evaluate=null", "trainer.max_steps=100000")
@@ -116,7 +117,7 @@ def test_in_the_last_measurement_the_way_to_measure_is_said(
     monkeypatch.setattr(run, "evaluate_run", lambda *given: signal.raise_signal(signal.SIGINT))
     words = (*BARE[:-2], "metrics=[denoising]", "trainer.max_steps=1", "trainer.limit_val_batches=1")
     with pytest.raises(Interrupted), Interrupts():
-        run.train(config(*words))
+        train(config(*words))
     said = f"to measure:\n  python -m flowdiff.evaluate ckpt_path={tmp_path}/run/checkpoints/best.ckpt\n"
     assert capsys.readouterr().out.endswith(f"stopped at step 1, before the last metrics; {said}")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from test_cli import Command
 
-from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.runs import lock
 from tests.helpers.command_lines import BARE, Compose, environment
+from tests.helpers.runs import train
 
 HOLD = """
 import os, sys, time

@@ -63,6 +63,12 @@ def test_chains_that_differ_in_place_or_width_are_told_apart() -> None:
     assert float(plain_rhat(split(means))) == pytest.approx(math.sqrt(1 + 4 / 3), rel=0.03)
 
 
+def test_a_chain_that_is_not_a_number_disagrees_with_the_others() -> None:
+    x = ar1(0.3, 4, 500, 11)
+    x[2] = math.nan
+    assert 1.1 < float(rhat(x)) < math.inf and float(ess(x)) < 0.1 * 2000
+
+
 def test_quantities_are_apart_and_any_distribution_will_do() -> None:
     x = torch.cat([ar1(0.5, 3, 300, 9), ar1(0.9, 3, 300, 10)], 2)
     for function in (rhat, ess):

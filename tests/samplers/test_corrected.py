@@ -11,10 +11,11 @@ from torch import Tensor
 
 from flowdiff.denoisers.wrappers import Clipped, Guided
 from flowdiff.errors import ConfigError
-from flowdiff.samplers.base import NoiseSource, Sampler, Step
+from flowdiff.samplers.base import Sampler, Step
 from flowdiff.samplers.corrected import Mala, Ula
 from flowdiff.samplers.mcmc import Mcmc
-from flowdiff.samplers.schedules import Karras
+from flowdiff.samplers.noise import NoiseSource
+from flowdiff.samplers.schedules import Karras, Schedule
 from tests.helpers.analytic import GaussianDenoiser, MixtureDenoiser
 
 N = 2000
@@ -30,6 +31,19 @@ def mixture() -> MixtureDenoiser:
 def noise(n: int = N) -> NoiseSource:
     generator = torch.Generator().manual_seed(0)
     return lambda: torch.randn(n, 2, dtype=torch.float64, generator=generator)
+
+
+def walked(
+    sampler: Sampler,
+    denoiser: Any,
+    source: NoiseSource,
+    schedule: Schedule,
+    labels: Tensor | None = None,
+    callback: Callable[[Step], None] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Samples, and what the walk to them has measured."""
+    walk = sampler.walk()
+    return walk(denoiser, source, sampler.sigmas(schedule), labels, callback), walk.records
 
 
 def noised(sampler: Sampler, denoiser: Any, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -70,13 +84,13 @@ def test_the_metropolis_test_takes_away_the_bias_of_large_steps(sampler: Ula, mi
 @pytest.mark.parametrize("step_size", [None, 0.01, 10.0])
 def test_step_sizes_follow_the_acceptance(n_corrector: int, step_size: float | None, mixture: MixtureDenoiser) -> None:
     sampler = Mala(80, n_corrector=n_corrector, step_size=step_size)
-    sampler(mixture, noise(), sampler.sigmas(Karras(0.02, 80.0)))
-    report = sampler.report(sampler.records)
+    _, records = walked(sampler, mixture, noise(), Karras(0.02, 80.0))
+    report = sampler.report(records)
     assert abs(report["acceptance"] - 0.57) < 0.1
     by_sigma = {float(key): value for key, value in report["acceptance_by_sigma"].items()}
     assert list(by_sigma) == sorted(by_sigma, reverse=True) and len(by_sigma) == 8
     assert all(abs(value - 0.57) < 0.2 for value in list(by_sigma.values())[2:6])
-    assert sampler.records["acceptance"].shape == (N, 79)
+    assert records["acceptance"].shape == (N, 79)
 
 
 def test_guided_metropolis_steps_draw_from_the_guided_density(mixture: MixtureDenoiser) -> None:
@@ -119,9 +133,9 @@ def test_a_density_that_breaks_is_not_entered(sampler: Sampler, mixture: Mixture
             return super().log_prob(x, sigma, labels).masked_fill(x[:, 1] > 0.25, math.nan)
 
     broken = Broken(mixture.means, mixture.covariances, mixture.weights)
-    x = sampler(broken, noise(200), sampler.sigmas(Karras(0.02, 4.0)))
+    x, records = walked(sampler, broken, noise(200), Karras(0.02, 4.0))
     assert x.isfinite().all()
-    assert 0.1 < sampler.report(sampler.records)["acceptance"] < 0.95
+    assert 0.1 < sampler.report(records)["acceptance"] < 0.95
 
 
 # -- chains at one level --------------------------------------------------------------------------------
@@ -131,10 +145,12 @@ def test_chains_from_noise_reach_the_density_and_say_so() -> None:
     mean = torch.tensor([0.3, -0.2], dtype=torch.float64)
     gaussian = GaussianDenoiser(mean, torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64))
     sampler = Mcmc(0.5, 300, start="noise")
-    x = noised(sampler, gaussian, sampler.sigmas(Karras(0.002, 80.0)))
+    seen: list[Step] = []
+    _, records = walked(sampler, gaussian, noise(), Karras(0.002, 80.0), callback=seen.append)
+    x = seen[-2].x
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.06)
     torch.testing.assert_close(x.T.cov(), gaussian.covariance + 0.25 * torch.eye(2), rtol=0, atol=0.06)
-    report = sampler.report(sampler.records)
+    report = sampler.report(records)
     assert (report["chains"], report["draws"]) == (N, 150)
     assert abs(report["acceptance"] - 0.57) < 0.1
     assert 0.99 < report["rhat_median"] <= report["rhat_max"] < 1.1
@@ -147,8 +163,7 @@ def test_chains_of_a_class_are_compared_with_each_other(mixture: MixtureDenoiser
     labels = torch.arange(40) % 2
     sampler, found = Mcmc(0.02, 400), {}
     for name, given in (("class", labels), ("none", None)):
-        sampler(mixture, noise(40), sampler.sigmas(Karras(0.002, 80.0)), given)
-        found[name] = sampler.report(sampler.records)
+        found[name] = sampler.report(walked(sampler, mixture, noise(40), Karras(0.002, 80.0), given)[1])
     assert found["class"]["rhat_max"] < 1.1
     assert found["none"]["rhat_max"] > 1.3
     assert found["none"]["ess_min"] < 0.1 * found["class"]["ess_min"]
@@ -158,9 +173,9 @@ def test_the_step_size_adapts_in_the_warm_up_only(mixture: MixtureDenoiser) -> N
     rates = {}
     for warmup in (0.0, 0.01, 0.5):
         sampler = Mcmc(0.3, 100, warmup=warmup, step_size=0.4)
-        sampler(mixture, noise(20), sampler.sigmas(Karras(0.002, 80.0)))
-        rates[warmup] = sampler.records["rate"]
-        assert sampler.records["draws"].shape == (20, 100 - int(100 * warmup), 3)
+        _, records = walked(sampler, mixture, noise(20), Karras(0.002, 80.0))
+        rates[warmup] = records["rate"]
+        assert records["draws"].shape == (20, 100 - int(100 * warmup), 3)
     torch.testing.assert_close(rates[0.0], torch.full((20,), 0.4, dtype=torch.float64))
     after = 0.4 * torch.tensor([1 - 0.57, -0.57], dtype=torch.float64).exp()
     assert torch.isclose(rates[0.01][:, None], after).any(1).all(), "one step, accepted or not"
@@ -172,8 +187,7 @@ def test_short_chains_report_what_they_can(num_steps: int, mixture: MixtureDenoi
     sampler = Mcmc(0.3, num_steps)
     sigmas = sampler.sigmas(Karras(0.002, 80.0))
     assert sigmas.tolist() == [0.3] * num_steps + [0.0]
-    sampler(mixture, noise(3), sigmas)
-    report = sampler.report(sampler.records)
+    report = sampler.report(walked(sampler, mixture, noise(3), Karras(0.002, 80.0))[1])
     assert report["draws"] == num_steps - num_steps // 2
     assert ("rhat_max" in report) == (num_steps == 15)
 

@@ -115,21 +115,22 @@ def test_a_sampler_can_be_used_again(name: str, denoiser: MixtureDenoiser) -> No
     """Nothing of one call is left in the next, not even after one that failed half-way."""
     sampler, sigmas = build("sampler", name, **VALUES), Karras(0.002, 80.0)
 
-    def draw(seeds: list[int], callback=None) -> Tensor:
-        labels = torch.tensor(seeds) % 2
-        return sampler(denoiser, IndexedNoise(seeds, SHAPE), sampler.sigmas(sigmas), labels, callback)
+    def draw(seeds: list[int], callback=None) -> tuple[Tensor, dict[str, Tensor]]:
+        walk, labels = sampler.walk(), torch.tensor(seeds) % 2
+        return walk(denoiser, IndexedNoise(seeds, SHAPE), sampler.sigmas(sigmas), labels, callback), walk.records
 
     def fail(step: Step) -> None:
         if step.number == min(3, step.total):
             raise KeyboardInterrupt
 
-    first, records = draw([1, 2, 3]), {key: value.clone() for key, value in sampler.records.items()}
+    first, records = draw([1, 2, 3])
     draw([4, 5])
     with pytest.raises(KeyboardInterrupt):
         draw([6], fail)
-    assert torch.equal(draw([1, 2, 3]), first)
-    assert records.keys() == sampler.records.keys()
-    assert all(torch.equal(sampler.records[key], value) and len(value) == 3 for key, value in records.items())
+    again, found = draw([1, 2, 3])
+    assert torch.equal(again, first)
+    assert records.keys() == found.keys()
+    assert all(torch.equal(found[key], value) and len(value) == 3 for key, value in records.items())
 
 
 @pytest.mark.parametrize("name", choices("sampler"))

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
 from flowdiff.training import run
@@ -17,6 +16,7 @@ from flowdiff.training.callbacks import metrics, pictures
 from flowdiff.training.callbacks.average import EMA
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 
 
 class Follow(Callback):
@@ -83,8 +83,8 @@ def test_validation_pictures_metrics_and_checkpoints_see_the_average(
     assert seen == dict.fromkeys(("validation", "grid", "denoising", "metric"), (True, False))
     for name in ("best", "last"):
         path = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
-        assert same(checkpoint.load(path).denoiser.parameters(), follow.average)
-        assert same(checkpoint.load(path, weights="raw").denoiser.parameters(), follow.raw)
+        assert same(checkpoint.load(path)[0].parameters(), follow.average)
+        assert same(checkpoint.load(path, weights="raw")[0].parameters(), follow.raw)
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])

@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10 as Torchvision
 
 from flowdiff.commands.sample import sample
-from flowdiff.commands.train import train
 from flowdiff.data.base import ImageData
 from flowdiff.data.cifar10 import CIFAR10
 from flowdiff.data.patches import Patches
@@ -22,6 +21,7 @@ from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.pictures import image_grid
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.runs import train
 from tests.helpers.trained import composed
 
 STEPS = (

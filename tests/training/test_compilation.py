@@ -17,17 +17,15 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
-from flowdiff.commands.train import train
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
-from flowdiff.nn.dropout import dropout
-from flowdiff.objectives.augmentation import augmented
 from flowdiff.training import compilation, run
 from flowdiff.training.compilation import check_compiler, compiled
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
+from tests.helpers.runs import train
 from tests.helpers.states import equal, states
 
 Graphs = list[torch.fx.GraphModule]
@@ -59,15 +57,16 @@ def model_of(flow: str, precondition: str = "annealed", dtype: torch.dtype = tor
     return model
 
 
-def batch(dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x0, labels, sigma, eps, drop, progress."""
+def batch(dtype: torch.dtype = torch.float64) -> list[Any]:
+    """x0, labels, sigma, eps, perturbation, progress."""
     x0, sigma, labels = points()
     assert labels is not None
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
-    return [x0.to(dtype), labels, sigma.to(dtype), eps, torch.arange(len(x0)) % 2 == 0, torch.tensor(0.5)]
+    perturbation = Perturbation(drop=torch.arange(len(x0)) % 2 == 0)
+    return [x0.to(dtype), labels, sigma.to(dtype), eps, perturbation, torch.tensor(0.5)]
 
 
-def gradients(terms: Callable[..., dict[str, Tensor]], model: Denoiser, given: list[Tensor]) -> Tensor:
+def gradients(terms: Callable[..., dict[str, Tensor]], model: Denoiser, given: list[Any]) -> Tensor:
     model.zero_grad()
     terms(model, *given)["loss"].mean().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -123,17 +122,16 @@ def test_a_run_by_inductor_is_that_of_eager_mode(
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_what_is_set_outside_is_not_baked_in(graphs: Graphs) -> None:
+def test_what_a_step_says_is_not_baked_in(graphs: Graphs) -> None:
     """Dropout, an augmented batch's shift, and other weights (as a validation's average)."""
-    model, loss, given = model_of("coupling"), build("loss", "likelihood"), batch()
+    model, loss, (*given, perturbation, progress) = model_of("coupling"), build("loss", "likelihood"), batch()
     terms = compiled(loss, model)
 
     def check(share: float, shift: Tensor | None) -> Tensor:
-        found = []
+        found, step = [], perturbation._replace(dropout=share, shift=shift, probes="fresh")
         for function in (loss, terms):
-            with dropout(model, share), augmented(model, shift):
-                torch.manual_seed(0)
-                found.append(function(model, *given)["loss"])
+            torch.manual_seed(0)
+            found.append(function(model, *given, step, progress)["loss"])
         torch.testing.assert_close(*found)
         return found[0].detach()
 

@@ -15,14 +15,17 @@ from omegaconf import OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from flowdiff.commands import dashboard, swept
+from flowdiff.commands import dashboard
+from flowdiff.commands.command_line import read_command_line
+from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs.swept_words import run_name, varied
-from flowdiff.training import building, run, tensorboard
+from flowdiff.training import run, tensorboard
 from flowdiff.training.loggers import TensorBoardLogger
 from tests.helpers import browser, forked
 from tests.helpers.command_lines import ROOT, TINY, Compose, environment
+from tests.helpers.runs import train
 
 SMALL = (
     *(word for word in TINY if not word.startswith("flow.n_flows")),
@@ -165,7 +168,7 @@ def test_a_run_that_dies_has_its_row(config: Compose, tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(run, "finish", dies)
-        run.train(cfg, list(words))
+        train(cfg, list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
     start = metadata.parse_session_start_info_plugin_data(
         events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
@@ -212,21 +215,21 @@ def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:
         cfg.hydra.mode, cfg.hydra.runtime.cwd = RunMode.MULTIRUN, str(tmp_path)
     try:
         HydraConfig.instance().set_config(cfg)
-        own = swept.swept_keys()
+        own = read_command_line().swept
         (tmp_path / "sweep").mkdir()
         task = {"hydra": {"overrides": {"task": ["experiment=ablation/n_flows", "lr=1,2"]}}}
         OmegaConf.save(OmegaConf.create(task), tmp_path / "sweep" / "multirun.yaml")
-        known = swept.swept_keys()
+        known = read_command_line().swept
     finally:
         HydraConfig.instance().cfg = None
     assert known == {"flow.n_flows": ["1", "2", "3", "5", "10"], "seed": ["0", "1", "2"], "lr": ["1", "2"]}
     assert own == {key: values for key, values in known.items() if key != "lr"}
-    assert swept.swept_keys() == {}
+    assert not read_command_line().swept
 
 
 @pytest.mark.parametrize(("group", "name"), [("flow", "spline"), ("flow", "coupling"), ("noise", "wide")])
 def test_choices_of_one_class_are_told_apart(group: str, name: str, config: Compose) -> None:
-    chosen = building.plain(config(f"{group}={name}"))[group]
+    chosen = to_plain(config(f"{group}={name}"))[group]
     assert tensorboard.choice(group, chosen) == name
     assert tensorboard.choice(group, {"_target_": "elsewhere.OtherFlow"}) == "other_flow"
 
@@ -260,6 +263,12 @@ def test_make_dashboard() -> None:
     assert done.stdout.splitlines()[-1] == ".venv/bin/python -m flowdiff.dashboard outputs -- --port 6007"
 
 
+def experiment_of(events: Any) -> Any:
+    """What HParams is told of a run."""
+    content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
+    return metadata.parse_experiment_plugin_data(content)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -274,10 +283,9 @@ def test_make_dashboard() -> None:
 def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compose, tmp_path: Path) -> None:
     short = ("callbacks=minimal", "logger=tensorboard", "trainer.max_steps=2", "trainer.val_check_interval=2")
     kept = [word for word in TINY if words[0] != "denoiser=unet" or not word.startswith("flow.")]
-    run.train(config(*kept, *short, *words, tiny=False), list(words))
+    train(config(*kept, *short, *words, tiny=False), list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
-    content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
-    experiment = metadata.parse_experiment_plugin_data(content)
+    experiment = experiment_of(events)
     tags = [column.name.tag for column in experiment.metric_infos]
     assert set(tags) <= set(events.Tags()["scalars"]) and len(tags) == len(set(tags))
     settings = {column.name for column in experiment.hparam_infos}
@@ -289,9 +297,7 @@ def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compo
         assert {"flow", "activation"} <= settings
 
 
-def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose) -> None:
-    cfg = building.plain(config("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0"))
-    data = run.read_data(building.make(cfg["dataset"]))
-    module = run.build_diffusion(cfg, data, [], cfg)
-    trainer = run.build_trainer(cfg["trainer"], [], [], 5)
-    assert run.columns(cfg, trainer, module, data, {}) == []
+def test_a_run_that_measures_nothing_has_no_final_columns(config: Compose, tmp_path: Path) -> None:
+    words = ("metrics=[bits_per_dim]", "evaluate=null", "trainer.limit_val_batches=0", "trainer.max_steps=1")
+    train(config(*words, "callbacks=minimal", "logger=tensorboard"))
+    assert not experiment_of(events_of(tmp_path / "run" / "tensorboard")).metric_infos

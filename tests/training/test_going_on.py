@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from flowdiff.commands.train import train
+from flowdiff.commands.train import make_train_request
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
 from flowdiff.training import going_on
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 
 
 def last(run: Path) -> Path:
@@ -57,10 +58,10 @@ def test_a_run_that_was_killed_while_it_measured_only_measures(config: Compose, 
     train(config(*words, f"ckpt_path={last(tmp_path / 'run')}", "resume_sweep=true"))  # its sweep goes on
 
 
-def test_a_foreign_checkpoints_numbers_are_no_budget(tmp_path: Path) -> None:
-    config = {"ckpt_path": str(tmp_path / "a"), "run_dir": str(tmp_path), "trainer": {"max_steps": 3, "max_epochs": 1}}
-    config["trainer"]["max_time"] = {"seconds": 1}  # type: ignore[index]
+def test_a_foreign_checkpoints_numbers_are_no_budget(config: Compose, tmp_path: Path) -> None:
+    words = (f"ckpt_path={tmp_path}/a", "trainer.max_steps=3", "trainer.max_epochs=1", "trainer.max_time={seconds:1}")
+    request, _ = make_train_request(config(*words))
     for content in ({}, {"global_step": "9", "loops": None, "callbacks": []}, {"loops": {"fit_loop": {}}}):
-        going_on.check_left(content, config)
+        going_on.check_left(content, request)
     with pytest.raises(ConfigError, match="at 2.5 of 1 seconds"):
-        going_on.check_left({"callbacks": {"Timer": {"time_elapsed": {"train": 2.5}}}}, config)
+        going_on.check_left({"callbacks": {"Timer": {"time_elapsed": {"train": 2.5}}}}, request)

@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import flowdiff
-from flowdiff.commands.train import train
+from flowdiff.commands.evaluate import evaluate
+from flowdiff.commands.export import export
 from flowdiff.errors import FlowdiffError
-from flowdiff.evaluation.measurement import evaluate
-from flowdiff.model.export import export
 from tests.helpers.autoencoders import saved
 from tests.helpers.command_lines import TINY, Command
+from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import composed, edited
 

@@ -10,11 +10,11 @@ import pytest
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowdiff.commands.train import train
 from flowdiff.errors import FlowdiffError
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.loggers import CSVLogger
 from tests.helpers.command_lines import Compose
+from tests.helpers.runs import train
 
 WORDS = ("callbacks=minimal", "metrics=[]", "decay_steps=12", "trainer.max_steps=12", "trainer.val_check_interval=4")
 WORDS += ("trainer.limit_val_batches=1", "callbacks.checkpoints.every_n_steps=3")

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff.commands.train import train
 from flowdiff.errors import ConfigError
 from flowdiff.training import run
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 
 seen: list[str] = []
 

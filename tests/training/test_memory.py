@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.samplers.batched import BatchedSampler
 from tests.helpers.command_lines import environment
@@ -49,7 +49,11 @@ class Half(Denoiser):
         super().__init__((1, 28, 28), 0)
 
     def denoise(
-        self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None, drop: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        perturbation: Perturbation = UNPERTURBED,
     ) -> Tensor:
         return x / 2
 
@@ -62,7 +66,7 @@ def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
     found: list[Tensor] = []
 
     def draw(n: int) -> None:
-        found[:] = [batched(None, range(n), quiet=True)]
+        found[:] = [batched.draw(None, range(n), quiet=True).x]
 
     draw(300)
     few, many = (peak_of(lambda n=n: draw(n)) for n in (1000, 10_000))  # type: ignore[misc]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowdiff.commands.train import train
 from flowdiff.model import checkpoint
 from flowdiff.training.diffusion import Diffusion
 from tests.helpers.command_lines import TINY, Command, Compose, run_folders, status
+from tests.helpers.runs import train
 from tests.helpers.states import states
 
 Batch = tuple[Tensor, Tensor]

@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowdiff.commands import error_messages
-from flowdiff.commands.train import train
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.model import checkpoint
@@ -24,6 +23,7 @@ from flowdiff.training import run
 from flowdiff.training.diffusion import Diffusion
 from tests.helpers.autoencoders import saved
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.runs import train
 from tests.helpers.states import equal, states
 
 #: Words that a choice needs beside it to train in a test: its own sizes in place of those of the default flow.
@@ -313,7 +313,7 @@ def test_a_run_in_bfloat16_has_the_bits_of_float32(config: Compose, tmp_path: Pa
     result = train(config(*BARE, *words))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert all(v.dtype != torch.bfloat16 for v in checkpoint.read(path)["state_dict"].values())
-    model = checkpoint.load(path).denoiser
+    model = checkpoint.load(path)[0]
     assert any(bool((p != 0).all()) for n, p in model.named_parameters() if n.endswith("last.weight"))
     k, labels = load_digits(return_X_y=True)
     x = torch.as_tensor(k[:256], dtype=torch.float32).view(-1, 1, 8, 8) / 8.5 - 1 + 1 / 17
@@ -407,7 +407,7 @@ def test_points_are_not_augmented(config: Compose, capsys: pytest.CaptureFixture
     train(config(*small, "trainer.max_steps=1", "trainer.limit_val_batches=1"))  # as if an experiment had chosen it
     assert "augmentation needs images: training with augment=none" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="augment=affine: needs images: choose augment=none"):
-        run.train(config(*small), ["augment=affine"])
+        train(config(*small), ["augment=affine"])
 
 
 def test_augmentation_is_learned_and_not_needed_without_training(config: Compose, tmp_path: Path) -> None:
@@ -415,4 +415,4 @@ def test_augmentation_is_learned_and_not_needed_without_training(config: Compose
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = checkpoint.read(path)
     assert (content["current_model_state"]["augmentation.told.weight"] != 0).any()
-    assert checkpoint.load(path).step == 3
+    assert checkpoint.load(path)[1].step == 3

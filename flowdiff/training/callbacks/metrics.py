@@ -26,10 +26,10 @@ class ValidationMetrics(Callback):
         from flowdiff.evaluation.measurement import SeededSampler
 
         assert isinstance(pl_module, Diffusion)
-        denoiser, data, config = pl_module.denoiser, pl_module.data, pl_module.config
+        denoiser, data, config = pl_module.denoiser, pl_module.data, pl_module.entry["config"]
         batched = from_config(denoiser, config, images=data.levels is not None)
         device = next(denoiser.parameters()).device
-        sample, sigma = SeededSampler(batched), float(config["sigma_min"])
+        sample, sigma = SeededSampler(batched), pl_module.request.sigma_min
         model = Evaluand(denoiser, data, sample=sample, sigma_min=sigma, device=device, split="val")
         results, skipped = measure(self.metrics, model)
         for name, reason in skipped.items():

@@ -38,7 +38,7 @@ class Picture(Callback):
         if picture is None:
             return
         assert isinstance(pl_module, Optimised)
-        file = Path(str(pl_module.config["run_dir"]), self.folder, f"step_{trainer.global_step:07d}.png")
+        file = Path(pl_module.request.run_dir, self.folder, f"step_{trainer.global_step:07d}.png")
         pictures.save_png(picture, file)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -63,15 +63,15 @@ class SampleGrid(Picture):
         data, denoiser = module.data, module.denoiser
         images = data.has_images
         n = self.rows * self.columns if images else 2000
-        sampler = from_config(denoiser, module.config, images=data.levels is not None)
+        sampler = from_config(denoiser, module.entry["config"], images=data.levels is not None)
         classes = denoiser.num_classes
         labels = (torch.arange(n) // (self.columns if images else 1)) % classes if classes else None
-        x = sampler(labels, seeds_from(0, n), what="sample grid")
+        x = sampler.draw(labels, seeds_from(0, n), what="sample grid").x
         if images:
             return pictures.image_grid(data.to_uint8(x), columns=self.columns)
         log_prob = None
         if denoiser.normalized:
-            sigma = float(module.config["sigma_min"])
+            sigma = module.request.sigma_min
             device = next(denoiser.parameters()).device
             log_prob = lambda p: denoiser.log_prob(p.to(device), sigma)  # type: ignore[operator]  # noqa: E731
         return pictures.density_scatter(x, log_prob, title=f"step {module.global_step}", labels=labels)

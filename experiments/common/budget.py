@@ -31,7 +31,7 @@ VALIDATIONS = 4
 TOLERANCE = 0.1  # the share by which seconds may differ from the budget before it is said
 
 
-def command(module: str, words: list[str], log: Path, limit: float) -> None:
+def run_module(module: str, words: list[str], log: Path, limit: float) -> None:
     """Run `python -m module words` with all of its output in the file `log`.
 
     Raises:
@@ -50,12 +50,12 @@ def command(module: str, words: list[str], log: Path, limit: float) -> None:
         raise FlowdiffError(lines[-1].strip() if lines else f"exit code {done.returncode}")
 
 
-def train(words: list[str], seconds: float, seed: int, folder: Path, limit: float) -> dict[str, Any]:
+def train_for(seconds: float, words: list[str], seed: int, folder: Path, limit: float) -> dict[str, Any]:
     """Train and evaluate one model of flowdiff.
 
     Args:
-        words: of the command line, the same for calibration and training.
         seconds: of training, evaluation not counted.
+        words: of the command line, the same for calibration and training.
         seed: of the run.
         folder: takes the two run folders, calibration and run.
         limit: seconds of wall-clock for each of the two commands.
@@ -74,8 +74,8 @@ def train(words: list[str], seconds: float, seed: int, folder: Path, limit: floa
         f"trainer.log_every_n_steps={min(50, max(1, steps // 10))}",
         *("callbacks=minimal", "logger=csv", f"hydra.run.dir='{run}'"),
     ]
-    command("flowdiff.train", [*settings, *words], folder / "run.log", limit)
-    taken, logged = windows(run)
+    run_module("flowdiff.train", [*settings, *words], folder / "run.log", limit)
+    taken, logged = read_windows(run)
     spent = sum(taken) * steps / (len(taken) * logged)
     notes = [f"trained {spent:.0f} s: the machine's speed changed"] if abs(spent / seconds - 1) > TOLERANCE else []
     best = run / "checkpoints" / "best.ckpt"
@@ -87,7 +87,7 @@ def train(words: list[str], seconds: float, seed: int, folder: Path, limit: floa
         "steps": steps,
         "images_per_second": batch_size(run) * len(taken) * logged / sum(taken),
         "calibration": calibration,
-        **sampling_times(checkpoint, notes),
+        **measure_sampling(checkpoint, notes),
         "note": "; ".join(notes) or None,
         "run": os.path.relpath(run),  # not where this machine has it
     }
@@ -107,8 +107,8 @@ def calibrate(words: list[str], seed: int, run: Path, limit: float) -> tuple[flo
         "trainer.limit_val_batches=1",
         *("callbacks=minimal", "logger=csv", "evaluate=null", f"hydra.run.dir='{run}'"),
     ]
-    command("flowdiff.train", [*settings, *words], run.with_suffix(".log"), limit)
-    taken, logged = windows(run)
+    run_module("flowdiff.train", [*settings, *words], run.with_suffix(".log"), limit)
+    taken, logged = read_windows(run)
     timed = taken[WARM_UP:] or taken[1:]
     if not timed:
         raise FlowdiffError(f"fewer than {2 * CALIBRATION_WINDOW} steps in {CALIBRATION_SECONDS:.0f} s: too slow")
@@ -116,7 +116,7 @@ def calibrate(words: list[str], seed: int, run: Path, limit: float) -> tuple[flo
     return rate, {"steps": len(timed) * logged, "seconds": sum(timed), "steps_per_second": rate}
 
 
-def windows(run: Path) -> tuple[list[float], int]:
+def read_windows(run: Path) -> tuple[list[float], int]:
     """The seconds between the rows of a run's log, and how many steps lie between two rows."""
     config = OmegaConf.load(run / "config.yaml")
     steps, images = int(config.trainer.log_every_n_steps), batch_size(run)
@@ -131,7 +131,7 @@ def batch_size(run: Path) -> int:
     return int(OmegaConf.load(run / "config.yaml").dataset.batch_size)
 
 
-def sampling_times(checkpoint: Path, notes: list[str]) -> dict[str, Any]:
+def measure_sampling(checkpoint: Path, notes: list[str]) -> dict[str, Any]:
     """Parameters of the model and seconds for 100 samples: by its own sampler, and by one inversion if it can.
 
     An inversion that breaks down is a note.
@@ -140,17 +140,17 @@ def sampling_times(checkpoint: Path, notes: list[str]) -> dict[str, Any]:
     times: dict[str, Any] = {
         "given_class": model.num_classes > 0,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds_per_100": timed(model),
+        "seconds_per_100": seconds_per_100(model),
     }
     if model.has_inverse:
         try:
-            times["inversion_seconds_per_100"] = timed(model, sampler="inversion")
+            times["inversion_seconds_per_100"] = seconds_per_100(model, sampler="inversion")
         except FlowdiffError as error:
             notes.append(f"no inversion: {error}")
     return times
 
 
-def timed(model: api.Model, **sampling: Any) -> float:
+def seconds_per_100(model: api.Model, **sampling: Any) -> float:
     """Seconds for 100 samples; the least of three times where that is quick."""
     best, tries = math.inf, 0
     while tries < 3 and (tries == 0 or best < 2):

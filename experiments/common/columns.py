@@ -1,13 +1,14 @@
-"""Results as tables: one row a contender, the same columns in CSV (full precision) and Markdown (rounded)."""
+"""Columns of tables, the same in CSV (full precision) and where people read them (rounded); those of results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.benchmarks.contenders import Result
+from experiments.common.results import Result
 from flowdiff.evaluation import tables
 
 Cell = float | int | str | None
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,34 @@ class Column:
 
     name: str
     heading: str
-    value: Callable[[Result], Cell]
+    value: Callable[[Row], Cell]
     form: str = "{}"
 
-    def text(self, result: Result) -> str:
-        """The cell in Markdown; a dash where there is no value."""
-        value = self.value(result)
+    def text(self, row: Row) -> str:
+        """The rounded cell; a dash where there is no value."""
+        value = self.value(row)
         return "–" if value is None or value == "" else self.form.format(value)
+
+
+def drop_empty(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """Those that have a value somewhere."""
+    return [c for c in columns if any(c.value(row) is not None for row in rows)]
+
+
+def to_csv(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The table with full precision; an empty cell where there is no value."""
+    return tables.to_csv([c.name for c in columns], [[c.value(row) for c in columns] for row in rows])
+
+
+def to_markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """The table in Markdown, without the columns that are empty."""
+    return tables.to_markdown(*rounded(columns, rows))
+
+
+def rounded(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells as people read them, without the columns that are empty."""
+    shown = drop_empty(columns, rows)
+    return [c.heading for c in shown], [[c.text(row) for c in shown] for row in rows]
 
 
 def metric(result: Result, key: str, what: str = "value") -> Any:
@@ -76,22 +98,6 @@ ERROR = Column("error", "error", lambda r: r.get("error"))
 NOTE = Column("note", "note", lambda r: r.get("note"))
 
 
-def to_csv(columns: Sequence[Column], results: Sequence[Result]) -> str:
-    """The table with full precision; an empty cell where there is no value."""
-    return tables.to_csv([column.name for column in columns], [[c.value(r) for c in columns] for r in results])
-
-
-def filled(columns: Sequence[Column], results: Sequence[Result]) -> list[Column]:
-    """Those that are not empty."""
-    return [c for c in columns if any(c.value(r) is not None for r in results)]
-
-
-def to_markdown(columns: Sequence[Column], results: Sequence[Result]) -> str:
-    """The table in Markdown, without the columns that are empty."""
-    shown = filled(columns, results)
-    return tables.to_markdown([c.heading for c in shown], [[c.text(r) for c in shown] for r in results])
-
-
 def conditions(results: Sequence[Result]) -> str:
     """One line on what the numbers depend on: budget, seed, machine, samples, extractor."""
     request = results[0]["request"]
@@ -111,36 +117,9 @@ def seconds_words(results: Sequence[Result]) -> str:
 
 
 def machine_words(machines: Sequence[Result]) -> str:
-    """What `contenders.machine` found, before each measurement, in words."""
+    """What `results.describe_machine` said, before each measurement, in words."""
     threads, cores, torch = (
         " or ".join(sorted({str(m[key]) for m in machines})) for key in ("threads", "cores", "torch")
     )
     load = max(m["load"] for m in machines)
     return f"threads: {threads}, cores: {cores}, load before it at most {load:g}, torch {torch}"
-
-
-def ahead(results: Sequence[Result]) -> list[str]:
-    """For each measure, the best of flowdiff's flows and the best of the others: who leads."""
-    lines = []
-    for what, column, given, lower in (
-        ("bits/dim given the class", BITS, "yes", True),
-        ("bits/dim without the class", BITS, "no", True),
-        ("Fréchet distance", FD, None, True),
-        ("recognised share", RECOGNISED, None, False),
-        # without the class the Wiener filter that D is compared with doesn't know it either
-        *((f"denoising error at σ = {column.name.split('_')[1]}", column, "yes", True) for column in DENOISING),
-    ):
-        fit = [r for r in results if column.value(r) is not None and given in (None, given_class(r))]
-        ours = sorted((r for r in fit if r["request"]["kind"] == "flowdiff"), key=number(column), reverse=not lower)
-        others = sorted((r for r in fit if r["request"]["kind"] != "flowdiff"), key=number(column), reverse=not lower)
-        if ours and others:
-            a, b = number(column)(ours[0]), number(column)(others[0])
-            verdict = "equal" if a == b else "flowdiff leads" if (a < b) == lower else "**flowdiff loses**"
-            names = [f"{r['request']['name']} {column.text(r)}" for r in (ours[0], others[0])]
-            lines.append(f"* {what}: {verdict}, {names[0]} to {names[1]}.")
-    return lines
-
-
-def number(column: Column) -> Callable[[Result], float]:
-    """The column's value, where there is one."""
-    return lambda result: float(column.value(result) or 0.0)

@@ -1,0 +1,70 @@
+"""The recorded tables are what the code makes of the recorded measurements."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments.benchmarks import contenders, flows
+from experiments.common import columns
+from experiments.common.results import Result, Results
+from experiments.compile import __main__ as compilation
+from experiments.flow_table import __main__ as flow_table
+from experiments.main_job import table
+from experiments.sdxl_latent import __main__ as sdxl_latent
+
+FOLDER = Path(experiments.__file__).parent
+
+
+def rows(folder: Path) -> list[Result]:
+    """Every JSON file of a folder, by name."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+@pytest.mark.parametrize("dataset", contenders.DATASETS)
+def test_the_benchmark(dataset: str, tmp_path: Path) -> None:
+    folder = FOLDER / "benchmarks" / "results"
+    recorded = rows(folder / dataset)
+    request = recorded[0]["request"]
+    everyone = contenders.contenders(dataset, request["seconds"], request["seed"])
+    results = Results(folder / dataset, tmp_path)
+    found = [result for contender in everyone if (result := results.read(contender)) is not None]
+    assert len(found) == len(recorded), "each answers a contender's request"
+    flows.report(found, tmp_path, dataset)
+    for name in (f"{dataset}.csv", f"{dataset}.md"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
+def test_the_table_of_flows(tmp_path: Path) -> None:
+    folder = FOLDER / "flow_table" / "results"
+    flow_table.report(rows(folder / "flows"), tmp_path)
+    for name in ("flows.csv", "flows.md"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
+def test_compiled_steps() -> None:
+    folder = FOLDER / "compile" / "results" / "cpu"
+    found = columns.to_markdown(compilation.COLUMNS, rows(folder))
+    assert found == (folder / "compile.md").read_text() and found in (FOLDER / "compile" / "README.md").read_text()
+
+
+def test_steps_on_latents(tmp_path: Path) -> None:
+    file = FOLDER / "sdxl_latent" / "steps.csv"
+    sdxl_latent.write(tmp_path, list(csv.DictReader(file.open(newline=""))))
+    assert (tmp_path / "steps.csv").read_bytes() == file.read_bytes()
+
+
+def test_the_main_jobs_numbers_stand_in_the_readme() -> None:
+    readme = (FOLDER.parent / "README.md").read_text()
+    for row in table.rows():
+        cells = [column.text(row) for column in table.COLUMNS[1:]]
+        assert [line for line in readme.splitlines() if all(f" {cell} " in line for cell in cells)], cells
+
+
+def test_the_index_has_every_experiment() -> None:
+    index = (FOLDER / "README.md").read_text()
+    folders = {file.parent.name for file in FOLDER.glob("*/README.md")}
+    assert folders and {name for name in folders if f"]({name}/README.md)" not in index} == set()
+    assert {folder.parent.name for folder in FOLDER.glob("*/results")} <= folders
