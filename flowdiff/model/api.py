@@ -277,7 +277,7 @@ class Model(nn.Module):
         for group, chosen, kind in given:
             if chosen is not None:
                 config[group] = chosen if isinstance(chosen, kind) else find_choice(group, chosen, config)
-        return from_config(self.denoiser, config, self.levels is not None, **settings)
+        return from_config(self.denoiser, config, self.levels is not None, **cast(Any, settings))
 
     def from_uint8(self, images: Array) -> Tensor:
         """Bytes of images to the middles of their levels' bins in [-1, 1], the same shape: what `denoise` takes.
