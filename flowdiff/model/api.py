@@ -13,7 +13,7 @@ denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigm
 import functools
 import os
 from collections.abc import Iterable
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
