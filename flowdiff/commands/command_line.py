@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands.composition import read_choices
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import varied
-from flowdiff.runs.words import assignment
+from flowdiff.runs.words import assignment, list_swept
 
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 NOT_THEIRS = ("hydra.", "hydra/", "resume_sweep=", "ckpt_path=", "resume=", "run_dir=")
@@ -65,7 +64,7 @@ def swept_keys() -> dict[str, list[str]]:
     hydra = HydraConfig.get()
     words = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     file = Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")
-    return varied([*words, *(OmegaConf.load(file).hydra.overrides.task if file.is_file() else [])])
+    return list_swept([*words, *(OmegaConf.load(file).hydra.overrides.task if file.is_file() else [])])
 
 
 def given_config_dir() -> str | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -43,11 +42,6 @@ def _compose(words: Sequence[str], config_name: str, folder: str | Path | None, 
     own = [f"hydra.searchpath=[{','.join(places)}]"] if places else []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra.compose(config_name, overrides=[*own, *words], return_hydra_config=with_hydra)
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def is_choice(override: Override) -> bool:

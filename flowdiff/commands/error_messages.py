@@ -21,11 +21,11 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands.composition import compose, is_choice, parse
+from flowdiff.commands.composition import compose, is_choice
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
 from flowdiff.model.vocabulary import files_of
-from flowdiff.runs.words import override
+from flowdiff.runs.words import override, parse, read_word
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -133,7 +133,7 @@ def _unreadable(word: str) -> str:
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o))
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
@@ -168,7 +168,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
     options = error.options or list(files_of(group))  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
+    typed = next((o for o in overrides if read_word(o).key == group and choice in o), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
         return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
@@ -181,7 +181,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
 def _unknown_key(
     error: ConfigCompositionException, overrides: Sequence[str], config_dir: Path, config_name: str
 ) -> str:
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
         key, _, value = str(several.input_line).partition("=")

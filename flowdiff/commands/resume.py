@@ -26,6 +26,7 @@ from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.files import expand_user
 from flowdiff.model import checkpoint, safe_construction, seal
 from flowdiff.model.facts import about
+from flowdiff.runs.words import read_word
 
 OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
 WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these
@@ -55,8 +56,8 @@ def resume(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
         why = f"its command line doesn't fit the choices in conf/: {one_line(error)}"
         raise about(path, FlowdiffError(why)) from error
-    keys = {word.split("=")[0].lstrip("+~") for word in overrides}
-    kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
+    keys = {read_word(word).key for word in overrides}
+    kept = [word for word in old if read_word(word).key not in keys]
     theirs = _compose([*kept, *overrides])
     merged = _merge(theirs, base, entry.get("source", entry["config"]), base, own, "")
     if not own and "metrics" not in keys:

@@ -13,11 +13,12 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from flowdiff import options
-from flowdiff.commands.composition import is_choice, parse
+from flowdiff.commands.composition import is_choice
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.model import configuration, safe_construction
 from flowdiff.model.facts import LENGTH, is_text, values
 from flowdiff.model.vocabulary import choice_of, has_choice, vocabulary
+from flowdiff.runs.words import parse
 from flowdiff.training.outside import TRAINER, USUAL
 
 LETTERS = 32_768  # of all words together
@@ -43,7 +44,7 @@ def _read(word: str) -> Override:
     if not is_text(word, LENGTH) or _depth(word) > NESTED:
         raise _refused(word, "not a plain word")
     try:
-        (override,) = parse([word])
+        override = parse(word)
         value = None if override.is_delete() and override.value_type is None else override.value()
     except Exception as error:  # the grammar's, or of a function in it
         raise _refused(word, "not understood") from error

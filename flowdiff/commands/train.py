@@ -13,7 +13,8 @@ from flowdiff.commands import cli
 from flowdiff.commands.command_line import read_command_line, typed_words
 from flowdiff.commands.composition import compose, find_choices
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.training import places
+from flowdiff.runs import places
+from flowdiff.runs.words import read_word
 
 if TYPE_CHECKING:
     from flowdiff.training.request import TrainRequest
@@ -30,7 +31,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         places.check_links(cfg.run_dir)
         with open_dict(cfg):
             cfg.ckpt_path = path
-        typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
+        typed = [word for word in words if read_word(word).key not in ("ckpt_path", "resume")]
         cfg, words, content = resume.resume(cfg, typed)
         choices = find_choices(words, "config")
     request, source = make_train_request(cfg)

@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 import torch
-from sklearn.datasets import make_blobs, make_circles, make_moons
 from torch import Tensor
 
 from flowdiff.options import snake_case
@@ -95,6 +94,8 @@ class TwoMoons(Curve):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_moons
+
         return make_moons(n, noise=self.noise, random_state=rng)
 
     def curve(self, component: int, t: np.ndarray) -> np.ndarray:
@@ -110,6 +111,8 @@ class Circles(Curve):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_circles
+
         return make_circles(n, noise=self.noise, factor=0.5, random_state=rng)
 
     def curve(self, component: int, t: np.ndarray) -> np.ndarray:
@@ -142,6 +145,8 @@ class EightGaussians(Distribution):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_blobs
+
         return make_blobs(n, centers=self.centres, cluster_std=self.noise, random_state=rng)[:2]
 
     def raw_log_prob(self, y: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from flowdiff.model.inputs import (
     listed_seeds,
     whole,
 )
-from flowdiff.model.vocabulary import choice_of, files_of
+from flowdiff.model.vocabulary import add_folder, choice_of, files_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from flowdiff.samplers.completion import complete, first_seeds
@@ -377,6 +377,7 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     first_stage: str | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
@@ -385,7 +386,11 @@ def load(
         weights: `"ema"` or `"raw"`; an exported model has those that it was exported with.
         device: where the model goes.
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
+        config_dir: a folder of YAML files that name classes of your own, the one that `--config-dir` gave to the
+            training; their modules are on `sys.path`.
     """
+    if config_dir is not None:
+        add_folder(config_dir)
     return Model(*checkpoint.load(path, weights), first_stage).to(device)
 
 

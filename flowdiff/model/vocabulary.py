@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 
+from flowdiff.errors import ConfigError
 from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_further: dict[Path, None] = {}  # in the order in which they were told
 
 
 def config_dir() -> Path:
@@ -29,12 +30,23 @@ def config_dir() -> Path:
 
 
 def folders() -> tuple[Path, ...]:
-    """`config_dir`, and the folders that the user's own command line adds (`--config-dir`)."""
-    found = [config_dir()]
-    if HydraConfig.initialized():
-        sources = HydraConfig.get().runtime.config_sources
-        found += [Path(source.path) for source in sources if source.schema == "file"]
-    return tuple(dict.fromkeys(folder for folder in found if folder.is_dir()))
+    """`config_dir`, and the folders of the user's own that `add_folder` was told."""
+    return tuple(dict.fromkeys((config_dir(), *_further)))
+
+
+def add_folder(folder: str | os.PathLike[str]) -> None:
+    """From now on stored configurations may name what the YAML files of this folder name: the user said it.
+
+    Args:
+        folder: laid out as conf/, one folder for a group.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir():
+        raise ConfigError("config_dir", folder, "there is no such folder")
+    _further.setdefault(place)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
 from flowdiff.options import Recipe
-from flowdiff.runs.words import is_typed
+from flowdiff.runs.words import is_typed, read_word, values_of
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.request import TrainerOptions, TrainRequest
@@ -167,9 +166,8 @@ def build_augmentation(
     if not augmentation.numbers or (data.levels is not None and context_dim):
         return augmentation
     lacking = "images" if data.levels is None else "a model with an embedding of σ"
-    for word in words:
-        if word.split("=")[0].lstrip("+") == "augment":
-            raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")
+    if is_typed("augment", words):
+        raise ConfigError("augment", values_of(words)["augment"], f"needs {lacking}: choose augment=none")
     request.augment = Recipe("augment", {"_target_": "flowdiff.objectives.Augmentation", "_partial_": True})
     print(f"augmentation needs {lacking}: training with augment=none", flush=True)
     return Augmentation(context_dim)
@@ -194,5 +192,5 @@ def list_unused(config: Mapping[str, Any], words: Iterable[str]) -> list[str]:
     model = "autoencoder" if config.get("autoencoder") else "denoiser"
     missing = missing_parts(config, model)
     name = str(config[model]["_target_"]).rpartition(".")[2]
-    parts = [(word, re.split(r"[.=@]", word.lstrip("+~"), maxsplit=1)[0]) for word in words]
+    parts = [(word, read_word(word).key.partition(".")[0]) for word in words]
     return [f"{word}: not used, {name} has no {part}" for word, part in parts if part in missing]

@@ -26,7 +26,7 @@ from flowdiff.errors import is_number
 from flowdiff.model.configuration import leaves, to_yaml
 from flowdiff.model.vocabulary import choice_that_builds, files_of
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import values_of
+from flowdiff.runs.words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
 Value = str | float
