@@ -78,7 +78,7 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = error_messages.explain(error, [f"{key}={spell(value)}"], config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={spell(value)}"], name, config)
         if line is None:
             raise
         return line
