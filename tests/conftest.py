@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from tests.helpers import forked
+from tests.helpers import forked, once  # noqa: F401
 from tests.helpers.command_lines import TINY, Compose, environment
 from tests.helpers.configs import composed
 

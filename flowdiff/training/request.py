@@ -133,7 +133,7 @@ class TrainRequest:
     augment: Recipe[Callable[..., Augmentation]]
     sampler: Recipe[Sampler]
     schedule: Recipe[Schedule]
-    callbacks: Mapping[str, Recipe[Callback] | None] | None
-    logger: Mapping[str, Recipe[Logger] | None] | None
-    metrics: Mapping[str, Recipe[Metric] | None] | None
+    callbacks: Mapping[str, Recipe[Callback] | None] | None = None
+    logger: Mapping[str, Recipe[Logger] | None] | None = None
+    metrics: Mapping[str, Recipe[Metric] | None] | None = None
     autoencoder: Recipe[Callable[..., LightningModule]] | None = None
