@@ -52,10 +52,11 @@ bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: 
 bench-guide: install ## speed of the guide's flow, the default and the UNet, side by side: ARGS="--dataset mnist"
 	$(BIN)/python -m experiments.benchmarks.guide $(ARGS)
 
-lint: dev ## ruff (lint and format) and mypy
+lint: dev ## ruff (lint and format), mypy, and the order of the imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: dev ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

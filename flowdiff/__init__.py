@@ -21,9 +21,13 @@ if sys.argv[:1] == ["-m"] and any(word.startswith("flowdiff.") for word in sys.o
 
 
 def load(
-    path: "str | PathLike[str]", weights: str = "ema", device: str = "cpu", first_stage: str | None = None
+    path: "str | PathLike[str]",
+    weights: str = "ema",
+    device: str = "cpu",
+    first_stage: str | None = None,
+    config_dir: "str | PathLike[str] | None" = None,
 ) -> "Model":
     """The model of a checkpoint, see `model.api`."""
     from flowdiff.model.api import load as load_model
 
-    return load_model(path, weights, device, first_stage)
+    return load_model(path, weights, device, first_stage, config_dir)

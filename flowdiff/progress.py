@@ -2,18 +2,18 @@
 
 On a terminal it is one rich bar, which appears only once two seconds have passed; elsewhere (a log file, a
 pipe, a cluster job) it is a plain line now and then, so that logs stay readable. Both go to standard error:
-standard output keeps the results.
+standard output keeps the results. rich is imported when there is something to show.
 """
 
+import functools
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.errors import LiveError
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
 
 
 class Progress:
@@ -36,13 +36,18 @@ class Progress:
     def __init__(self, what: str, total: int, quiet: bool = False, delay: float = 2.0, interval: float = 15.0) -> None:
         self.what, self.total, self.done = what, total, 0
         self.quiet, self.delay, self.interval = quiet, delay, interval
-        self._console = Console(stderr=True)
-        self._bar: RichProgress | None = None
+        self._bar: Bar | None = None
         self._start = self._last = time.monotonic()
 
     def __enter__(self) -> Self:
         self._start = self._last = time.monotonic()
         return self
+
+    @functools.cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=True)
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more and show it when it is time to."""
@@ -57,8 +62,18 @@ class Progress:
             self._print_line(now - self._start)
 
     def _show_bar(self) -> None:
+        from rich.errors import LiveError
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         if self._bar is None:
-            self._bar = RichProgress(
+            self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.data.base import loaded
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
@@ -93,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("inside.csv"), help="CSV; a .md is written beside it")
     given = parser.parse_args(words)
-    data = loaded(Digits())
+    data = Digits()
     levels, labels = data.images("test")
     x0 = data.to_model(levels)
     header: list[str] = list(HEADER)

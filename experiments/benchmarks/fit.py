@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from experiments.benchmarks.peers import Peer
 from flowdiff.commands.train import request_of
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import write_json
 from flowdiff.metrics.base import Evaluand, Metric, measure
@@ -61,7 +61,7 @@ class Sampler:
 
 def batches(data: ImageData, sigma_min: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end: x0 + σ_min·ε (B, *shape), x0 dequantised anew, and labels (B,)."""
-    loader = data.train_dataloader()
+    loader = data.batches("train")
     while True:
         for k, labels in loader:
             x = data.to_model(k)
@@ -150,7 +150,7 @@ def main(folder: Path) -> dict[str, Any]:
     request = json.loads((folder / "request.json").read_text())
     entry, seed = request["settings"], int(request["seed"])
     ours = request_of(f"experiment={request['dataset']}", f"seed={seed}")
-    sigma_min, data = ours.sigma_min, loaded(build(ours.dataset))
+    sigma_min, data = ours.sigma_min, read_data(build(ours.dataset))
     torch.manual_seed(seed)
     classes = data.num_classes if entry["given_class"] else 0
     peer = instantiate(entry["model"], shape=data.shape, num_classes=classes, _convert_="all")

@@ -27,7 +27,7 @@ from experiments.common.columns import Column, to_markdown
 from experiments.common.configurations import flow_names
 from experiments.common.spread import Spread
 from flowdiff.commands.train import request_of
-from flowdiff.data.base import loaded
+from flowdiff.data.base import read_data
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
@@ -56,14 +56,14 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
     words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
     request = request_of(*words)
     seed_all(0)
-    data = loaded(build(request.dataset))
+    data = read_data(build(request.dataset))
     denoiser = build(request.denoiser, Denoiser, shape=list(data.shape), num_classes=data.num_classes)
     denoiser.fit(data.statistics(denoiser.num_classes))
     with torch.no_grad():
         for parameter in denoiser.parameters():
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
             parameter.add_(torch.randn_like(parameter), alpha=0.3 / fan_in**0.5)
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     x0 = data.to_model(k)
     sigma = build(request.noise)(len(x0), x0.device)
     drop = torch.rand(len(x0)) < 0.1

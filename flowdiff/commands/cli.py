@@ -29,11 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps
 from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import add_folder, config_dir
 from flowdiff.options import snake_case
 from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
@@ -62,6 +62,8 @@ def dataset_name(target: str) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
+OmegaConf.register_new_resolver("choices", help_texts.describe_choices, replace=True)
+OmegaConf.register_new_resolver("groups", help_texts.list_groups, replace=True)
 
 
 def run(task: Task, config_name: str = "config", exclusive: bool = False) -> None:
@@ -188,6 +190,9 @@ def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     quiet()
     slurm.use_given_cpus()
     hydra_cfg = HydraConfig.get()
+    for source in hydra_cfg.runtime.config_sources:
+        if source.schema == "file" and os.path.isdir(source.path):
+            add_folder(source.path)
     if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
         Interrupts.be_worker()
     folder = Path(hydra_cfg.runtime.output_dir)

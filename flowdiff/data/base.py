@@ -1,10 +1,9 @@
 """What every dataset is to the rest of the package: integer images, or points, in three splits held in memory."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ SPLITS = ("train", "val", "test")
 Split = tuple[Tensor, Tensor]
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData:
     """Base of all datasets. A new one is a subclass with `load` and one YAML in conf/dataset.
 
     A batch is `(k, labels)`: uint8 levels (B, C, H, W) and int64 labels (B,). Labels are always there;
@@ -53,7 +52,6 @@ class ImageData(lightning.LightningDataModule):
         class_names: Sequence[str] | None = None,
         num_workers: Workers = 0,
     ) -> None:
-        super().__init__()
         self.name = name
         self.shape = tuple(shape)
         self.num_classes = num_classes
@@ -64,7 +62,6 @@ class ImageData(lightning.LightningDataModule):
         self.extractor = extractor
         self.class_names = list(class_names) if class_names else [str(c) for c in range(num_classes)]
         self.notes: list[str] = []
-        self._splits: dict[str, Split] | None = None
 
     # -- to be provided by a dataset ---------------------------------------------------------------
 
@@ -79,19 +76,22 @@ class ImageData(lightning.LightningDataModule):
         """Whether samples are images, or can be decoded to images: `to_uint8` works."""
         return self.levels is not None
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the data once, whatever the stage."""
-        if self._splits is None:
-            self._splits = self.load()
-            for split, (k, labels) in self._splits.items():
-                self._check(split, k, labels)
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        """What `load` gives, read once and held to what was announced.
+
+        Raises:
+            FlowdiffError: it is something else, or the files can't be read.
+        """
+        found = self.load()
+        for split, (k, labels) in found.items():
+            self._check(split, k, labels)
+        return found
 
     def images(self, split: str) -> Split:
         """The whole of one split: levels (N, C, H, W) uint8, or points (N, 2) float32, and labels (N,)."""
         if split not in SPLITS:
             raise ConfigError("split", split, f"must be one of {', '.join(SPLITS)}")
-        self.setup()
-        assert self._splits is not None
         return self._splits[split]
 
     @property
@@ -150,28 +150,21 @@ class ImageData(lightning.LightningDataModule):
             raise FlowdiffError(f"dataset={self.name}: points are not images and have no uint8 form")
         return to_uint8(k, self.levels)
 
-    def train_dataloader(self) -> TensorLoader:
-        """Shuffled batches; in the data's own order when the trainer asks to overfit some batches."""
-        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", shuffle=not overfit, drop_last=True)
+    def batches(self, split: str, shuffle: bool | None = None, rank: int = 0, world_size: int = 1) -> TensorLoader:
+        """Batches of a split: of the training split all of one size, of the others every row.
 
-    def val_dataloader(self) -> TensorLoader:
-        """All validation data in their own order."""
-        return self._loader("val", shuffle=False, drop_last=False)
-
-    def test_dataloader(self) -> TensorLoader:
-        """All test data in their own order."""
-        return self._loader("test", shuffle=False, drop_last=False)
-
-    def _loader(self, split: str, shuffle: bool, drop_last: bool) -> TensorLoader:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        world_size = self.trainer.world_size if self.trainer is not None else 1
+        Args:
+            split: train, val or test.
+            shuffle: a new order in each epoch; None: of the training split alone.
+            rank, world_size: this process and the number of processes that share the rows.
+        """
+        is_train = split == "train"
         return TensorLoader(
             self.encoded(split),
             self.batch_size,
-            shuffle,
-            drop_last,
-            self.seed,
+            shuffle=is_train if shuffle is None else shuffle,
+            drop_last=is_train,
+            seed=self.seed,
             rank=rank,
             world_size=world_size,
             num_workers=self.num_workers,
@@ -200,29 +193,14 @@ class ImageData(lightning.LightningDataModule):
             raise FlowdiffError(f"dataset={self.name}: labels must lie in 0..{self.num_classes - 1}")
 
 
-def loaded(data: object) -> ImageData:
+def read_data(data: object) -> ImageData:
     """The dataset that a configuration describes, with its files read.
 
     Raises:
         ConfigError: it describes something else.
+        FlowdiffError: they can't be read.
     """
     if not isinstance(data, ImageData):
         raise ConfigError("dataset._target_", type(data).__name__, "must be an ImageData")
-    data.prepare_data()
-    data.setup()
+    data.images("train")
     return data
-
-
-def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split 0..n−1 into (kept, held out) row numbers, each in ascending order; the same for every run."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return order[n_val:].sort().values, order[:n_val].sort().values
-
-
-def missing(name: str, root: str | Path, what: str) -> FlowdiffError:
-    """The error for data that are not where they should be."""
-    return FlowdiffError(
-        f"dataset.root={root}: no {name} files ({what} not found in {Path(root).absolute()}); "
-        "set dataset.root or FLOWDIFF_DATA to the folder that holds them, or download them with "
-        "dataset.download=true"
-    )

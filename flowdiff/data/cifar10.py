@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 import torch
-from torchvision import datasets
 
 from flowdiff.data.base import Split
 from flowdiff.data.downloaded import TorchvisionData
@@ -20,7 +19,7 @@ class CIFAR10(TorchvisionData):
         download: fetch the files into `root` if they are not there.
     """
 
-    source, title, folder = datasets.CIFAR10, "CIFAR10", "cifar-10-batches-py"
+    title, folder = "CIFAR10", "cifar-10-batches-py"
 
     @checked
     def __init__(

@@ -5,8 +5,6 @@ set).
 """
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.options import Count, Seed, Workers, checked
@@ -33,6 +31,9 @@ class Digits(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Read the images and split them 70 / 10 / 20 %."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
         images, labels = load_digits(return_X_y=True)
         k = torch.from_numpy(images).round().to(torch.uint8).reshape(-1, 1, 8, 8)
         y = torch.from_numpy(labels).long()

@@ -12,8 +12,9 @@ import math
 
 import numpy as np
 import torch
-from sklearn.datasets import make_blobs, make_circles, make_moons
 from torch import Tensor
+
+from flowdiff.options import snake_case
 
 
 class Distribution:
@@ -93,6 +94,8 @@ class TwoMoons(Curve):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_moons
+
         return make_moons(n, noise=self.noise, random_state=rng)
 
     def curve(self, component: int, t: np.ndarray) -> np.ndarray:
@@ -108,6 +111,8 @@ class Circles(Curve):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_circles
+
         return make_circles(n, noise=self.noise, factor=0.5, random_state=rng)
 
     def curve(self, component: int, t: np.ndarray) -> np.ndarray:
@@ -140,6 +145,8 @@ class EightGaussians(Distribution):
 
     def raw_sample(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """scikit-learn's generator."""
+        from sklearn.datasets import make_blobs
+
         return make_blobs(n, centers=self.centres, cluster_std=self.noise, random_state=rng)[:2]
 
     def raw_log_prob(self, y: Tensor) -> Tensor:
@@ -193,3 +200,11 @@ class Pinwheel(Distribution):
         square = ((along - self.offset) / self.length).square() + (across / self.noise).square()
         constant = math.log(2 * math.pi * self.length * self.noise * 5)
         return torch.logsumexp(-square / 2, dim=1) - constant
+
+
+#: Each by its name in a configuration: `two_moons`.
+DISTRIBUTIONS: dict[str, type[Distribution]] = {
+    snake_case(name): c
+    for name, c in list(globals().items())
+    if isinstance(c, type) and issubclass(c, Distribution) and c not in (Distribution, Curve)
+}

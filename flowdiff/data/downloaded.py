@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from flowdiff.data.base import ImageData, Split, hold_out, missing
+import torch
+from torch import Tensor
+
+from flowdiff.data.base import ImageData, Split
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import is_file
 
@@ -14,8 +17,7 @@ class TorchvisionData(ImageData):
     """Base of those datasets. A subclass gives what follows, and `tensors`.
 
     Attributes:
-        source: the class in torchvision.datasets, with arguments (root, train, download).
-        title: name of the dataset in messages.
+        title: name of the dataset in messages, and of its class in torchvision.datasets.
         folder: what should be below `root`.
 
     Args:
@@ -24,7 +26,6 @@ class TorchvisionData(ImageData):
         facts: see `ImageData`.
     """
 
-    source: Any
     title: str
     folder: str
 
@@ -35,11 +36,6 @@ class TorchvisionData(ImageData):
     def tensors(self, data: Any) -> Split:
         """Levels (N, C, H, W) uint8 and labels (N,) int64 of an opened dataset."""
         raise NotImplementedError
-
-    def prepare_data(self) -> None:
-        """Download in one process only, where that was asked for."""
-        if self.download:
-            self._open(train=True)
 
     def load(self) -> dict[str, Split]:
         """Read torchvision's files; 5,000 training images are held out for validation."""
@@ -55,13 +51,29 @@ class TorchvisionData(ImageData):
 
     def _open(self, train: bool) -> Any:
         """torchvision's dataset; whatever keeps it from opening becomes one clear line."""
+        from torchvision import datasets
+
         if not self.download and not (Path(self.root) / self.folder).exists():
-            raise missing(self.title, self.root, self.folder)
+            raise self._not_found(self.folder)
         try:
             self._check_sizes()
-            return self.source(self.root, train=train, download=self.download)
+            return getattr(datasets, self.title)(self.root, train=train, download=self.download)
         except Exception as error:  # torchvision asserts, looks up and unpacks; CIFAR-10's pickles by their MD5
             if self.download:
                 where = f"{self.title} could not be downloaded to {self.root}"
                 raise FlowdiffError(f"dataset.download=true: {where}: {error}") from error
-            raise missing(self.title, self.root, f"{self.folder}, complete and readable,") from error
+            raise self._not_found(f"{self.folder}, complete and readable,") from error
+
+    def _not_found(self, what: str) -> FlowdiffError:
+        """The error for files that are not where they should be."""
+        return FlowdiffError(
+            f"dataset.root={self.root}: no {self.title} files ({what} not found in {Path(self.root).absolute()}); "
+            "set dataset.root or FLOWDIFF_DATA to the folder that holds them, or download them with "
+            "dataset.download=true"
+        )
+
+
+def hold_out(n: int, n_val: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Split 0..n−1 into (kept, held out) row numbers, each in ascending order; the same for every run."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[n_val:].sort().values, order[:n_val].sort().values

@@ -41,13 +41,13 @@ class Found:
     empty: list[str] = field(default_factory=list)
 
 
-def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """A key to sort names by: runs of digits count as numbers."""
     parts = re.split(r"(\d{1,4000})", unicodedata.normalize("NFC", name).casefold())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], name
 
 
-def readable(name: str) -> str:
+def clean_name(name: str) -> str:
     """A name as it can be printed, compared and stored: composed, without control characters and broken bytes."""
     whole = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(c if c.isprintable() else "\ufffd" for c in unicodedata.normalize("NFC", whole))
@@ -60,7 +60,7 @@ def listed(names: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join([*names[: most - 1], f"… ({len(names) - most} more)", names[-1]])
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's."""
     return name.startswith(".") or name.casefold() in LEFT_BEHIND
 
@@ -81,9 +81,9 @@ def scan(root: Path) -> Found:
             pictures = [path for path in files_below(entry, root) if is_picture(path, found.left_out)]
             if pictures:
                 found.files += [(path, len(found.classes)) for path in pictures]
-                found.classes.append(readable(entry.name))
+                found.classes.append(clean_name(entry.name))
             else:
-                found.empty.append(readable(entry.name))
+                found.empty.append(clean_name(entry.name))
     if found.classes and loose:
         where = listed(found.classes, 5)
         raise FlowdiffError(f"{loose[0]}: lies beside the class folders {where}; move it into one")
@@ -101,7 +101,7 @@ def scan(root: Path) -> Found:
 def entries(folder: Path) -> list[Path]:
     """What lies in a folder and is not hidden, in natural order."""
     try:
-        return sorted((e for e in folder.iterdir() if not hidden(e.name)), key=lambda entry: natural(entry.name))
+        return sorted((e for e in folder.iterdir() if not is_hidden(e.name)), key=lambda entry: natural_key(entry.name))
     except OSError as error:
         raise FlowdiffError(f"{folder}: the folder can't be listed ({error.strerror})") from error
 
@@ -131,7 +131,7 @@ def is_picture(path: Path, left_out: Counter[str]) -> bool:
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes():
-        left_out[readable(suffix)[:12] or "without a suffix"] += 1
+        left_out[clean_name(suffix)[:12] or "without a suffix"] += 1
         return False
     if not path.is_file():
         what = "a link that leads nowhere" if path.is_symlink() else "not a regular file"

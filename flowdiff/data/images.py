@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import torch
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.data.folders import left_out_line, listed, readable, scan
+from flowdiff.data.folders import clean_name, left_out_line, listed, scan
 from flowdiff.data.pictures import Picture, colour, read_picture
-from flowdiff.data.splits import stratified
+from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
@@ -53,7 +53,7 @@ class ImageFolder(ImageData):
         num_workers: Workers = 0,
         extractor: str | None = None,
     ) -> None:
-        self.root = existing(root)
+        self.root = require_folder(root)
         self.fractions = (val_fraction, test_fraction)
         self.channels, self.background, self.white = int(channels), colour("dataset.background", background), white
         self.found = scan(self.root)
@@ -68,7 +68,7 @@ class ImageFolder(ImageData):
                 "are needed, in formats that Pillow reads (.png, .jpg, .tif, .webp, …)",
             )
         super().__init__(
-            name=readable(self.root.name) or "images",
+            name=clean_name(self.root.name) or "images",
             shape=tuple(self.read(self.files[0][0]).pixels.shape),
             num_classes=len(self.found.classes),
             levels=256,
@@ -86,7 +86,7 @@ class ImageFolder(ImageData):
     def load(self) -> dict[str, Split]:
         """Read all files and split them."""
         y = torch.tensor([label for _, label in self.files])
-        rows = stratified(y, *self.fractions)
+        rows = split_by_class(y, *self.fractions)
         if rows is None:
             raise ConfigError(
                 "dataset.root",
@@ -161,7 +161,7 @@ class ImageFolder(ImageData):
         return [f"of integers of 32 bits, white was taken to be {said} files (dataset.white=N)"]
 
 
-def existing(root: object) -> Path:
+def require_folder(root: object) -> Path:
     """The folder as an absolute path.
 
     Raises:

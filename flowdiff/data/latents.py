@@ -10,14 +10,13 @@ processes from doing the work twice. Shards are mapped into memory, not read: th
 """
 
 import fcntl
-import functools
 import hashlib
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,10 +125,6 @@ class LatentData(ImageData):
     def load(self) -> dict[str, Split]:
         raise NotImplementedError  # the images are loaded, the latents read when they are asked for
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load the images."""
-        self.pixels.setup(stage)
-
     def images(self, split: str) -> Split:
         """The images themselves, as levels, and their labels."""
         return self.pixels.images(split)
@@ -168,8 +163,8 @@ class LatentData(ImageData):
         return self.pixels.levels_to_uint8(k)
 
 
-def seen_through(first_stage: FirstStage, data: ImageData) -> ImageData:
-    """The data as they are, or their latents."""
+def apply_first_stage(first_stage: FirstStage, data: ImageData) -> ImageData:
+    """The data as a model sees them: as they are, or their latents."""
     return data if first_stage.trivial else LatentData(data, first_stage)
 
 
@@ -183,32 +178,32 @@ def encode_once(first_stage: FirstStage, pixels: ImageData, split: str, cache: P
     folder = make_folder(cache / f"{pixels.name}-{split}-{digest.hexdigest()[:16]}", "first_stage.cache")
     count = -(-len(k) // rows)
     paths = [folder / f"{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    if not all(whole(path) for path in paths):
-        with locked(folder / "lock"):
-            missing = [i for i, path in enumerate(paths) if not whole(path)]  # another process may have been here
-            total = sum(len(k[i * rows : (i + 1) * rows]) for i in missing)
-            with Progress(f"encoding {pixels.name}, {split}", total) as progress:
-                for i in missing:
-                    part = few_at_once(k[i * rows : (i + 1) * rows], progress)
-                    moments = torch.cat([first_stage.encode(pixels.to_centres(few)) for few in part])
-                    content = save({"moments": moments.contiguous()})
-                    write_whole(paths[i], functools.partial(write, content))
+    if not all(is_shard(path) for path in paths):
+        with hold_lock(folder / "lock"):
+            missing = [i for i, path in enumerate(paths) if not is_shard(path)]  # another process may have been here
+            parts = {i: k[i * rows : (i + 1) * rows] for i in missing}
+            with Progress(f"encoding {pixels.name}, {split}", sum(map(len, parts.values()))) as progress:
+                for i, part in parts.items():
+                    write_shard(paths[i], encode(first_stage, pixels, part, progress))
     return Shards(paths, rows, len(k))
 
 
-def write(content: bytes, file: BinaryIO) -> None:
-    """All of it."""
-    file.write(content)
+def encode(first_stage: FirstStage, pixels: ImageData, k: Tensor, progress: Progress) -> Tensor:
+    """The posteriors (N, 2, c, h, w) of levels (N, C, H, W), of which as many as PIXELS allows are floats at once."""
+    moments = []
+    for part in k.split(max(1, PIXELS // math.prod(k.shape[-2:]))):
+        moments.append(first_stage.encode(pixels.to_centres(part)))
+        progress.advance(len(part))
+    return torch.cat(moments)
 
 
-def few_at_once(k: Tensor, progress: Progress) -> Iterator[Tensor]:
-    """Rows that are few enough to be held as floats, counted when they are done."""
-    for few in k.split(max(1, PIXELS // math.prod(k.shape[-2:]))):
-        yield few
-        progress.advance(len(few))
+def write_shard(path: Path, moments: Tensor) -> None:
+    """The file of some rows (N, 2, c, h, w), there when it is whole."""
+    content = save({"moments": moments.contiguous()})
+    write_whole(path, lambda file: file.write(content))
 
 
-def whole(path: Path) -> bool:
+def is_shard(path: Path) -> bool:
     """Whether a shard is there and can be read."""
     try:
         read_shard(path)
@@ -218,8 +213,8 @@ def whole(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
+def hold_lock(path: Path) -> Iterator[None]:
+    """Within it no other process is within it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from torch import Tensor
-from torchvision import datasets
 
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.downloaded import TorchvisionData
@@ -23,7 +22,6 @@ class MNIST(TorchvisionData):
         download: fetch the files into `root` if they are not there.
     """
 
-    source: Any = datasets.MNIST
     title, folder = "MNIST", "MNIST/raw"
 
     @checked
@@ -62,7 +60,6 @@ class MNIST(TorchvisionData):
 class FashionMNIST(MNIST):
     """28×28 clothes, in the format and the split sizes of MNIST."""
 
-    source = datasets.FashionMNIST
     title, folder = "FashionMNIST", "FashionMNIST/raw"
 
     @checked

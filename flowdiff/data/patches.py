@@ -15,7 +15,6 @@ flower.jpg (a dahlia before leaves; flickr, vultilion), both CC BY 2.0.
 from typing import Annotated
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
@@ -61,6 +60,8 @@ class Patches(ImageData):
 
     def load(self) -> dict[str, Split]:
         """Read the photographs and cut them."""
+        from sklearn.datasets import load_sample_images
+
         photographs = [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
         splits = {}
         for split, bands in BANDS.items():

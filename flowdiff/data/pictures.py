@@ -131,7 +131,7 @@ def _read(path: Path, file: Any, channels: int, background: Colour, white: float
         values, bits, natural = _values(image, kind, facts)
         _check_values(path, values, bits)
         peak = float(values.max())
-        white = white or natural or _guessed(path, peak, bits)
+        white = white or natural or _guess_white(path, peak, bits)
         if peak > white * (1 + 1e-6):
             raise FlowdiffError(f"{path}: {_too_bright(peak, white, bits)}")
         gray = Image.fromarray(np.rint(np.minimum(values, white) * (255 / white)).astype(np.uint8))
@@ -220,7 +220,7 @@ def _too_bright(peak: float, white: float, bits: int) -> str:
     return f"a pixel is {peak:.10g}, above dataset.white={white:g}"
 
 
-def _guessed(path: Path, peak: float, bits: int) -> float:
+def _guess_white(path: Path, peak: float, bits: int) -> float:
     """White, of integers whose range the file doesn't say."""
     if bits == 32:
         for least, white in ((16, 2**8 - 1), (2**12, 2**16 - 1), (2**31, 2**32 - 1)):

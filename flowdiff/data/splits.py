@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def stratified(labels: Tensor, val_fraction: float, test_fraction: float) -> dict[str, Tensor] | None:
+def split_by_class(labels: Tensor, val_fraction: float, test_fraction: float) -> dict[str, Tensor] | None:
     """Row numbers of the three splits, ascending; the same for every run.
 
     Validation and test get their shares of all rows, at least one row each, by the largest remainders of the classes'
@@ -27,7 +27,7 @@ def stratified(labels: Tensor, val_fraction: float, test_fraction: float) -> dic
         owed += sizes * fraction
         room = free - held.sum(0)
         wanted = min(max(1, round(len(labels) * fraction)), int(room.sum()) - (1 - i))
-        held[i] = _dealt(owed - held.sum(0), sizes * fraction, room, wanted)
+        held[i] = _deal(owed - held.sum(0), sizes * fraction, room, wanted)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     rows: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for c, (n_val, n_test) in zip(classes, held.T.tolist(), strict=True):
@@ -38,7 +38,7 @@ def stratified(labels: Tensor, val_fraction: float, test_fraction: float) -> dic
     return {split: torch.cat(parts).sort().values for split, parts in rows.items()}
 
 
-def _dealt(owed: Tensor, share: Tensor, room: Tensor, wanted: int) -> Tensor:
+def _deal(owed: Tensor, share: Tensor, room: Tensor, wanted: int) -> Tensor:
     """`wanted` rows dealt out to the classes: whole shares first, then one by one to whom most is owed."""
     given = torch.minimum(share.floor().long(), room)
     for _ in range(wanted - int(given.sum())):

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
-from flowdiff.metrics.quantities import Quantity, preferred, resolved
+from flowdiff.quantities import Quantity, preferred, resolved
 from flowdiff.samplers.batched import Drawn
 
 
@@ -199,6 +199,14 @@ class Metric:
     def __call__(self, model: Evaluand) -> dict[str, Result]:
         """Measure: results by their key in metrics.json."""
         raise NotImplementedError
+
+
+def declared() -> list[Quantity]:
+    """What all metrics that are there say: the package's, and those that something else has imported."""
+    kinds: list[type[Metric]] = [Metric]
+    for kind in kinds:
+        kinds += [each for each in kind.__subclasses__() if each not in kinds]
+    return [quantity for kind in kinds for quantity in kind.__dict__.get("quantities", ())]
 
 
 def measure(

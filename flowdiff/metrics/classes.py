@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood_of_classes, no_likelihood
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 
 class ClassPosterior(Metric):

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Range, checked
+from flowdiff.quantities import Quantity
 
 SIGMA = 1.0  # of the batch that D is timed on; no network here takes another time at another level
 SLACK = 2**24  # bytes by which the kernel's counts of one moment may differ

@@ -21,8 +21,8 @@ import torch
 
 from flowdiff.metrics import class_filter
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import no_likelihood
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.objectives.fokker_planck import residual, slopes
 from flowdiff.options import Count, Length, Range, Sigma, checked
+from flowdiff.quantities import Quantity
 
 Field = Callable[[Tensor], Tensor]
 

@@ -18,18 +18,14 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-import torch_fidelity
 from torch import Tensor
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.files import require_file
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.metrics.extractors.extractor import SHA256, Extractor
-from flowdiff.metrics.quantities import Better, Quantity
+from flowdiff.metrics.extractors.extractor import SHA256
 from flowdiff.options import OUTSIDE, Count, Range, checked
+from flowdiff.quantities import Better, Quantity
 
 log = logging.getLogger(__name__)
 
@@ -74,52 +70,6 @@ def check_tensors(key: str, path: str | Path) -> None:
     except Exception as error:
         allowed = f"not a file of tensors, it is not read ({one_line(error, 120)})"
         raise ConfigError(key, path, allowed) from error
-
-
-class Images(Dataset[Tensor]):
-    """uint8 images (N, C, H, W) as torch-fidelity wants them: no tuples."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.images[i]
-
-
-class SmallFeatures(FeatureExtractorBase):
-    """One of `metrics.extractors` in torch-fidelity's clothes, registered under its own name."""
-
-    def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
-        super().__init__(name, features_list)
-        self.network = Extractor(name).network
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """What the network gives."""
-        return ("features", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Logits for the Inception Score, features for all else."""
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """No need to."""
-        return False
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 images (N, C, H, W) → the requested features."""
-        features, logits = self.network(images)
-        return tuple({"features": features, "logits": logits}[name] for name in self.features_list)
-
-
-for _name in SHA256:
-    if _name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(_name, SmallFeatures)
 
 
 def of_extractors(key: str, better: Better) -> tuple[Quantity, Quantity]:
@@ -214,22 +164,12 @@ class Fidelity(Metric):
 
     def compute(self, model: Evaluand, images: Tensor, reference: Tensor | None) -> dict[str, float]:
         """torch-fidelity's numbers for uint8 images (N, C, H, W) against a reference (M, C, H, W)."""
+        from flowdiff.metrics.torch_fidelity_adapter import calculate  # heavy
+
         name = self.extractor_name(model)
         if name == INCEPTION and self.weights_path is not None:
             check_tensors(f"metrics.{self.key}.weights_path", self.weights_path)
-        options: dict[str, Any] = {
-            "input1": Images(self.prepare(model, images)),
-            self.option: True,
-            "cuda": torch.device(model.device).type == "cuda",
-            "batch_size": self.batch_size,
-            "feature_extractor": name,
-            f"feature_layer_{self.option}": FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric(
-                "fid" if self.option == "prc" else self.option
-            ),
-            "save_cpu_ram": True,
-            "verbose": False,
-            **self.more(len(images), len(reference) if reference is not None else 0),
-        }
+        options = self.more(len(images), len(reference) if reference is not None else 0)
         if name == INCEPTION:
             options["feature_extractor_weights_path"] = self.weights_path
         if self.cache_root is not None:
@@ -237,11 +177,12 @@ class Fidelity(Metric):
             for file in sorted(Path(self.cache_root).rglob("flowdiff-*")):
                 check_tensors(f"metrics.{self.key}.cache_root", file)
         if reference is not None:
-            options["input2"] = Images(self.prepare(model, reference))
             preprocessing = "rgb" if self.extractor == "inception" else "as it is"
             options["input2_cache_name"] = cache_name(reference, "train", preprocessing, self.extractor_version(model))
+            reference = self.prepare(model, reference)
+        options |= {"cuda": torch.device(model.device).type == "cuda", "batch_size": self.batch_size}
         try:
-            return torch_fidelity.calculate_metrics(**options)
+            return calculate(self.option, name, self.prepare(model, images), reference, **options)
         except URLError as error:
             raise FlowdiffError(
                 f"metrics.{self.key}.weights_path=null: Inception's weights could not be downloaded "

@@ -17,8 +17,8 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.extractors.extractor import NETWORKS, Extractor
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Range, checked
+from flowdiff.quantities import Quantity
 
 Moments = tuple[Tensor, Tensor]
 

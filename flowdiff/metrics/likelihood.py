@@ -26,8 +26,8 @@ from torch import Tensor
 from flowdiff.data.toy import Toy
 from flowdiff.denoisers.base import Perturbation
 from flowdiff.metrics.base import Evaluand, Metric, Result
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.metrics.likelihood import log_likelihood, log_likelihood_of_classes, no_likelihood
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.options import Count, Length, Sigma, checked
+from flowdiff.quantities import Quantity
 
 
 def auroc(own: Tensor, other: Tensor) -> tuple[float, float]:

@@ -11,9 +11,8 @@ denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigm
 """
 
 import functools
-import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from flowdiff.model.inputs import (
     listed_seeds,
     whole,
 )
-from flowdiff.options import classes_of
+from flowdiff.model.vocabulary import add_folder, choice_of, files_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from flowdiff.samplers.completion import complete, first_seeds
@@ -310,19 +309,24 @@ class Model(nn.Module):
     ) -> BatchedSampler:
         """The sampler that `sample` draws with; arguments as there."""
         config = dict(self.config)
-        settings: dict[str, Any] = {
-            "num_steps": num_steps,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "sigma_start": sigma_start,
-            "guidance_scale": guidance_scale,
+        given = (("sampler", sampler, samplers.Sampler), ("schedule", schedule, schedules.Schedule))
+        config |= {
+            group: chosen if isinstance(chosen, kind) else _node(group, chosen, config)
+            for group, chosen, kind in given
+            if chosen is not None
         }
-        known = {k: config.get(k) if v is None else v for k, v in settings.items()}
-        if sampler is not None:
-            config["sampler"] = _by_name("sampler", samplers, samplers.Sampler, sampler, known)
-        if schedule is not None:
-            config["schedule"] = _by_name("schedule", schedules, schedules.Schedule, schedule, known)
-        return from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
+        return from_config(
+            self.denoiser,
+            config,
+            self.levels is not None,
+            batch_size,
+            tile,
+            num_steps=num_steps,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_start=sigma_start,
+            guidance_scale=guidance_scale,
+        )
 
     def from_uint8(self, images: Array) -> Tensor:
         """Bytes of images to the middles of their levels' bins in [-1, 1], the same shape: what `denoise` takes.
@@ -373,6 +377,7 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     first_stage: str | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
 ) -> Model:
     """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
@@ -381,17 +386,24 @@ def load(
         weights: `"ema"` or `"raw"`; an exported model has those that it was exported with.
         device: where the model goes.
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
+        config_dir: a folder of YAML files that name classes of your own, the one that `--config-dir` gave to the
+            training; their modules are on `sys.path`.
     """
+    if config_dir is not None:
+        add_folder(config_dir)
     return Model(*checkpoint.load(path, weights), first_stage).to(device)
 
 
-def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:
-    """The object of the class that conf/ calls `name`; one that is given stays what it is."""
-    if isinstance(name, base):
-        return name
-    classes: dict[str, type] = classes_of(module, base)
-    if name not in classes:
-        raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")
-    found = classes[str(name)]
-    accepted = inspect.signature(found).parameters
-    return found(**{k: v for k, v in settings.items() if k in accepted})
+def _node(group: str, choice: object, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a choice of a group stands for; what its file takes from the whole, as `${num_steps}`, is
+    that of `config`."""
+    files = files_of(group)
+    if str(choice) not in files:
+        raise ConfigError(group, choice, f"must be one of {', '.join(files)}")
+    content = choice_of(group, str(choice))
+    if not isinstance(content, Mapping):
+        raise ConfigError(group, choice, f"{files[str(choice)]} describes no {group}")
+    return {
+        name: config.get(value[2:-1]) if isinstance(value, str) and value.startswith("${") else value
+        for name, value in content.items()
+    }

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import listed
-from flowdiff.data.latents import seen_through
+from flowdiff.data.latents import apply_first_stage
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model import checkpoint, safe_construction
 from flowdiff.model.api import Model
@@ -76,7 +76,7 @@ def load_data(model: Model, data_root: str | None = None) -> ImageData:
     if model.class_names is not None and data.class_names != model.class_names:
         theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
         raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
-    return seen_through(model.first_stage, data)
+    return apply_first_stage(model.first_stage, data)
 
 
 def build_data(config: Mapping[str, Any], data_root: str | None = None, own: bool = False) -> ImageData:
@@ -97,7 +97,7 @@ def build_data(config: Mapping[str, Any], data_root: str | None = None, own: boo
             raise ConfigError("dataset.root", root, allowed)
         plain_config["root"] = followed
     try:
-        return loaded(safe_construction.build("dataset", plain_config, outside=True))
+        return read_data(safe_construction.build("dataset", plain_config, outside=True))
     except FlowdiffError as error:
         said = str(error)
         if not said.startswith("dataset.root="):

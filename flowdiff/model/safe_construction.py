@@ -38,7 +38,7 @@ def find(group: str, key: str, target: Any) -> Callable[..., Any]:
     allowed = vocabulary().targets.get(group, frozenset()) - NEVER
     if not isinstance(target, str) or target not in allowed:
         shown = one_line(target if isinstance(target, str) else repr(target), 100)
-        own = "a class of your own: give --config-dir"
+        own = "a class of your own: give --config-dir, or config_dir to flowdiff.load"
         raise FlowdiffError(f"its configuration names {key}={shown}: only what conf/{group} names is built ({own})")
     module, _, name = target.rpartition(".")
     try:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
+
+from flowdiff.errors import ConfigError
+from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_further: dict[Path, None] = {}  # in the order in which they were told
 
 
 def config_dir() -> Path:
@@ -27,12 +30,23 @@ def config_dir() -> Path:
 
 
 def folders() -> tuple[Path, ...]:
-    """`config_dir`, and the folders that the user's own command line adds (`--config-dir`)."""
-    found = [config_dir()]
-    if HydraConfig.initialized():
-        sources = HydraConfig.get().runtime.config_sources
-        found += [Path(source.path) for source in sources if source.schema == "file"]
-    return tuple(dict.fromkeys(folder for folder in found if folder.is_dir()))
+    """`config_dir`, and the folders of the user's own that `add_folder` was told."""
+    return tuple(dict.fromkeys((config_dir(), *_further)))
+
+
+def add_folder(folder: str | os.PathLike[str]) -> None:
+    """From now on stored configurations may name what the YAML files of this folder name: the user said it.
+
+    Args:
+        folder: laid out as conf/, one folder for a group.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir():
+        raise ConfigError("config_dir", folder, "there is no such folder")
+    _further.setdefault(place)
 
 
 @dataclass(frozen=True)
@@ -136,3 +150,36 @@ def choice_of(group: str, choice: str) -> Any:
         if file.is_file():
             return content_of(file)
     return None
+
+
+def files_of(group: str) -> dict[str, Path]:
+    """The YAML files of a group by the names of its choices (`heun`, `ablation/grid`); {} where there is no such group.
+
+    Of two files of one name that of the first of `folders` counts, as it does for Hydra.
+    """
+    found: dict[str, Path] = {}
+    for place in folders():
+        for file in place.joinpath(group).rglob("*.yaml"):
+            found.setdefault(file.relative_to(place / group).with_suffix("").as_posix(), file)
+    return dict(sorted(found.items()))
+
+
+def choice_that_builds(group: str, target: str, chosen: str | None = None) -> str:
+    """What a class is called in a group: `coupling`, the choice whose file names `flowdiff.flows.CouplingFlow`.
+
+    Args:
+        group: of conf/.
+        target: the class, as `_target_` names it.
+        chosen: the choice that was made, as far as it is known; it counts where its file names the class.
+
+    Returns:
+        The choice; where no file names the class, or several do, the class's own name, `coupling_flow`.
+    """
+    names = [name for name in files_of(group) if _target_of(choice_of(group, name)) == target]
+    if chosen in names:
+        return str(chosen)
+    return names[0] if len(names) == 1 else snake_case(target.rpartition(".")[2])
+
+
+def _target_of(content: Any) -> Any:
+    return content.get("_target_") if isinstance(content, Mapping) else None

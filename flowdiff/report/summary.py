@@ -22,7 +22,7 @@ from scipy import stats
 
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.tables import Bold
-from flowdiff.metrics.quantities import Better
+from flowdiff.quantities import Better
 from flowdiff.report.rows import swept_keys
 from flowdiff.runs.job_folders import Job, better
 

@@ -19,7 +19,6 @@ from typing import Any
 from hydra.utils import get_class
 
 from flowdiff.errors import ConfigError
-from flowdiff.metrics.quantities import declared
 
 KEY = "optimized_metric"
 
@@ -52,6 +51,8 @@ def check(name: str, config: Mapping[str, Any], sweeper: Any) -> None:
     Raises:
         ConfigError: it does.
     """
+    from flowdiff.metrics.base import declared  # torch comes with it
+
     for entry in config.values():
         with contextlib.suppress(Exception):  # one that isn't there is said where it is made
             get_class(str(entry["_target_"]))  # a class that is imported can be asked

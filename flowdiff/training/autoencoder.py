@@ -26,10 +26,10 @@ from flowdiff.files import write_json
 from flowdiff.metrics.base import Result
 from flowdiff.metrics.extractors.extractor import Extractor
 from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
-from flowdiff.metrics.quantities import Quantity, resolved
 from flowdiff.model import checkpoint, safe_construction
 from flowdiff.model.requests import spell_out
 from flowdiff.options import Length, Positive, Range, Size, checked
+from flowdiff.quantities import Quantity, resolved
 from flowdiff.runs.words import override
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.request import TrainRequest

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from flowdiff.data.base import ImageData
 from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
 from flowdiff.model.reading import check_types
+from flowdiff.training.data_module import DataModule
 from flowdiff.training.request import TrainRequest
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
@@ -42,9 +43,9 @@ class Optimised(LightningModule):
     @property
     def data(self) -> ImageData:
         """The run's data, by way of the trainer: an average of the weights copies all that a module holds."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, ImageData)
-        return data
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(module, DataModule)
+        return module.data
 
     def validated(self, data: ImageData) -> list[str]:
         """The scalars of a validation on these data that are columns of TensorBoard's HParams."""
@@ -79,7 +80,7 @@ class Optimised(LightningModule):
     def validation_names(self) -> list[str]:
         """The names of what a validation logs, as `val/loss`; found out by two rows, without drawing on the run's
         random numbers."""
-        batch = next(iter(self.data.val_dataloader()))
+        batch = next(iter(self.data.batches("val")))
         few: Any = tuple(part[:2].to(self.device) for part in batch)
         with torch.random.fork_rng(), torch.no_grad():
             return [f"val/{name}" for name in self.validation_terms(few)]

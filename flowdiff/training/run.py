@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from flowdiff.data.base import ImageData, loaded
+from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import listed
-from flowdiff.data.latents import seen_through
+from flowdiff.data.latents import apply_first_stage
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Gaussianised
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line
@@ -34,11 +34,11 @@ from flowdiff.model.requests import spell_out
 from flowdiff.objectives.losses import Noised
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.options import Recipe
-from flowdiff.runs import lock
+from flowdiff.runs import lock, places
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override
-from flowdiff.training import autoencoder, going_on, places, processes, tensorboard
+from flowdiff.training import autoencoder, going_on, processes, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
     build_trainer,
@@ -55,6 +55,7 @@ from flowdiff.training.building import (
 from flowdiff.training.callbacks import EMA, Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.compilation import check_compiler
+from flowdiff.training.data_module import DataModule
 from flowdiff.training.diffusion import Diffusion
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.training.optimisation import Optimised
@@ -118,8 +119,8 @@ class _Run:
         seed_all(request.seed)
         if isinstance(request.dataset, Recipe):
             request.dataset = Recipe("dataset", find_root(request.dataset.content))
-        data = seen_through(build(request.first_stage), loaded(build(request.dataset)))
-        batches = len(data.train_dataloader())
+        data = apply_first_stage(build(request.first_stage), read_data(build(request.dataset)))
+        batches = len(data.batches("train"))
         set_budget(request, words, batches)
         module = self.build_autoencoder(data) if request.autoencoder else self.build_diffusion(data)
         # now: wrong settings are refused before the training
@@ -222,14 +223,14 @@ class _Run:
             found += [f"final/{name}" for name in final]
         return found
 
-    def fit(self, trainer: Trainer, module: Optimised, data: LightningDataModule) -> None:
+    def fit(self, trainer: Trainer, module: Optimised, data: ImageData) -> None:
         """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
         saver, path = find_checkpoints(trainer), self.request.ckpt_path
         try:
             with Interrupts() as interrupts, processes.own(trainer, path, self.command_line):
                 if saver is not None:
                     saver.interrupts, interrupts.patient = interrupts, True
-                trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+                trainer.fit(module, datamodule=DataModule(data), ckpt_path=path, weights_only=True)
                 if interrupts.received is not None:  # after the last step
                     raise Interrupted(interrupts.received)
         except NonFiniteError as error:
@@ -328,7 +329,7 @@ def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) ->
     """
     if not denoiser.wants_first_batch:
         return
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     x0 = data.to_model(k)
     batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0))
     denoiser.initialise(batch.x, batch.sigma, batch.labels)

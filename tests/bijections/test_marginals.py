@@ -8,7 +8,6 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from flowdiff.bijections.marginals import BROAD, PIECES, Marginals, gaussianise, pull, pull_inverse
-from flowdiff.data.base import loaded
 from flowdiff.data.digits import Digits
 
 
@@ -82,7 +81,7 @@ def test_finite_a_hundred_thousand_away(marginals: Marginals) -> None:
 
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 5.0])
 def test_noised_digits_become_normal(sigma: float) -> None:
-    data = loaded(Digits())
+    data = Digits()
     k, _ = data.images("train")
     generator = torch.Generator().manual_seed(0)
     x = data.to_model(k, generator)

@@ -13,8 +13,8 @@ from flowdiff.commands import collect, stored_words
 from flowdiff.commands.evaluate import expanded, run_of
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.facts import check_entry
+from flowdiff.runs import places
 from flowdiff.samplers.batched import default_tile
-from flowdiff.training import places
 from flowdiff.training.loggers import MOST, Rows
 from tests.helpers.trained import checkpoint, edited
 

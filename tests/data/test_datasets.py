@@ -84,7 +84,7 @@ def test_mnist_is_split_into_disjoint_parts(cls):
 )
 def test_a_missing_folder_is_named_with_the_way_out(cls, what, tmp_path):
     with pytest.raises(FlowdiffError) as caught:
-        cls(str(tmp_path / "nowhere")).setup()
+        cls(str(tmp_path / "nowhere")).images("train")
     message = str(caught.value)
     assert str(tmp_path / "nowhere") in message and what in message
     assert "download=true" in message and "\n" not in message
@@ -93,7 +93,7 @@ def test_a_missing_folder_is_named_with_the_way_out(cls, what, tmp_path):
 def test_incomplete_files_are_an_error_too(tmp_path):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     with pytest.raises(FlowdiffError, match="download=true"):
-        MNIST(str(tmp_path)).setup()
+        MNIST(str(tmp_path)).images("train")
 
 
 def test_cifar10_reads_torchvisions_layout(tmp_path):
@@ -110,7 +110,7 @@ def test_cifar10_reads_torchvisions_layout(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
         data = CIFAR10(str(tmp_path))
-        data.setup()
+        data.images("train")
     assert data.images("train")[0].shape == (1000, 3, 32, 32) and data.images("val")[0].shape[0] == 5000
     first = pickle.loads((folder / "test_batch").read_bytes())["data"][0].reshape(3, 32, 32)
     assert torch.equal(data.images("test")[0][0], torch.from_numpy(first))
@@ -146,18 +146,18 @@ def test_images_of_different_sizes(tmp_path):
     write_images(tmp_path)
     Image.new("RGB", (9, 6)).save(tmp_path / "dog" / "odd.png")
     with pytest.raises(FlowdiffError, match=r"odd\.png: is 9×6, but .*00\.png is 8×6"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
 
 
 def test_a_nan_pixel_names_the_file(tmp_path):
     write_images(tmp_path)
     pixels = np.full((6, 8), 0.5, np.float32)
     Image.fromarray(pixels).save(tmp_path / "dog" / "fine.tif")
-    ImageFolder(str(tmp_path)).setup()
+    ImageFolder(str(tmp_path)).images("train")
     pixels[2, 3] = np.nan
     Image.fromarray(pixels).save(tmp_path / "dog" / "hole.tif")
     with pytest.raises(FlowdiffError, match=r"hole\.tif: a pixel is NaN or inf"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -165,10 +165,10 @@ def test_a_broken_file_is_named(tmp_path):
     content = (tmp_path / "dog" / "03.png").read_bytes()
     (tmp_path / "dog" / "cut.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(FlowdiffError, match=r"cut\.png: not an image"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
     (tmp_path / "dog" / "cut.png").write_text("hello")
     with pytest.raises(FlowdiffError, match=r"cut\.png: not an image"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
 
 
 def test_missing_empty_and_small_folders(tmp_path):
@@ -264,7 +264,7 @@ def one_split(k, labels=None, **options):
 )
 def test_wrong_data_are_refused(data, message):
     with pytest.raises(FlowdiffError, match=message):
-        data.setup()
+        data.images("train")
 
 
 def test_conversions_of_the_module():
@@ -282,10 +282,10 @@ def test_conversions_of_the_module():
 
 def test_loaders_of_the_module():
     data = Digits(batch_size=100, seed=2)
-    k, labels = next(iter(data.train_dataloader()))
+    k, labels = next(iter(data.batches("train")))
     assert k.shape == (100, 1, 8, 8) and k.dtype == torch.uint8 and labels.shape == (100,)
-    again = next(iter(Digits(batch_size=100, seed=2).train_dataloader()))
+    again = next(iter(Digits(batch_size=100, seed=2).batches("train")))
     assert torch.equal(again[0], k)
-    assert not torch.equal(next(iter(Digits(batch_size=100, seed=3).train_dataloader()))[0], k)
-    assert sum(len(batch) for _, batch in data.val_dataloader()) == 180
-    assert torch.equal(torch.cat([batch for batch, _ in data.test_dataloader()]), data.images("test")[0])
+    assert not torch.equal(next(iter(Digits(batch_size=100, seed=3).batches("train")))[0], k)
+    assert sum(len(batch) for _, batch in data.batches("val")) == 180
+    assert torch.equal(torch.cat([batch for batch, _ in data.batches("test")]), data.images("test")[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowdiff.data import latents
 from flowdiff.data.digits import Digits
 from flowdiff.data.first_stage import AutoencoderKL, Identity
-from flowdiff.data.latents import LatentData, seen_through
+from flowdiff.data.latents import LatentData, apply_first_stage
 from flowdiff.data.toy import Toy
 from flowdiff.errors import ConfigError
 from tests.helpers.autoencoders import saved
@@ -77,9 +77,7 @@ def test_other_data_and_other_autoencoders_have_caches_of_their_own(tmp_path: Pa
     other = AutoencoderKL(str(saved(tmp_path / "other", seed=1)), cache=str(tmp_path / "cache"), device="cpu")
     assert not torch.equal(LatentData(Digits(), other).encoded("val")[0][:], first)
     changed = Digits()
-    changed.setup()
-    assert changed._splits is not None
-    changed._splits["val"][0][0, 0, 0, 0] += 1
+    changed.images("val")[0][0, 0, 0, 0] += 1
     assert not torch.equal(LatentData(changed, autoencoder).encoded("val")[0][:], first)
     LatentData(Digits(), autoencoder).encoded("test")
     assert [len(shards(tmp_path, split)) for split in ("val", "test")] == [3, 1]
@@ -104,7 +102,7 @@ def test_few_images_are_floats_at_once(tmp_path: Path, autoencoder: Counting, mo
 
 def test_every_epoch_draws_from_the_posteriors_anew(autoencoder: Counting) -> None:
     data = LatentData(Digits(), autoencoder)
-    k, _ = next(iter(data.train_dataloader()))
+    k, _ = next(iter(data.batches("train")))
     draws = torch.stack([data.to_model(k) for _ in range(400)])
     assert not torch.equal(draws[0], draws[1])
     mean, std = k.unbind(1)
@@ -138,6 +136,6 @@ def test_images_stay_images_for_the_metrics(autoencoder: Counting) -> None:
 
 def test_points_have_no_latents(autoencoder: Counting) -> None:
     points = Toy(num_train=100, num_test=20)
-    assert seen_through(Identity(), points) is points
+    assert apply_first_stage(Identity(), points) is points
     with pytest.raises(ConfigError, match="first_stage=autoencoder_kl"):
-        seen_through(autoencoder, points)
+        apply_first_stage(autoencoder, points)

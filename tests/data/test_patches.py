@@ -20,7 +20,7 @@ class Places:
 
 @pytest.mark.parametrize("size, stride", [(32, 6), (64, 9), (5, 3)])
 def test_the_splits_share_no_pixel(size, stride, monkeypatch):
-    monkeypatch.setattr("flowdiff.data.patches.load_sample_images", Places)
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", Places)
     data = Patches(size, stride)
     seen = {}
     for split in ("train", "val", "test"):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from flowdiff.data.folders import natural
+from flowdiff.data.folders import natural_key
 from flowdiff.data.images import ImageFolder
 from flowdiff.data.pictures import MOST_PIXELS, formats, read_picture, suffixes
-from flowdiff.data.splits import stratified
+from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError, spell
 from tests.helpers import pictures
 
@@ -146,13 +146,13 @@ def test_16_bits_that_are_12(tmp_path: Path) -> None:
     for i in range(12):
         Image.fromarray(np.full((3, 4), 340 * i, np.uint16)).save(tmp_path / f"{i}.png")
     with pytest.raises(FlowdiffError, match=r"0\.png: of 16 bits, but .* above 3740: give dataset.white=N"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
     for white in (4095, 65535):
         data = ImageFolder(str(tmp_path), white=white, channels=1)
         found = sorted(int(k.max()) for split in ("train", "val", "test") for k in data.images(split)[0])
         assert found == [round(340 * i * 255 / white) for i in range(12)]
     Image.fromarray(np.full((3, 4), 60000, np.uint16)).save(tmp_path / "bright.png")
-    ImageFolder(str(tmp_path)).setup()
+    ImageFolder(str(tmp_path)).images("train")
 
 
 # -- files that can't be read -----------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ def test_more_pictures_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     filled(tmp_path, {"a": 10})
     monkeypatch.setattr("flowdiff.data.images.memory", lambda: 359)
     with pytest.raises(FlowdiffError, match="10 images of 4×3 take .* GB of memory"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
     monkeypatch.setattr("flowdiff.data.images.memory", lambda: 360)
-    ImageFolder(str(tmp_path)).setup()
+    ImageFolder(str(tmp_path)).images("train")
 
 
 def test_a_turned_picture_of_another_size_says_so(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_turned_picture_of_another_size_says_so(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (4, 3)).save(tmp_path / "a" / "phone.jpg", exif=exif)
     with pytest.raises(FlowdiffError, match=r"phone\.jpg: is 3×4 \(turned upright\), but .*0\.png is 4×3;.*scale"):
-        ImageFolder(str(tmp_path)).setup()
+        ImageFolder(str(tmp_path)).images("train")
 
 
 # -- folders ----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_turned_picture_of_another_size_says_so(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     names = ["12", "a10", "2", "b", "a2", "1", "A3", "10", "01", "a", "É2", "é10"]
-    assert sorted(names, key=natural) == ["01", "1", "2", "10", "12", "a", "a2", "A3", "a10", "b", "É2", "é10"]
+    assert sorted(names, key=natural_key) == ["01", "1", "2", "10", "12", "a", "a2", "A3", "a10", "b", "É2", "é10"]
 
 
 def test_a_class_of_other_formats_is_a_class(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_names_that_can_not_be_printed(tmp_path: Path) -> None:
     Image.new("RGB", (4, 3)).save(tmp_path / os.fsdecode(b"\xff") / "0.png")
     data = ImageFolder(str(tmp_path))
     assert "café" in data.class_names and all(name.isprintable() for name in data.class_names)
-    data.setup()
+    data.images("train")
     assert "\n".join(data.notes).encode()
 
 
@@ -310,12 +310,12 @@ def test_what_was_left_out_is_said_where_nothing_is_left(tmp_path: Path) -> None
 def test_every_class_is_trained_on(sizes: list[int], fractions: tuple[float, float]) -> None:
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    rows = stratified(labels, *fractions)
+    rows = split_by_class(labels, *fractions)
     assert rows is not None
     assert torch.equal(torch.cat(list(rows.values())).sort().values, torch.arange(len(labels)))
     counts = {split: labels[index].bincount(minlength=len(sizes)) for split, index in rows.items()}
     assert (counts["train"] >= 1).all() and all(len(index) for index in rows.values())
-    again = stratified(labels, *fractions)
+    again = split_by_class(labels, *fractions)
     assert again is not None and all(torch.equal(index, again[split]) for split, index in rows.items())
     for split, fraction in zip(("val", "test"), fractions, strict=True):
         share = torch.tensor(sizes) * fraction
@@ -326,7 +326,7 @@ def test_every_class_is_trained_on(sizes: list[int], fractions: tuple[float, flo
 
 def test_classes_that_are_too_small_are_named(tmp_path: Path) -> None:
     data = ImageFolder(str(filled(tmp_path, {"cat": 20, "dog": 20, "emu": 1, "fox": 2})))
-    data.setup()
+    data.images("train")
     assert set(data.images("train")[1].tolist()) == {0, 1, 2, 3}
     assert data.notes[-1] == "warning: too few images for one in validation and one in the test: emu (1), fox (2)"
 
@@ -335,4 +335,4 @@ def test_twelve_classes_of_one_image(tmp_path: Path) -> None:
     data = ImageFolder(str(filled(tmp_path, {str(i): 1 for i in range(1, 13)})))
     assert data.class_names == [str(i) for i in range(1, 13)]
     with pytest.raises(FlowdiffError, match="12 images of 12 classes: none is left for validation and test"):
-        data.setup()
+        data.images("train")

@@ -304,8 +304,6 @@ def test_mistakes_are_named(key: str, value: float) -> None:
 def test_bits_per_dim_of_an_estimate_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flowdiff")
     data = Digits(batch_size=64)
-    data.prepare_data()
-    data.setup()
     found = {}
     for exact_dim in (64, 4):
         denoiser = make((1, 8, 8), 10, flow="residual", overrides={"flow.exact_dim": exact_dim}).eval()

@@ -180,7 +180,7 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
         "command": "os.system",
         "collect": "torch.utils.collect_env.run",
         "function": "flowdiff.files.write_text",
-        "trains": "flowdiff.metrics.extractors.train.main",
+        "trains": "experiments.extractors.__main__.main",
         "module": "flowdiff.model.checkpoint.subprocess.run",
         "look": "flowdiff.activаtions.ELU",
         "wandb": "flowdiff.training.wandb_logger",

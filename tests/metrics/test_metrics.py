@@ -235,7 +235,6 @@ def test_the_reference_is_kept_for_the_same_data_only(monkeypatch):
     assert sorted(seen) == [50, 50, 1257]
     assert run(data) == first and seen == [50, 50]
     swapped = Digits()
-    swapped.setup()
     swapped._splits["train"] = data.images("val")
     assert run(swapped) != first and sorted(seen) == [50, 50, 180]
 

@@ -28,8 +28,8 @@ from flowdiff.model.budget import Budget
 from flowdiff.model.facts import check_entry
 from flowdiff.model.opening import load_data
 from flowdiff.model.vocabulary import config_dir, vocabulary
+from flowdiff.runs import places
 from flowdiff.samplers import masks
-from flowdiff.training import places
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
 from tests.helpers.configs import choices, node
 from tests.helpers.hostile import MARK, WORDS, Runs
@@ -226,11 +226,11 @@ def test_masks_and_data_of_strangers(tmp_path: Path) -> None:
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (raw / f"{name}-ubyte").write_bytes(b"\x00\x00\x08\x03" + b"\xff" * 12 + b"1234")
     with pytest.raises(FlowdiffError, match=r"dataset\.root=.*no MNIST files"):
-        MNIST(str(tmp_path)).setup()
+        MNIST(str(tmp_path)).images("train")
     (raw / "train-images-idx3-ubyte").unlink()
     os.mkfifo(raw / "train-images-idx3-ubyte")
     with pytest.raises(FlowdiffError, match=r"dataset\.root=.*no MNIST files"):
-        MNIST(str(tmp_path)).setup()
+        MNIST(str(tmp_path)).images("train")
     assert not Path(MARK).exists()
 
 

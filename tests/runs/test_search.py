@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from flowdiff.errors import ConfigError
 from flowdiff.metrics.base import Metric
-from flowdiff.metrics.quantities import Quantity
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.quantities import Quantity
 from flowdiff.runs import job_folders, search
 from tests.helpers.command_lines import TINY
 

@@ -137,7 +137,7 @@ def test_files_that_are_not_cifar10s_are_refused(cifar10: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Torchvision, "test_list", [["test_batch", "0" * 32]])
         with pytest.raises(FlowdiffError, match="cifar-10-batches-py, complete and readable, not found") as caught:
-            CIFAR10(str(cifar10)).setup()
+            CIFAR10(str(cifar10)).images("train")
     assert "\n" not in str(caught.value)
 
 

@@ -1,9 +1,8 @@
 """Loading and applying the extractors.
 
 The weights lie beside this file as safetensors and their sha256 is pinned below: a number measured with
-`mlp_digits` is comparable with every other number measured with `mlp_digits`. `python -m
-`metrics.extractors.train` dataset=digits` (mnist, fashion_mnist) is the command that made them; its report
-stands in each file's metadata.
+`mlp_digits` is comparable with every other number measured with `mlp_digits`. They were made by
+`metrics.extractors.train`, whose report stands in each file's metadata.
 """
 
 import hashlib

@@ -1,12 +1,13 @@
 """What a number in metrics.json is: its unit, which way is better, whether it stands for its kind in plots.
 
-A metric says this of what it reports (`metrics.Metric.quantities`), and it is written beside each value, so
+A metric says this of what it reports (`metrics.base.Metric.quantities`), and it is written beside each value, so
 that reports, comparisons and searches need no list of names. Files from before that have no such entries are read by
 what the package's metrics say today; of a name that none of them knows nothing is said: no verdict, no best value.
+Nothing here needs torch: a report reads files.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -81,8 +82,15 @@ def resolved(known: Iterable[Quantity], names: Sequence[str]) -> dict[str, Quant
     return found
 
 
-def stored(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Quantity]:
-    """The quantities of the entries of a metrics.json: as they say themselves, else as the package's metrics do."""
+def from_entries(
+    entries: Mapping[str, Mapping[str, Any]], declared: Callable[[], Iterable[Quantity]]
+) -> dict[str, Quantity]:
+    """The quantities of the entries of a metrics.json.
+
+    Args:
+        entries: by name; each says itself what it is, or was written before entries did.
+        declared: what the metrics say (`metrics.base.declared`), asked where there is one of those.
+    """
     old = [name for name, entry in entries.items() if "better" not in entry]
     found = {name: _said(name, entry) for name, entry in entries.items() if name not in old}
     return found | (resolved(declared(), old) if old else {})
@@ -98,13 +106,3 @@ def _said(name: str, entry: Mapping[str, Any]) -> Quantity:
         plotted=name if entry.get("plotted") is True else None,
         reference=entry.get("of_model") is False,
     )
-
-
-def declared() -> list[Quantity]:
-    """What all metrics that are there say: the package's, and those that something else has imported."""
-    from flowdiff.metrics.base import Metric
-
-    kinds: list[type[Metric]] = [Metric]
-    for kind in kinds:
-        kinds += [each for each in kind.__subclasses__() if each not in kinds]
-    return [quantity for kind in kinds for quantity in kind.__dict__.get("quantities", ())]

@@ -1,6 +1,7 @@
 """Under Lightning's Trainer: a run resumed from any checkpoint sees the batches that the whole run saw."""
 
 import warnings
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flowdiff.data.digits import Digits
+from flowdiff.training.data_module import DataModule
 
 
 class Recorder(lightning.LightningModule):
@@ -42,7 +44,7 @@ def fit(folder, steps, every, ckpt_path=None, **options):
         callbacks=[ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1, filename="{step}")],
         **({"max_epochs": -1} | options),
     )
-    trainer.fit(module, Digits(batch_size=400, seed=1), ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, DataModule(Digits(batch_size=400, seed=1)), ckpt_path=ckpt_path, weights_only=True)
     return module.seen
 
 
@@ -69,3 +71,19 @@ def test_overfitting_shows_the_same_batches_in_each_epoch(tmp_path):
         seen = fit(tmp_path, 6, 100, overfit_batches=2)
     assert not [warning for warning in caught if "shuffling" in str(warning.message)]
     assert seen[:2] == seen[2:4] == seen[4:6] and seen[0] != seen[1]
+
+
+def test_each_process_sees_its_own_rows():
+    """As the data give them: a third of the rows each, the test's and the validation's in their own order."""
+    data = Digits(batch_size=50)
+    for overfit_batches in (0, 2):
+        seen = []
+        for rank in range(3):
+            module = DataModule(data)
+            module.trainer = SimpleNamespace(global_rank=rank, world_size=3, overfit_batches=overfit_batches)
+            seen.append(module.train_dataloader().order(0))
+            assert torch.equal(module.val_dataloader().order(0), torch.arange(180)[rank::3])
+            assert torch.equal(module.test_dataloader().order(0), torch.arange(360)[rank::3])
+        rows = torch.stack(seen, 1).flatten()
+        assert torch.equal(rows, torch.arange(1257)) == bool(overfit_batches)
+        assert torch.equal(rows.sort().values, torch.arange(1257))

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from flowdiff import metrics
 from flowdiff.data.digits import Digits
 from flowdiff.data.toy import Toy
-from flowdiff.metrics.base import Evaluand, Metric, Result, measure
-from flowdiff.metrics.quantities import Quantity, declared, resolved, stored
+from flowdiff.metrics.base import Evaluand, Metric, Result, declared, measure
 from flowdiff.model import api
+from flowdiff.quantities import Quantity, from_entries, resolved
 from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
 from tests.helpers.configs import choices, composed
@@ -62,8 +62,8 @@ def test_the_keys_that_a_metric_promises_are_those_it_reports(name: str) -> None
         assert entry["better"] in ("higher", "lower") or key == "parameters", key
         assert entry.get("of_model", True) != (key.endswith("/real") or "filter" in key)
     assert any(entry.get("plotted") for entry in entries.values())
-    before = stored({key: {"value": 1.0, "n": 1} for key in results})
-    now = stored(json.loads(json.dumps(entries)))
+    before = from_entries({key: {"value": 1.0, "n": 1} for key in results}, declared)
+    now = from_entries(json.loads(json.dumps(entries)), list)
     assert {key: replace(quantity, column=None) for key, quantity in before.items()} == now, "files from before"
 
 
@@ -127,5 +127,6 @@ def test_names_that_begin_alike_are_not_the_same() -> None:
 
 @pytest.mark.parametrize("better", [1, True, "HIGHER", ["higher"], {"a": 1}, "", "more"])
 def test_what_a_file_says_may_be_anything(better: Any) -> None:
-    said = stored({"recognised": {"value": 1, "better": better, "unit": better, "plotted": "yes", "of_model": 0}})
+    entry = {"value": 1, "better": better, "unit": better, "plotted": "yes", "of_model": 0}
+    said = from_entries({"recognised": entry}, declared)
     assert said["recognised"].better is None and not said["recognised"].plotted and not said["recognised"].reference
