@@ -100,7 +100,3 @@ def test_every_key(name: str, share: int, shares: int, tmp_path: Path, monkeypat
             if line != "runs" and (not line.startswith(begins) or "\n" in line):
                 wrong.append(f"{key}={spell(value)}: said {line[:300]}")
     assert not wrong, "\n" + "\n".join(wrong)
-
-
-def test_every_command_is_tried() -> None:
-    assert set(COMMANDS) == {file.stem for file in config_dir().glob("*.yaml")}
