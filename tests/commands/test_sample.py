@@ -26,7 +26,8 @@ from flowdiff.progress import Progress
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from tests.helpers.command_lines import environment
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.configs import composed
+from tests.helpers.trained import checkpoint, edited
 
 
 def draw(folder: Path, *words: str, model: str = "digits") -> Any:
