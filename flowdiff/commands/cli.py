@@ -137,6 +137,8 @@ def _arrange(arguments: list[str]) -> list[str]:
         found, rest = parser.parse_known_args(arguments[1:])
     except argparse.ArgumentError as error:
         _refuse(str(error))
+    if found.config_dir:
+        add_folder(found.config_dir)  # now: what is wrong with the words is said of it too
     if found.resolve and not (found.cfg or found.help):
         _refuse("--resolve goes with --cfg")
     if sum(map(bool, (found.run, found.multirun, found.cfg, found.help, found.hydra_help, found.info))) > 1:
