@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ class Brightness(Metric):
 
     def __call__(self, model):
         x, _ = model.samples(8)
-        return {"brightness": Result(float(x.mean()), 8, model.conditions())}
+        return {"brightness": Result(float(x.mean()), 8, model.conditions() | model.sample_conditions)}
 
 
 class Stripes(ImageData):
@@ -126,8 +127,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     monkeypatch.setattr(vocabulary, "_further", {})
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    monkeypatch.setattr(vocabulary, "_said", {})
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     return tmp_path
 
 
@@ -159,7 +161,7 @@ def test_each_kind_in_a_notebook(outside: Path) -> None:
 
 
 def test_objects_of_ones_own_classes(outside: Path) -> None:
-    __import__("sys").path.insert(0, str(outside))
+    sys.path.insert(0, str(outside))
     mine = __import__("mine")
     model = flowdiff.load(Path(__file__).parent / "model" / "format_1" / "score_flow.ckpt")
     own = model.sample(2, sampler=mine.Halfway(4), schedule=mine.Steep(0.01, 20.0), quiet=True)

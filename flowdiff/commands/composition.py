@@ -7,10 +7,22 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.model.vocabulary import config_dir, folders
+from flowdiff.options import snake_case
 from flowdiff.runs.words import assignment
+
+
+def dataset_name(target: str) -> str:
+    """The file in conf/dataset that names this class, or the class's own name: `digits`."""
+    for file in sorted((config_dir() / "dataset").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
+            return file.stem
+    return snake_case(target.rpartition(".")[2])
+
+
+OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
 
 
 def compose(words: Sequence[str], config_name: str, folder: str | Path | None = None) -> DictConfig:

@@ -13,6 +13,7 @@ from flowdiff.commands import cli
 from flowdiff.commands.command_line import read_command_line, typed_words
 from flowdiff.commands.composition import compose, find_choices
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model.vocabulary import add_folder
 from flowdiff.runs import places
 from flowdiff.runs.words import read_word
 
@@ -63,6 +64,8 @@ def request_of(*words: str, config_dir: str | None = None) -> "TrainRequest":
         config_dir: a folder of configurations of one's own.
     """
     given = words if any(word.startswith("run_dir=") for word in words) else (*words, "run_dir=outputs/notebook")
+    if config_dir is not None:
+        add_folder(config_dir)
     return make_train_request(compose(given, "config", config_dir))[0]
 
 

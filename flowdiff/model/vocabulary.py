@@ -5,6 +5,7 @@ A stored configuration may name what these files name and nothing else (`model.s
 
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +19,7 @@ from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _further: dict[Path, None] = {}  # in the order in which they were told
+_said: dict[str, set[str]] = {}  # by group, the classes that the user has named without a file
 
 
 def config_dir() -> Path:
@@ -37,6 +39,8 @@ def folders() -> tuple[Path, ...]:
 def add_folder(folder: str | os.PathLike[str]) -> None:
     """From now on stored configurations may name what the YAML files of this folder name: the user said it.
 
+    Its classes are imported from the folder itself or from the folder that it is in, after all other places.
+
     Args:
         folder: laid out as conf/, one folder for a group.
 
@@ -47,6 +51,17 @@ def add_folder(folder: str | os.PathLike[str]) -> None:
     if not place.is_dir():
         raise ConfigError("config_dir", folder, "there is no such folder")
     _further.setdefault(place)
+    sys.path += [str(root) for root in (place, place.parent) if str(root) not in sys.path]
+
+
+def add_classes(config: Mapping[str, Any]) -> None:
+    """From now on in this process, stored configurations may name the classes of this one, each in its group.
+
+    Args:
+        config: nodes by group, which the user has typed, or whose objects they have made.
+    """
+    for group, node in config.items():
+        _said.setdefault(group, set()).update(_targets(node))
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,10 @@ class Vocabulary:
 
 
 def vocabulary() -> Vocabulary:
-    """Of `folders`."""
-    return _vocabulary(folders())
+    """Of `folders`, and of what `add_classes` was told."""
+    found = _vocabulary(folders())
+    said = {group: found.targets.get(group, frozenset()) | targets for group, targets in _said.items()}
+    return Vocabulary({**found.targets, **said}, found.interpolations)
 
 
 @functools.lru_cache(maxsize=8)
