@@ -29,7 +29,6 @@ def test_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
-    import subprocess
 
     if shutil.which("bash") is None:
         pytest.skip("no bash")
@@ -43,13 +42,6 @@ def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
     """
     done = subprocess.run(["bash", "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "flow.n_flows=", done.stderr
-
-
-def test_help_needs_no_torch(tmp_path: Path) -> None:
-
-    program = "import sys, flowdiff.train, flowdiff.commands.cli; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path)
-    assert done.returncode == 0
 
 
 def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -169,8 +169,8 @@ EVALUATE = {
     "metrics=[denoising] against=x.ckpt denoiser=sdxl": "against=x.ckpt: is one model, denoiser= another",
     "metrics=[denoising] denoiser=sdxl": "denoiser.path=null: must be the folder",
     "metrics=[denoising] denoiser=sdxl +denoiser.size=3": "denoiser.size=3: unknown key",
-    "metrics=[denoising] denoiser=score_flow": "denoiser=…: is made by training",
-    "metrics=[denoising] denoiser=unet": "denoiser=…: is made by training; …against=",
+    "metrics=[denoising] denoiser=score_flow": "denoiser…: is made by training",
+    "metrics=[denoising] denoiser=unet": "denoiser…: is made by training; …against=",
 }
 EXPORT = {
     "format=onnx": "format=onnx: must be one of safetensors, diffusers",

@@ -20,8 +20,9 @@ from flowdiff.report import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
 from tests.helpers.command_lines import Command
+from tests.helpers.configs import composed
 from tests.helpers.measured import measured
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.trained import checkpoint, edited
 
 
 def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

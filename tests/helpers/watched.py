@@ -33,8 +33,8 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
 from tests.helpers.command_lines import TINY
+from tests.helpers.configs import composed
 from tests.helpers.hostile import MARK
-from tests.helpers.trained import composed
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {"os.mkdir": 1, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1}

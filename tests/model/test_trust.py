@@ -31,10 +31,10 @@ from flowdiff.model.vocabulary import vocabulary
 from flowdiff.runs import places
 from flowdiff.samplers import masks
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
-from tests.helpers.configs import choices, node
+from tests.helpers.configs import choices, composed, node
 from tests.helpers.hostile import MARK, WORDS, Runs
 from tests.helpers.runs import train
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.trained import checkpoint, edited
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
 
