@@ -38,7 +38,7 @@ from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
 from flowdiff.runs.status import Status, to_log_file
-from flowdiff.runs.sweeps import standing
+from flowdiff.runs.sweeps import find_state
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -187,15 +187,15 @@ def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     for source in hydra_cfg.runtime.config_sources:
         if source.schema == "file" and os.path.isdir(source.path):
             add_folder(source.path)
-    if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
+    if sweeps.is_in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
         Interrupts.be_worker()
     folder = Path(hydra_cfg.runtime.output_dir)
     status = Status(folder, typed_words())
     try:
-        with lock.occupied(folder, exclusive) as killed:
+        with lock.occupy(folder, exclusive) as killed:
             return _attempt(task, cfg, hydra_cfg, status, killed)
     except lock.OtherJob as error:
-        return _failed(error, hydra_cfg, status, cfg)
+        return _report_failure(error, hydra_cfg, status, cfg)
     finally:
         _release_memory()
 
@@ -210,16 +210,16 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
             try:
                 result = None
                 _write_record(folder, cfg)
-                again = cfg.get(sweeps.KEY) is True or slurm.requeued(folder)
+                again = cfg.get(sweeps.KEY) is True or slurm.is_requeued(folder)
                 if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num, killed)):
                     status.write("running")
-                    if _sought(hydra_cfg) and cfg.get(search.KEY):
+                    if _is_sought(hydra_cfg) and cfg.get(search.KEY):
                         search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
-                    with signals.deferred():
+                    with signals.defer():
                         importlib.import_module("torch")
                     result = task(cfg)
                     status.write("done")
-                if _sought(hydra_cfg):
+                if _is_sought(hydra_cfg):
                     return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper)
                 return result
             except Exception as error:
@@ -231,7 +231,7 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
             interrupts.ignore()
             Interrupts.ended_worker = True
         status.write("interrupted", str(stop))
-        if interrupts.scheduled():
+        if interrupts.is_scheduled():
             slurm.make_room(stop.number)
             raise SystemExit(stop.exit_code) from None
         if Interrupts.in_worker:  # an exception would end the other workers before they have saved
@@ -241,10 +241,10 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
         status.write("interrupted", type(stop).__name__)
         raise
     except Exception as error:
-        return _failed(error, hydra_cfg, status, cfg)
+        return _report_failure(error, hydra_cfg, status, cfg)
 
 
-def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
+def _report_failure(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
     """Say what was wrong, and write it down where the folder is this job's own."""
     name = str(hydra_cfg.job.config_name)
     line = error_messages.explain(error, status.overrides, name, _plain(cfg))
@@ -257,8 +257,8 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
     said = f"job {hydra_cfg.job.num}: {reason}" if hydra_cfg.mode == RunMode.MULTIRUN else reason
     _say(said)
     failures.append(reason)
-    if _sought(hydra_cfg) and isinstance(error, NonFiniteError):
-        return search.worst(hydra_cfg.sweeper)
+    if _is_sought(hydra_cfg) and isinstance(error, NonFiniteError):
+        return search.worst_value(hydra_cfg.sweeper)
     if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
         raise JobFailed(said) from None
     if hydra_cfg.mode == RunMode.RUN and _is_of_words(error):
@@ -296,7 +296,7 @@ def _is_of_words(error: Exception) -> bool:
     return isinstance(error, FlowdiffError | OmegaConfBaseException) and not isinstance(error, lock.OtherJob)
 
 
-def _sought(hydra_cfg: Any) -> bool:
+def _is_sought(hydra_cfg: Any) -> bool:
     """Whether a search waits for the job's number."""
     return hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
 
@@ -315,7 +315,7 @@ def _write_record(folder: Path, cfg: DictConfig) -> None:
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
-    state, last = standing(folder, overrides, killed)
+    state, last = find_state(folder, overrides, killed)
     if last is not None:
         with open_dict(cfg):
             cfg.ckpt_path = str(last)

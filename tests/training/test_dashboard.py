@@ -246,16 +246,16 @@ def test_choices_are_called_by_their_files(config: Compose) -> None:
 def test_the_newest_sweep_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FlowdiffError, match="no sweep below multirun/ and no run below outputs/"):
-        dashboard.newest()
+        dashboard.find_newest()
     times = ("2026-01-02/09-00-00.0", "2026-01-01/23-00-00.0", "2026-01-03/01-00-00.0")
     for root, names in (("outputs", ("b",)), ("multirun", ("b", "a"))):
         for name, time in zip(names, times, strict=False):
             folder = Path(root, name, time, "0", "seed-1")
             folder.mkdir(parents=True)
             (folder / "events.out.tfevents.1").touch()
-        assert dashboard.newest() == Path(root, "b", times[0])
+        assert dashboard.find_newest() == Path(root, "b", times[0])
     Path("multirun", "c", times[2]).mkdir(parents=True)
-    assert dashboard.newest() == Path("multirun", "b", times[0]), "the last one has written nothing"
+    assert dashboard.find_newest() == Path("multirun", "b", times[0]), "the last one has written nothing"
     ran: list[list[str]] = []
     monkeypatch.setattr(dashboard.os, "execv", lambda program, words: ran.append(words))
     dashboard.main(["--", "--port", "6007"])
