@@ -12,7 +12,6 @@ import gc
 import importlib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -29,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, help_texts, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps, tab_completion
 from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
@@ -64,7 +63,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         config_name: of conf/.
         exclusive: whether a job keeps other processes from its folder (`runs.lock`).
     """
-    _complete(sys.argv[1:])
+    tab_completion.answer(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
     words: list[str] = []
     job = functools.partial(_job, task, exclusive)
@@ -153,30 +152,6 @@ def _arrange(arguments: list[str]) -> list[str]:
 
 def _refuse(message: str) -> NoReturn:
     raise FlowdiffError(f"{message}; --help says more")
-
-
-COMPLETION = """\
-flowdiff_completion() {
-    local words=($COMP_LINE)
-    if [ "${words[1]}" == "-m" ] && [[ "${words[2]}" == flowdiff.* ]]; then
-        local choices=$(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT ${words[0]} -m ${words[2]} -sc query=bash)
-        COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "${words[$COMP_CWORD]}"))
-    fi
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F flowdiff_completion python python3
-"""
-
-
-def _complete(words: list[str]) -> None:
-    """Hydra's tab completion knows scripts, but not `python -m`: its rule for bash is given here, and the
-    line
-    to complete is put into the form that it reads."""
-    if {"-sc", "--shell_completion"} & set(words) and "install=bash" in words:
-        print(COMPLETION)
-        sys.exit(0)
-    line = os.environ.get("COMP_LINE", "")
-    os.environ["COMP_LINE"] = re.sub(r"^\S*python\S* -m flowdiff\.\w+", "flowdiff", line)
 
 
 def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:

@@ -52,3 +52,12 @@ def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch,
     (package / "conf" / "config.yaml").touch()
     monkeypatch.setattr(vocabulary, "__file__", str(package / "model" / "vocabulary.py"))
     assert config_dir() == package / "conf"
+
+
+def test_the_package_lists_its_commands() -> None:
+    """`python -m flowdiff` names each file beside it that starts a command."""
+    done = subprocess.run([sys.executable, "-m", "flowdiff"], capture_output=True, text=True, env=environment())
+    package = Path(vocabulary.__file__).parent.parent
+    starts = {file.stem for file in package.glob("*.py") if "import main" in file.read_text()}
+    assert len(starts) == 6
+    assert starts == {line.split("python -m flowdiff.")[1].split()[0] for line in done.stdout.splitlines()[:-1]}
