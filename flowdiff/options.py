@@ -18,13 +18,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from flowdiff.errors import ConfigError, spell
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Member = TypeVar("Member")
 Product = TypeVar("Product")
 MANY = 10**12  # without end, but for numbers that no machine counts to
 
@@ -277,9 +275,3 @@ CHECKED = (Annotated, Literal, types.UnionType, typing.Union)
 def snake_case(name: str) -> str:
     """`TwoMoons` to `two_moons`, `Dpmpp2mSde` to `dpmpp_2m_sde`."""
     return re.sub(r"(?<=.)([A-Z]|(?<!\d)\d)", r"_\1", name).lower()
-
-
-def classes_of(module: ModuleType, base: type[Member]) -> dict[str, type[Member]]:
-    """The subclasses of `base` in a module, by name."""
-    found = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c is not base)
-    return {snake_case(c.__name__): c for c in found}

@@ -8,26 +8,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flowdiff.model.vocabulary import config_dir
 from tests.helpers import forked
 from tests.helpers.command_lines import TINY, Compose, environment
+from tests.helpers.configs import composed
 
 torch.set_num_threads(1)
 os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-"))  # the user's own stays as it is
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is fast comes first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
     """`config("flow=linear", tiny=False, run_dir=…)`: the composed default configuration with these words."""
 
-    def composed(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return compose("config", overrides=[f"run_dir={run_dir}", *(TINY if tiny else ()), *words])
+    def tried(*words: str, tiny: bool = True, run_dir: Path = tmp_path / "run") -> DictConfig:
+        return composed("config", f"run_dir={run_dir}", *(TINY if tiny else ()), *words)
 
-    return composed
+    return tried
 
 
 @pytest.fixture

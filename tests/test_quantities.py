@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -16,19 +15,18 @@ from flowdiff.data.digits import Digits
 from flowdiff.data.toy import Toy
 from flowdiff.metrics.base import Evaluand, Metric, Result, declared, measure
 from flowdiff.model import api
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.quantities import Quantity, from_entries, resolved
 from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
+from tests.helpers.configs import choices, composed
 from tests.helpers.trained import checkpoint
 
-CHOICES = sorted(file.stem for file in (config_dir() / "metrics").glob("*.yaml"))
+CHOICES = choices("metrics")
 
 
 def chosen(name: str, **settings: Any) -> Metric:
     """The metric of conf/metrics/<name>.yaml, with these settings in place of its own."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        (entry,) = compose(f"metrics/{name}").metrics.values()
+    (entry,) = composed(f"metrics/{name}").metrics.values()
     plain = {key: settings.get(key, value) for key, value in OmegaConf.to_container(entry).items()}
     return instantiate(plain, _convert_="all")
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+
+from tests.helpers.configs import composed
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,8 +80,7 @@ def test_the_commands_compose(command: str) -> None:
     words = words[words.index("flowdiff.train") + 1 :]
     sweep = "--multirun" in words
     overrides = [w.split(",")[0] if sweep else w for w in words if not w.startswith("--")]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose("config", overrides=overrides)
+    assert composed("config", *overrides)
 
 
 def test_pictures_and_links_exist() -> None:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flowdiff.commands.composition import choices
 from flowdiff.commands.train import request_of
 from flowdiff.model.requests import spell_out
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import files_of
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
 
@@ -29,4 +28,4 @@ def plain_config(words: Sequence[str]) -> dict[str, Any]:
 
 def flow_names() -> list[str]:
     """The choices of conf/flow."""
-    return choices("flow", config_dir())
+    return list(files_of("flow"))

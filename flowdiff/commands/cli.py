@@ -29,12 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps
 from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
 from flowdiff.model.vocabulary import add_folder, config_dir
-from flowdiff.options import snake_case
 from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
@@ -53,15 +52,8 @@ class JobFailed(Exception):
     """A job failed in another process and has said so itself. The message is the line that was printed."""
 
 
-def dataset_name(target: str) -> str:
-    """The file in conf/dataset that names this class, or the class's own name: `digits`."""
-    for file in sorted((config_dir() / "dataset").glob("*.yaml")):
-        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
-            return file.stem
-    return snake_case(target.rpartition(".")[2])
-
-
-OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
+OmegaConf.register_new_resolver("choices", help_texts.describe_choices, replace=True)
+OmegaConf.register_new_resolver("groups", help_texts.list_groups, replace=True)
 
 
 def run(task: Task, config_name: str = "config", exclusive: bool = False) -> None:
@@ -135,6 +127,8 @@ def _arrange(arguments: list[str]) -> list[str]:
         found, rest = parser.parse_known_args(arguments[1:])
     except argparse.ArgumentError as error:
         _refuse(str(error))
+    if found.config_dir:
+        add_folder(found.config_dir)  # now: what is wrong with the words is said of it too
     if found.resolve and not (found.cfg or found.help):
         _refuse("--resolve goes with --cfg")
     if sum(map(bool, (found.run, found.multirun, found.cfg, found.help, found.hydra_help, found.info))) > 1:

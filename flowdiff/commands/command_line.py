@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,32 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from flowdiff.commands.composition import read_choices
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import varied
-from flowdiff.runs.words import assignment
+from flowdiff.runs.words import assignment, list_swept
 
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn")
 NOT_THEIRS = ("hydra.", "hydra/", "resume_sweep=", "ckpt_path=", "resume=", "run_dir=")
 
 
-def read_command_line(words: Sequence[str] | None = None, source: dict[str, Any] | None = None) -> CommandLine:
+def read_command_line(
+    words: Sequence[str] | None = None, source: dict[str, Any] | None = None, choices: Mapping[str, str] | None = None
+) -> CommandLine:
     """That of Hydra's job; without one, what is given.
 
     Args:
         words: in place of those that were typed.
         source: the configuration before its interpolations are resolved.
+        choices: those that `words` lead to.
     """
     if not HydraConfig.initialized():
-        return CommandLine(words=tuple(words or ()), source=source)
+        return CommandLine(words=tuple(words or ()), source=source, choices=choices or {})
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     return CommandLine(
         words=tuple(typed_words() if words is None else words),
         source=source,
-        choices={str(group): str(choice) for group, choice in hydra.runtime.choices.items() if choice is not None},
+        choices=read_choices(hydra) if choices is None else choices,
         swept=swept_keys() if in_sweep else {},
         config_dir=given_config_dir(),
         launcher=str(hydra.launcher.get("_target_")).rpartition(".")[2] if in_sweep else None,
@@ -61,7 +64,7 @@ def swept_keys() -> dict[str, list[str]]:
     hydra = HydraConfig.get()
     words = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     file = Path(hydra.runtime.cwd, hydra.sweep.dir, "multirun.yaml")
-    return varied([*words, *(OmegaConf.load(file).hydra.overrides.task if file.is_file() else [])])
+    return list_swept([*words, *(OmegaConf.load(file).hydra.overrides.task if file.is_file() else [])])
 
 
 def given_config_dir() -> str | None:

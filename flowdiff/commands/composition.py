@@ -2,14 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import config_dir, folders
+from flowdiff.options import snake_case
+from flowdiff.runs.words import assignment
+
+
+def dataset_name(target: str) -> str:
+    """The file in conf/dataset that names this class, or the class's own name: `digits`."""
+    for file in sorted((config_dir() / "dataset").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(file), "_target_") == target:
+            return file.stem
+    return snake_case(target.rpartition(".")[2])
+
+
+OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
 
 
 def compose(words: Sequence[str], config_name: str, folder: str | Path | None = None) -> DictConfig:
@@ -18,25 +31,31 @@ def compose(words: Sequence[str], config_name: str, folder: str | Path | None = 
     Args:
         words: of a command line.
         config_name: of conf/.
-        folder: of configurations of the user's own; None: the one that Hydra's job was given, if there is one.
+        folder: of configurations of the user's own, beside those that are known (`model.vocabulary.folders`).
     """
+    return _compose(words, config_name, folder, with_hydra=False)
+
+
+def find_choices(words: Sequence[str], config_name: str) -> dict[str, str]:
+    """The choice of each group that the words of a command line lead to, as `flow` to `coupling`."""
+    return read_choices(_compose(words, config_name, None, with_hydra=True).hydra)
+
+
+def read_choices(hydra_cfg: Any) -> dict[str, str]:
+    """The choice of each group that Hydra's own node says; groups without one are left out."""
+    return {str(group): str(choice) for group, choice in hydra_cfg.runtime.choices.items() if choice is not None}
+
+
+def _compose(words: Sequence[str], config_name: str, folder: str | Path | None, with_hydra: bool) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose(config_name, overrides=list(words))
-    own = [] if folder is None else [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
+        return hydra.compose(config_name, overrides=list(words), return_hydra_config=with_hydra)
+    further = dict.fromkeys([*folders()[1:], *([] if folder is None else [Path(folder).absolute()])])
+    places = [assignment("", f"file://{place}")[1:] for place in further]
+    own = [f"hydra.searchpath=[{','.join(places)}]"] if places else []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return hydra.compose(config_name, overrides=[*own, *words])
+        return hydra.compose(config_name, overrides=[*own, *words], return_hydra_config=with_hydra)
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """The words of a command line as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def is_choice(override: Override, config_dir: Path) -> bool:
+def is_choice(override: Override) -> bool:
     """Whether it chooses from a group (`flow=linear`) instead of setting a key."""
-    return bool(override.key_or_group) and (config_dir / override.key_or_group).is_dir()
-
-
-def choices(group: str, config_dir: Path) -> list[str]:
-    """The names of the YAML files of a group."""
-    return sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
+    return bool(override.key_or_group) and any((folder / override.key_or_group).is_dir() for folder in folders())

@@ -21,10 +21,11 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands.composition import choices, compose, is_choice, parse
+from flowdiff.commands.composition import compose, is_choice
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.model.configuration import leaves
-from flowdiff.runs.words import override
+from flowdiff.model.vocabulary import files_of
+from flowdiff.runs.words import override, parse, read_word
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 UNFIT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -132,16 +133,16 @@ def _unreadable(word: str) -> str:
 
 def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
-    parsed = parse(overrides)
-    ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o, config_dir))
+    parsed = [parse(word) for word in overrides]
+    ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o))
     words = [str(o.input_line) for o in ordered]
     for count in range(1, len(words) + 1):
         try:
             compose(words[:count], config_name)
         except Exception as error:
             word, override = words[count - 1], ordered[count - 1]
-            if is_choice(override, config_dir):
-                return f"{word}: must be one of {', '.join(choices(override.key_or_group, config_dir))}"
+            if is_choice(override):
+                return f"{word}: must be one of {', '.join(files_of(override.key_or_group))}"
             return f"{word}: {one_line(error.__cause__ or error)}"
     return None
 
@@ -164,10 +165,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], config_dir: Path) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = error.options or choices(group, config_dir)  # none for a list
+    options = error.options or list(files_of(group))  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if o.split("=")[0].lstrip("+~") == group and choice in o), None)
+    typed = next((o for o in overrides if read_word(o).key == group and choice in o), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
         return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
@@ -180,7 +181,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
 def _unknown_key(
     error: ConfigCompositionException, overrides: Sequence[str], config_dir: Path, config_name: str
 ) -> str:
-    parsed = parse(overrides)
+    parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
         key, _, value = str(several.input_line).partition("=")
@@ -194,12 +195,12 @@ def _unknown_key(
     value = bad.input_line.partition("=")[2]
     if bad.key_or_group in ELSEWHERE:
         return f"{bad.input_line}: unknown key; {ELSEWHERE[name].format(value)}"
-    if is_choice(bad, config_dir):
-        return f"{bad.input_line}: must be one of {', '.join(choices(bad.key_or_group, config_dir))}"
+    if is_choice(bad):
+        return f"{bad.input_line}: must be one of {', '.join(files_of(bad.key_or_group))}"
     if parent.split(".")[0] == "hydra":
         return f"{bad.input_line}: unknown key of Hydra's; --cfg hydra prints those that there are"
     try:
-        others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o, config_dir)]
+        others = [o.input_line for o in parsed if o is not bad and o.input_line and is_choice(o)]
         cfg = compose(others, config_name)
         while parent and not isinstance(OmegaConf.select(cfg, parent), DictConfig):
             parent, _, name = parent.rpartition(".")

@@ -20,12 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands import stored_words
 from flowdiff.commands.command_line import given_config_dir
-from flowdiff.commands.composition import compose
+from flowdiff.commands.composition import compose, is_choice
 from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
 from flowdiff.files import expand_user
 from flowdiff.model import checkpoint, safe_construction, seal
 from flowdiff.model.facts import about
+from flowdiff.runs.words import read_word
 
 OF_THIS_RUN = ("ckpt_path", "resume", "run_dir", "resume_sweep")
 WRITTEN = ("callbacks", "logger", "trainer.default_root_dir")  # where a run writes: what is outside in these
@@ -55,8 +56,8 @@ def resume(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
         why = f"its command line doesn't fit the choices in conf/: {one_line(error)}"
         raise about(path, FlowdiffError(why)) from error
-    keys = {word.split("=")[0].lstrip("+~") for word in overrides}
-    kept = [word for word in old if word.split("=")[0].lstrip("+~") not in keys]
+    keys = {read_word(word).key for word in overrides}
+    kept = [word for word in old if read_word(word).key not in keys]
     theirs = _compose([*kept, *overrides])
     merged = _merge(theirs, base, entry.get("source", entry["config"]), base, own, "")
     if not own and "metrics" not in keys:
@@ -73,7 +74,7 @@ def _follow(stored: list[str], own: bool) -> tuple[list[str], dict[str, Any]]:
     left: list[str] = []
     for override in read:
         key, outside = override.key_or_group, stored_words.goes_outside(override, whole)
-        follow = not outside or (own and not (key.startswith(WRITTEN) and not stored_words.is_choice(override)))
+        follow = not outside or (own and not (key.startswith(WRITTEN) and not is_choice(override)))
         (kept if follow else left).append(str(override.input_line))
     if left:
         what = "is only what the checkpoint says and not followed; type it again if it is right"

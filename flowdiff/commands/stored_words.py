@@ -8,17 +8,17 @@ is told apart, for the caller to follow or to leave out.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
 from flowdiff import options
-from flowdiff.commands.composition import parse
+from flowdiff.commands.composition import is_choice
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.model import configuration, safe_construction
 from flowdiff.model.facts import LENGTH, is_text, values
-from flowdiff.model.vocabulary import choice_of, folders, has_choice, vocabulary
+from flowdiff.model.vocabulary import choice_of, has_choice, vocabulary
+from flowdiff.runs.words import parse
 from flowdiff.training.outside import TRAINER, USUAL
 
 LETTERS = 32_768  # of all words together
@@ -44,7 +44,7 @@ def _read(word: str) -> Override:
     if not is_text(word, LENGTH) or _depth(word) > NESTED:
         raise _refused(word, "not a plain word")
     try:
-        (override,) = parse([word])
+        override = parse(word)
         value = None if override.is_delete() and override.value_type is None else override.value()
     except Exception as error:  # the grammar's, or of a function in it
         raise _refused(word, "not understood") from error
@@ -88,11 +88,6 @@ def _is_plain(value: Any, depth: int) -> bool:
         names = all(isinstance(key, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]*", key) for key in value)
         return depth < 4 and names and all(_is_plain(each, depth + 1) for each in value.values())
     return isinstance(value, bool | int | float | None)
-
-
-def is_choice(override: Override) -> bool:
-    """Whether it chooses from a group of conf/, or of a folder that the user's command line adds."""
-    return any((folder / Path(override.key_or_group)).is_dir() for folder in folders())
 
 
 # -- what is outside of the run ---------------------------------------------------------------------------

@@ -15,14 +15,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff.commands.composition import compose, parse
+from flowdiff.commands.composition import compose
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.files import read_yaml
 from flowdiff.runs import lock
 from flowdiff.runs.interrupts import Interrupts
 from flowdiff.runs.lock import OtherJob
 from flowdiff.runs.sweeps import KEY, essential
-from flowdiff.runs.words import assignment
+from flowdiff.runs.words import assignment, read_word
 
 held = contextlib.ExitStack()  # the lock of the sweep that this process runs, until the command ends
 
@@ -68,7 +68,7 @@ def wanted(words: Sequence[str]) -> bool:
 
 def started_by(words: Sequence[str], config_dir: Path, config_name: str, root: Path = Path("multirun")) -> Path | None:
     """The folder of the newest sweep below `root` with the same essential words; None if there is none."""
-    single = [o.input_line for o in parse(words) if not o.is_sweep_override() and o.input_line]
+    single = [word for word in words if read_word(word).swept is None]
     name = str(compose(single, config_name).name)
     stored = sorted((root / name).glob("*/*/multirun.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in stored:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig, open_dict
 
 from flowdiff.commands import cli
 from flowdiff.commands.command_line import read_command_line, typed_words
-from flowdiff.commands.composition import compose
+from flowdiff.commands.composition import compose, find_choices
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model.vocabulary import add_folder
 from flowdiff.runs import places
+from flowdiff.runs.words import read_word
 
 if TYPE_CHECKING:
     from flowdiff.training.request import TrainRequest
@@ -25,15 +26,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from flowdiff.commands import resume
     from flowdiff.training import run
 
-    path, words, content = resume.find_checkpoint(cfg), typed_words(), None
+    path, words = resume.find_checkpoint(cfg), typed_words()
+    content, choices = None, None
     if path:
         places.check_links(cfg.run_dir)
         with open_dict(cfg):
             cfg.ckpt_path = path
-        typed = [word for word in words if word.split("=")[0] not in ("ckpt_path", "resume")]
+        typed = [word for word in words if read_word(word).key not in ("ckpt_path", "resume")]
         cfg, words, content = resume.resume(cfg, typed)
+        choices = find_choices(words, "config")
     request, source = make_train_request(cfg)
-    return run.train(request, read_command_line(words, source), content)
+    return run.train(request, read_command_line(words, source, choices), content)
 
 
 def make_train_request(cfg: DictConfig) -> "tuple[TrainRequest, dict[str, Any]]":

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowdiff.options import snake_case
+
 
 class Distribution:
     """A distribution in the plane.
@@ -198,3 +200,11 @@ class Pinwheel(Distribution):
         square = ((along - self.offset) / self.length).square() + (across / self.noise).square()
         constant = math.log(2 * math.pi * self.length * self.noise * 5)
         return torch.logsumexp(-square / 2, dim=1) - constant
+
+
+#: Each by its name in a configuration: `two_moons`.
+DISTRIBUTIONS: dict[str, type[Distribution]] = {
+    snake_case(name): c
+    for name, c in list(globals().items())
+    if isinstance(c, type) and issubclass(c, Distribution) and c not in (Distribution, Curve)
+}

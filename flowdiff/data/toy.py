@@ -5,13 +5,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flowdiff.data import distributions
 from flowdiff.data.base import ImageData, Split
-from flowdiff.data.distributions import Curve, Distribution
+from flowdiff.data.distributions import DISTRIBUTIONS
 from flowdiff.errors import ConfigError
-from flowdiff.options import Count, Positive, Range, Seed, Workers, checked, classes_of
-
-DISTRIBUTIONS = {name: c for name, c in classes_of(distributions, Distribution).items() if c is not Curve}
+from flowdiff.options import Count, Positive, Range, Seed, Workers, checked
 
 
 class Toy(ImageData):

@@ -11,35 +11,24 @@ denoiser.latent(x, sigma, labels)        z of the flow; denoiser.inverse(z, sigm
 """
 
 import functools
-import inspect
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff import samplers
-from flowdiff.data.first_stage import FirstStage, Identity, posterior_sample
+from flowdiff.data.first_stage import FirstStage, posterior_sample
 from flowdiff.data.labels import Labels, resolve_labels
 from flowdiff.data.quantise import centres, from_uint8, to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, at_least, spell
-from flowdiff.model import checkpoint, safe_construction
+from flowdiff.errors import ConfigError, FlowdiffError, at_least
+from flowdiff.model import checkpoint, inputs
 from flowdiff.model.checkpoint import Facts
-from flowdiff.model.construction import from_config
-from flowdiff.model.inputs import (
-    Array,
-    Classes,
-    Numbers,
-    as_floats,
-    as_labels,
-    as_samples,
-    as_sigma,
-    listed_seeds,
-    whole,
-)
+from flowdiff.model.construction import find_choice, from_config
+from flowdiff.model.first_stage import open_first_stage
+from flowdiff.model.inputs import Array, Classes, Numbers
 from flowdiff.model.vocabulary import add_folder
-from flowdiff.options import classes_of
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
 from flowdiff.samplers.completion import complete, first_seeds
@@ -47,6 +36,25 @@ from flowdiff.samplers.conditional import BlockMean, Known, Mask
 from flowdiff.samplers.masks import missing_pixels
 
 SHOWN = ("config", "shape", "levels", "class_names", "data", "weights", "own")  # of the facts, on the model itself
+
+
+class Sampling(TypedDict, total=False):
+    """How samples are drawn; what is left out or None is the training configuration's.
+
+    Attributes:
+        schedule: a name (see conf/schedule) or a `Schedule`.
+        num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: numbers in place of the configuration's.
+        batch_size, tile: see `samplers.batched.BatchedSampler`.
+    """
+
+    schedule: str | schedules.Schedule | None
+    num_steps: int | None
+    sigma_min: float | None
+    sigma_max: float | None
+    sigma_start: float | None
+    guidance_scale: float | None
+    batch_size: int
+    tile: int | None
 
 
 class Model(nn.Module):
@@ -86,26 +94,8 @@ class Model(nn.Module):
 
     @functools.cached_property
     def first_stage(self) -> FirstStage:
-        """What encodes images to the model's latents and decodes these; of a model of pixels the identity.
-
-        Raises:
-            FlowdiffError: the autoencoder is not where it was in training, or is another one; or it is not said where,
-                and the checkpoint is another user's.
-        """
-        if self.facts.first_stage is None:
-            return Identity()
-        config: dict[str, Any] = self.config.get("first_stage") or {}
-        stored = config.get("path")
-        path = self._first_stage_path or (stored if self.facts.own else None)
-        if path is None:
-            where = f"{spell(str(stored))} is only what the checkpoint says, which is not followed"
-            raise ConfigError("first_stage.path", "null", f"give the autoencoder's folder ({where})")
-        if self._first_stage_path is not None or not self.facts.own:
-            config = safe_construction.without_outside("first_stage", config)
-        found: FirstStage = safe_construction.build("first_stage", {**config, "path": path}, outside=True)
-        if found.fingerprint != self.facts.first_stage["sha256"]:
-            raise ConfigError("first_stage.path", path, "not the autoencoder that this model was trained with")
-        return found
+        """What encodes images to the model's latents and decodes these (`model.first_stage`)."""
+        return open_first_stage(self.facts, self._first_stage_path)
 
     def encode(self, x: Tensor, seed: int = 0) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to samples of their latents (B, *shape); of a model of pixels x itself."""
@@ -169,17 +159,10 @@ class Model(nn.Module):
         labels: Labels = "balanced",
         sampler: str | samplers.Sampler | None = None,
         *,
-        schedule: str | schedules.Schedule | None = None,
-        num_steps: int | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        sigma_start: float | None = None,
-        guidance_scale: float | None = None,
         seed: int = 0,
         seeds: Iterable[int] | None = None,
-        batch_size: int = 256,
-        tile: int | None = None,
         quiet: bool = False,
+        **how: Unpack[Sampling],
     ) -> Tensor:
         """`n` samples, each a function of its own seed and label.
 
@@ -188,31 +171,19 @@ class Model(nn.Module):
             labels: `"balanced"` (0..K-1 in turn), one class, its number or its name (`"cat"`; `class_names`), a
                 list of them, or None: the null class.
             sampler: a name (heun, ancestral, dpmpp_2m, mala, inversion_denoise, …: see conf/sampler), a `Sampler`,
-                or None: the one of the training configuration. Likewise `schedule`.
-            num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: None keeps the configuration's.
+                or None: the one of the training configuration.
             seed: sample i has the seed `seed + i`.
             seeds: n seeds in place of those.
-            batch_size, tile: see `samplers.batched.BatchedSampler`.
             quiet: no progress.
+            how: schedule, num_steps, sigma_min, sigma_max, sigma_start, guidance_scale, batch_size, tile: `Sampling`.
 
         Returns:
             (n, *shape) on the CPU; images lie in [-1, 1].
         """
-        n, seed = whole("n", n, 1), whole("seed", seed, 0)
-        batched = self.batched(
-            sampler,
-            schedule=schedule,
-            num_steps=num_steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            sigma_start=sigma_start,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-            tile=tile,
-        )
-        chosen = seeds_from(seed, n) if seeds is None else listed_seeds(seeds, n)
+        n, seed = inputs.whole("n", n, 1), inputs.whole("seed", seed, 0)
+        chosen = seeds_from(seed, n) if seeds is None else inputs.listed_seeds(seeds, n)
         classes = resolve_labels(labels, n, self.num_classes, "labels", self.class_names)
-        return batched.draw(classes, chosen, quiet=quiet).x
+        return self.batched(sampler, **how).draw(classes, chosen, quiet=quiet).x
 
     def inpaint(
         self,
@@ -243,7 +214,7 @@ class Model(nn.Module):
         Returns:
             (n, completions, C, H, W) on the CPU; the pixels that were not missing are those of x.
         """
-        x = as_floats("x", x)
+        x = inputs.as_floats("x", x)
         self._need_images(x, self.shape)
         at_least("completions", completions, 1)
         if isinstance(mask, Tensor):
@@ -272,7 +243,7 @@ class Model(nn.Module):
         Returns:
             (n, completions, C, H, W) on the CPU; the means of their f x f blocks are x.
         """
-        x = as_floats("x", x)
+        x = inputs.as_floats("x", x)
         factor = max(self.shape[-1] // max(x.shape[-1], 1), 2)
         self._need_images(x, (self.shape[0], *(size // factor for size in self.shape[1:])))
         at_least("completions", completions, 1)
@@ -296,34 +267,17 @@ class Model(nn.Module):
         done = complete(how, known, x.cpu(), classes, completions, seed, n_corrector, quiet=quiet)
         return done.drawn.x.unflatten(0, (len(x), completions))
 
-    def batched(
-        self,
-        sampler: str | samplers.Sampler | None = None,
-        *,
-        schedule: str | schedules.Schedule | None = None,
-        num_steps: int | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        sigma_start: float | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int = 256,
-        tile: int | None = None,
-    ) -> BatchedSampler:
+    def batched(self, sampler: str | samplers.Sampler | None = None, **how: Unpack[Sampling]) -> BatchedSampler:
         """The sampler that `sample` draws with; arguments as there."""
-        config = dict(self.config)
-        settings: dict[str, Any] = {
-            "num_steps": num_steps,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "sigma_start": sigma_start,
-            "guidance_scale": guidance_scale,
-        }
-        known = {k: config.get(k) if v is None else v for k, v in settings.items()}
-        if sampler is not None:
-            config["sampler"] = _by_name("sampler", samplers, samplers.Sampler, sampler, known)
-        if schedule is not None:
-            config["schedule"] = _by_name("schedule", schedules, schedules.Schedule, schedule, known)
-        return from_config(self.denoiser, config, self.levels is not None, batch_size, tile, **settings)
+        config, settings = dict(self.config), dict(how)
+        given = (
+            ("sampler", sampler, samplers.Sampler),
+            ("schedule", settings.pop("schedule", None), schedules.Schedule),
+        )
+        for group, chosen, kind in given:
+            if chosen is not None:
+                config[group] = chosen if isinstance(chosen, kind) else find_choice(group, chosen, config)
+        return from_config(self.denoiser, config, self.levels is not None, **cast(Any, settings))
 
     def from_uint8(self, images: Array) -> Tensor:
         """Bytes of images to the middles of their levels' bins in [-1, 1], the same shape: what `denoise` takes.
@@ -340,7 +294,7 @@ class Model(nn.Module):
 
     def to_uint8(self, x: Array) -> Tensor:
         """Images in [-1, 1] to bytes of the same shape, by way of the data's levels; latents are decoded."""
-        x = as_floats("x", x)
+        x = inputs.as_floats("x", x)
         if self.facts.first_stage is not None:
             return self.first_stage.to_uint8(x, int(self.facts.first_stage["levels"]))
         if self.levels is None:
@@ -352,10 +306,10 @@ class Model(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """x as it was given, then x, σ and the classes as the network computes with them."""
         like = next(self.parameters())
-        given = as_floats(name, x)
-        points = as_samples(name, given, self.shape, like)
-        classes = as_labels(labels, points, self.num_classes, self.class_names)
-        return given, points, as_sigma(sigma, points), classes
+        given = inputs.as_floats(name, x)
+        points = inputs.as_samples(name, given, self.shape, like)
+        classes = inputs.as_labels(labels, points, self.num_classes, self.class_names)
+        return given, points, inputs.as_sigma(sigma, points), classes
 
     def _need_images(self, x: Tensor, shape: tuple[int, ...]) -> None:
         if self.levels is None:
@@ -389,15 +343,3 @@ def load(
     if config_dir is not None:
         add_folder(config_dir)
     return Model(*checkpoint.load(path, weights), first_stage).to(device)
-
-
-def _by_name(key: str, module: Any, base: type, name: object, settings: dict[str, Any]) -> Any:
-    """The object of the class that conf/ calls `name`; one that is given stays what it is."""
-    if isinstance(name, base):
-        return name
-    classes: dict[str, type] = classes_of(module, base)
-    if name not in classes:
-        raise ConfigError(key, name, f"must be one of {', '.join(sorted(classes))}")
-    found = classes[str(name)]
-    accepted = inspect.signature(found).parameters
-    return found(**{k: v for k, v in settings.items() if k in accepted})

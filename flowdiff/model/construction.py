@@ -15,6 +15,7 @@ from typing import Any, cast
 from flowdiff.errors import ConfigError, FlowdiffError, at_least, one_line
 from flowdiff.model import safe_construction
 from flowdiff.model.configuration import RESERVED
+from flowdiff.model.vocabulary import choice_of, files_of
 from flowdiff.options import Product, Recipe
 from flowdiff.samplers.batched import BatchedSampler
 
@@ -125,7 +126,13 @@ def from_config(
         batch_size, tile: see `BatchedSampler`.
         settings: `num_steps`, `sigma_min`, `sigma_max`, `sigma_start`, `guidance_scale` in place of
             the configuration's; None keeps the configuration's.
+
+    Raises:
+        TypeError: another setting.
     """
+    unknown = settings.keys() - {*SETTINGS, "guidance_scale"}
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {min(unknown)}")
     given = {key: value for key, value in settings.items() if value is not None}
     if "num_steps" in given:
         at_least("num_steps", given["num_steps"], 1)
@@ -146,3 +153,22 @@ def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
         return config
     wanted = {name: given.get(name, value) if name in SETTINGS else value for name, value in config.items()}
     return safe_construction.build(key, wanted)
+
+
+def find_choice(group: str, choice: object, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a choice of a group stands for; what its file takes from the whole, as `${num_steps}`, is
+    that of `config`.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    files = files_of(group)
+    if str(choice) not in files:
+        raise ConfigError(group, choice, f"must be one of {', '.join(files)}")
+    content = choice_of(group, str(choice))
+    if not isinstance(content, Mapping):
+        raise ConfigError(group, choice, f"{files[str(choice)]} describes no {group}")
+    return {
+        name: config.get(value[2:-1]) if isinstance(value, str) and value.startswith("${") else value
+        for name, value in content.items()
+    }

@@ -5,6 +5,7 @@ A stored configuration may name what these files name and nothing else (`model.s
 
 import functools
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,9 +15,11 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import ConfigError
+from flowdiff.options import snake_case
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _further: dict[Path, None] = {}  # in the order in which they were told
+_said: dict[str, set[str]] = {}  # by group, the classes that the user has named without a file
 
 
 def config_dir() -> Path:
@@ -36,6 +39,8 @@ def folders() -> tuple[Path, ...]:
 def add_folder(folder: str | os.PathLike[str]) -> None:
     """From now on stored configurations may name what the YAML files of this folder name: the user said it.
 
+    Its classes are imported from the folder itself or from the folder that it is in, after all other places.
+
     Args:
         folder: laid out as conf/, one folder for a group.
 
@@ -46,6 +51,17 @@ def add_folder(folder: str | os.PathLike[str]) -> None:
     if not place.is_dir():
         raise ConfigError("config_dir", folder, "there is no such folder")
     _further.setdefault(place)
+    sys.path += [str(root) for root in (place, place.parent) if str(root) not in sys.path]
+
+
+def add_classes(config: Mapping[str, Any]) -> None:
+    """From now on in this process, stored configurations may name the classes of this one, each in its group.
+
+    Args:
+        config: nodes by group, which the user has typed, or whose objects they have made.
+    """
+    for group, node in config.items():
+        _said.setdefault(group, set()).update(_targets(node))
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,10 @@ class Vocabulary:
 
 
 def vocabulary() -> Vocabulary:
-    """Of `folders`."""
-    return _vocabulary(folders())
+    """Of `folders`, and of what `add_classes` was told."""
+    found = _vocabulary(folders())
+    said = {group: found.targets.get(group, frozenset()) | targets for group, targets in _said.items()}
+    return Vocabulary({**found.targets, **said}, found.interpolations)
 
 
 @functools.lru_cache(maxsize=8)
@@ -149,3 +167,36 @@ def choice_of(group: str, choice: str) -> Any:
         if file.is_file():
             return content_of(file)
     return None
+
+
+def files_of(group: str) -> dict[str, Path]:
+    """The YAML files of a group by the names of its choices (`heun`, `ablation/grid`); {} where there is no such group.
+
+    Of two files of one name that of the first of `folders` counts, as it does for Hydra.
+    """
+    found: dict[str, Path] = {}
+    for place in folders():
+        for file in place.joinpath(group).rglob("*.yaml"):
+            found.setdefault(file.relative_to(place / group).with_suffix("").as_posix(), file)
+    return dict(sorted(found.items()))
+
+
+def choice_that_builds(group: str, target: str, chosen: str | None = None) -> str:
+    """What a class is called in a group: `coupling`, the choice whose file names `flowdiff.flows.CouplingFlow`.
+
+    Args:
+        group: of conf/.
+        target: the class, as `_target_` names it.
+        chosen: the choice that was made, as far as it is known; it counts where its file names the class.
+
+    Returns:
+        The choice; where no file names the class, or several do, the class's own name, `coupling_flow`.
+    """
+    names = [name for name in files_of(group) if _target_of(choice_of(group, name)) == target]
+    if chosen in names:
+        return str(chosen)
+    return names[0] if len(names) == 1 else snake_case(target.rpartition(".")[2])
+
+
+def _target_of(content: Any) -> Any:
+    return content.get("_target_") if isinstance(content, Mapping) else None

@@ -4,19 +4,19 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import Unreadable
 from flowdiff.quantities import Better, Quantity, from_entries
 from flowdiff.runs.run_files import read, read_json
+from flowdiff.runs.words import read_word
 
 MOST = 300  # words, and metrics, of one job that are read
 
@@ -93,7 +93,7 @@ def read_job(folder: Path) -> Job:
     words = status.get("overrides")
     job.words = _words(words if isinstance(words, list) else _yaml(folder, ".hydra/overrides.yaml"))
     job.trained = trained_with(job.words)
-    job.overrides = (job.trained or {}) | dict(_key_and_value(word) for word in job.words)
+    job.overrides = (job.trained or {}) | settings(job.words)
     job.status = one_line(status.get("status") or job.status, 30)
     job.error = one_line(status.get("error") or "", WORD)
     job.seconds = _number(status.get("seconds"))
@@ -128,12 +128,18 @@ def trained_with(words: Sequence[str]) -> dict[str, str] | None:
 
     Empty where that isn't known; None where no checkpoint is named.
     """
-    paths = [Path(value.strip("'\"")) for key, value in map(_key_and_value, words) if key == "ckpt_path"]
+    paths = [Path(word.value.strip("'\"")) for word in map(read_word, words) if word.key == "ckpt_path"]
     if not paths or paths[-1] == Path("null"):
         return None
     if paths[-1].parent.name != "checkpoints":
         return {}
-    return dict(map(_key_and_value, _words(_json(paths[-1].parent.parent, "status.json", []).get("overrides"))))
+    return settings(_words(_json(paths[-1].parent.parent, "status.json", []).get("overrides")))
+
+
+def settings(words: Iterable[str]) -> dict[str, str]:
+    """What words of a command line say, by key, as it is shown."""
+    read = map(read_word, words)
+    return {one_line(w.key, SHOWN): "(deleted)" if w.is_deletion else one_line(w.value, SHOWN) for w in read}
 
 
 def better(jobs: Sequence[Job], metric: str) -> Better | None:
@@ -180,17 +186,6 @@ def _is_value(found: Any) -> bool:
 def _number(found: Any) -> float | None:
     """A finite number of at most a hundred digits; None for anything else. Whole ones stay whole."""
     return found if _is_value(found) and abs(found) < 1e100 and math.isfinite(found) else None
-
-
-def _key_and_value(word: str) -> tuple[str, str]:
-    """`flow.n_flows=3` is ("flow.n_flows", "3"); a word that Hydra can't read stands for itself."""
-    if len(word) > WORD:
-        return one_line(word.partition("=")[0], SHOWN), one_line(word.partition("=")[2], SHOWN)
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except Exception:
-        return word.partition("=")[0], word.partition("=")[2]
-    return parsed.key_or_group, "(deleted)" if parsed.is_delete() else word.partition("=")[2]
 
 
 def _is_gone(status: dict[str, Any]) -> bool:

@@ -141,14 +141,14 @@ class Conditioned:
         x = self.known.replace(x, self.x0 + sigma * self.noise())
         if not self.n_corrector:
             return x
-        restricted = functools.partial(self._restricted, sigma=sigma)
+        density = functools.partial(self._density_of_rest, sigma=sigma)
         state, acceptance = adjusted_steps(
-            restricted, x, self.rate, sigma**2, self.noise, self.n_corrector, free=self.known.rest
+            density, x, self.rate, sigma**2, self.noise, self.n_corrector, free=self.known.rest
         )
         self.acceptance.append(acceptance)
         return state.x
 
-    def _restricted(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    def _density_of_rest(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Q s(x; sigma) and log p(x; sigma)."""
         score, log_prob = self.density(x, sigma)
         return self.known.rest(score), log_prob

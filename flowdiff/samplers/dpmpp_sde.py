@@ -46,10 +46,10 @@ class DpmppSde(Sampler):
         if to == 0:
             return denoised
         between = sigma ** (1 - self.r) * to**self.r
-        second = denoise(self._to(x, denoised, noise, sigma, between), between)
-        return self._to(x, denoised.lerp(second, 1 / (2 * self.r)), noise, sigma, to)
+        second = denoise(self._move(x, denoised, noise, sigma, between), between)
+        return self._move(x, denoised.lerp(second, 1 / (2 * self.r)), noise, sigma, to)
 
-    def _to(self, x: Tensor, denoised: Tensor, noise: NoiseSource, sigma: float, to: float) -> Tensor:
+    def _move(self, x: Tensor, denoised: Tensor, noise: NoiseSource, sigma: float, to: float) -> Tensor:
         down, up = ancestral_step(sigma, to, self.eta)
         x = denoised + down / sigma * (x - denoised)
         return x + self.s_noise * up * noise() if up > 0 else x

@@ -21,7 +21,7 @@ from flowdiff.samplers.noise import NoiseSource
 from flowdiff.samplers.ode import Heun
 
 
-def inverted(denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
+def sample_by_inverse(denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
     """Samples (n, *shape) of p(x; sigma, labels) by the flow's inverse."""
     z = noise()
     return denoiser.inverse(z, z.new_full((len(z),), sigma), labels)
@@ -42,7 +42,7 @@ class Inversion(Sampler):
         self.sigma_start: float = float(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        return inverted(denoiser, noise, sigma, labels)
+        return sample_by_inverse(denoiser, noise, sigma, labels)
 
     def step(self, denoise: Denoise, noise: NoiseSource, x: Tensor, sigma: float, to: float) -> Tensor:
         return denoise(x, sigma)
@@ -73,4 +73,4 @@ class InversionDenoise(Heun):
         self.sigma_start: float = float(sigma_start)
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        return inverted(denoiser, noise, sigma, labels)
+        return sample_by_inverse(denoiser, noise, sigma, labels)

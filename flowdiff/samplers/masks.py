@@ -1,6 +1,5 @@
 """Masks: which pixels of an image are missing. By name, or from a file in which they are white (not 0)."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,17 +83,16 @@ def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
     path = Path(mask).expanduser()
     if not is_file(path):
         raise ConfigError("mask", mask, "no such file")
+    sizes = (tuple(shape[1:]), tuple(shape), (1, *shape[1:]))
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # no memory for what a header promises
-            if array.size > 4 * math.prod(shape):
-                raise ConfigError("mask", mask, f"is larger than the image, {shape[1]} x {shape[2]}")
-            missing = torch.from_numpy(np.asarray(array != 0))
+            found = np.lib.format.open_memmap(path, mode="r")  # no memory for what a header promises
+            missing = found != 0 if found.shape in sizes else found
         else:
-            missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0] > 127
-    except (FlowdiffError, OSError, ValueError, TypeError, EOFError) as error:
+            missing = read_picture(path, 1, background=(0, 0, 0)).pixels[0].numpy() > 127
+    except (FlowdiffError, OSError, ValueError, TypeError, OverflowError, EOFError) as error:
         raise ConfigError("mask", mask, f"can't be read: {one_line(error, 200)}") from error
-    if tuple(missing.shape) not in (tuple(shape[1:]), tuple(shape), (1, *shape[1:])):
+    if missing.shape not in sizes:
         size = " x ".join(str(n) for n in missing.shape)
         raise ConfigError("mask", mask, f"is {size}, must be {shape[1]} x {shape[2]} as the image")
-    return missing
+    return torch.from_numpy(np.asarray(missing))

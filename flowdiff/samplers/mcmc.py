@@ -17,7 +17,7 @@ from flowdiff.denoisers.wrappers import Denoise
 from flowdiff.options import Positive, Range, Sigma, Steps, checked
 from flowdiff.samplers.base import Sampler, Walk
 from flowdiff.samplers.chains import ess, rhat
-from flowdiff.samplers.inversion import inverted
+from flowdiff.samplers.inversion import sample_by_inverse
 from flowdiff.samplers.langevin import State, StepSize, first_steps, langevin_step, uniforms
 from flowdiff.samplers.noise import NoiseSource
 from flowdiff.samplers.schedules import Schedule
@@ -65,7 +65,8 @@ class Mcmc(Sampler):
         return torch.cat([level.expand(self.num_steps), end[None]])
 
     def start(self, denoiser: Any, noise: NoiseSource, sigma: float, labels: Tensor | None) -> Tensor:
-        return inverted(denoiser, noise, sigma, labels) if self.needs_inverse else sigma * noise()
+        begin = sample_by_inverse if self.needs_inverse else super().start
+        return begin(denoiser, noise, sigma, labels)
 
     def walk(self) -> Walk:
         return McmcWalk(self)

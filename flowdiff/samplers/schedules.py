@@ -236,15 +236,15 @@ class Adaptive(Geometric):
     def warp(self, sigma: Tensor) -> Tensor:
         if self._levels is None or self._way is None:
             return super().warp(sigma)
-        return _interpolated(sigma.log(), self._levels, self._way)
+        return _interpolate(sigma.log(), self._levels, self._way)
 
     def unwarp(self, value: Tensor) -> Tensor:
         if self._levels is None or self._way is None:
             return super().unwarp(value)
-        return _interpolated(value, self._way, self._levels).exp()
+        return _interpolate(value, self._way, self._levels).exp()
 
 
-def _interpolated(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     """The piecewise linear function through (xs, ys), xs increasing; beyond its ends as in the last pieces."""
     i = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
     return ys[i - 1] + (x - xs[i - 1]) * (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])

@@ -75,7 +75,7 @@ class Interpolate(Task):
         labels = resolve_labels(request.class_label, n, model.num_classes, names=model.class_names)
         own = None if labels is None else labels[rows]
         seeds = seeds_from(request.seed, n * self.steps)
-        drawn = _between(batched, a, b, t, own, seeds)
+        drawn = _interpolate(batched, a, b, t, own, seeds)
         x, inverted = drawn.x, drawn.more["inverted"]
         path, blend = (drawn.more[key].view(n, -1).mean(0).tolist() for key in ("log_prob", "log_prob_blend"))
         start, end = t == 0, t == 1
@@ -108,7 +108,9 @@ class Interpolate(Task):
         )
 
 
-def _between(batched: BatchedSampler, a: Tensor, b: Tensor, t: Tensor, labels: Tensor | None, seeds: Tensor) -> Drawn:
+def _interpolate(
+    batched: BatchedSampler, a: Tensor, b: Tensor, t: Tensor, labels: Tensor | None, seeds: Tensor
+) -> Drawn:
     """The images at t (n,) between a and b (n, C, H, W): denoised, as inverted, and log p of these and of the blend."""
 
     def sample(batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:

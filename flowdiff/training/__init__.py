@@ -12,6 +12,8 @@ from flowdiff.training.callbacks import (
     ValidationMetrics,
 )
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger, wandb_logger
+from flowdiff.training.request import TrainRequest
+from flowdiff.training.run import train
 
 __all__ = [
     "EMA",
@@ -23,7 +25,9 @@ __all__ = [
     "SampleGrid",
     "Scalars",
     "TensorBoardLogger",
+    "TrainRequest",
     "TrainingProgress",
     "ValidationMetrics",
+    "train",
     "wandb_logger",
 ]

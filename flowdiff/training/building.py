@@ -3,7 +3,6 @@
 import math
 import os
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,12 @@ from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError
 from flowdiff.model.construction import build
 from flowdiff.model.requests import spell_out
-from flowdiff.model.vocabulary import config_dir
+from flowdiff.model.vocabulary import files_of
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Mixture
 from flowdiff.options import Recipe
-from flowdiff.runs.words import is_typed
+from flowdiff.runs.words import is_typed, read_word, values_of
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.request import TrainerOptions, TrainRequest
@@ -167,19 +166,18 @@ def build_augmentation(
     if not augmentation.numbers or (data.levels is not None and context_dim):
         return augmentation
     lacking = "images" if data.levels is None else "a model with an embedding of σ"
-    for word in words:
-        if word.split("=")[0].lstrip("+") == "augment":
-            raise ConfigError("augment", word.split("=")[1], f"needs {lacking}: choose augment=none")
+    if is_typed("augment", words):
+        raise ConfigError("augment", values_of(words)["augment"], f"needs {lacking}: choose augment=none")
     request.augment = Recipe("augment", {"_target_": "flowdiff.objectives.Augmentation", "_partial_": True})
     print(f"augmentation needs {lacking}: training with augment=none", flush=True)
     return Augmentation(context_dim)
 
 
-def name_recipe(choices: Mapping[str, Any]) -> str:
+def name_recipe(choices: Mapping[str, str]) -> str:
     """Which experiment's settings are in force, and which one is made for the data, if that is another one."""
     experiment, dataset = choices.get("experiment"), choices.get("dataset")
-    own = (config_dir() / "experiment" / f"{dataset}.yaml").is_file() and dataset != experiment
-    of_others = experiment is None or (config_dir() / "dataset" / f"{experiment}.yaml").is_file()
+    own = dataset in files_of("experiment") and dataset != experiment
+    of_others = experiment is None or experiment in files_of("dataset")
     better = f"; made for these data is experiment={dataset}" if own and of_others else ""
     return f"recipe: experiment={experiment or 'null'}{better}"
 
@@ -194,5 +192,5 @@ def list_unused(config: Mapping[str, Any], words: Iterable[str]) -> list[str]:
     model = "autoencoder" if config.get("autoencoder") else "denoiser"
     missing = missing_parts(config, model)
     name = str(config[model]["_target_"]).rpartition(".")[2]
-    parts = [(word, re.split(r"[.=@]", word.lstrip("+~"), maxsplit=1)[0]) for word in words]
+    parts = [(word, read_word(word).key.partition(".")[0]) for word in words]
     return [f"{word}: not used, {name} has no {part}" for word, part in parts if part in missing]

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.objectives.augmentation import Augmentation
-from flowdiff.objectives.losses import Loss
+from flowdiff.objectives.losses import Loss, Noised
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.training.compilation import compiled
 from flowdiff.training.optimisation import Optimised
@@ -91,3 +91,21 @@ class Diffusion(Optimised):
         """Levels to model space; labels only where the model looks at them."""
         k, labels = batch
         return self.data.to_model(k), labels if self.denoiser.num_classes else None
+
+
+def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
+    """Show a new model that wants it (`Denoiser.wants_first_batch`) the first training batch, noised as in training.
+
+    There is no trainer yet, and no average of the weights: every process sees the same batch, and the average begins
+    with what the batch has set.
+
+    Args:
+        denoiser: the model, fitted to the data's statistics.
+        data, noise: the run's. The batch is noised by torch's global generator, which the run has seeded.
+    """
+    if not denoiser.wants_first_batch:
+        return
+    k, labels = next(iter(data.batches("train")))
+    x0 = data.to_model(k)
+    batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0))
+    denoiser.initialise(batch.x, batch.sigma, batch.labels)

@@ -18,7 +18,7 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.files import require_folder, write_atomically
 from flowdiff.options import OUTSIDE
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import run_name, values_of
+from flowdiff.runs.words import run_name, values_of
 
 _traceback = threading.excepthook
 

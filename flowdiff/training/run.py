@@ -31,8 +31,7 @@ from flowdiff.model import checkpoint, seal
 from flowdiff.model.construction import build, find_target, from_config
 from flowdiff.model.facts import about
 from flowdiff.model.requests import spell_out
-from flowdiff.objectives.losses import Noised
-from flowdiff.objectives.noise import NoiseDistribution
+from flowdiff.model.vocabulary import add_classes
 from flowdiff.options import Recipe
 from flowdiff.runs import lock, places
 from flowdiff.runs.command_line import CommandLine
@@ -56,7 +55,7 @@ from flowdiff.training.callbacks import EMA, Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.compilation import check_compiler
 from flowdiff.training.data_module import DataModule
-from flowdiff.training.diffusion import Diffusion
+from flowdiff.training.diffusion import Diffusion, initialise
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.outside import says_outside
@@ -89,18 +88,20 @@ def train(
             going_on.check_left(content, request, command_line.words)
         run_dir = make_folder(request.run_dir, "run_dir")
         places.check(spell_out(request), run_dir)
-        if not request.ckpt_path and says_outside(request):
-            seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
+        if not request.ckpt_path:  # all of it is the user's word, and no file's
+            add_classes({key: spell_out(part) for key, part in vars(request).items() if isinstance(part, Recipe)})
+            if says_outside(request):
+                seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
         try:
             stack.enter_context(lock.occupied(run_dir))
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
         stack.enter_context(report_removal(run_dir))
-        return _Run(request, command_line, run_dir, content).go()
+        return Run(request, command_line, run_dir, content).go()
 
 
 @dataclass
-class _Run:
+class Run:
     """A run in a folder of its own.
 
     Attributes:
@@ -315,24 +316,6 @@ class _Run:
                 again = command("evaluate", override("ckpt_path", path.absolute()))
                 stop.say(f"stopped at step {trainer.global_step}, before the last metrics; to measure:\n  {again}")
             raise
-
-
-def initialise(denoiser: Denoiser, data: ImageData, noise: NoiseDistribution) -> None:
-    """Show a new model that wants it (`Denoiser.wants_first_batch`) the first training batch, noised as in training.
-
-    There is no trainer yet, and no average of the weights: every process sees the same batch, and the average begins
-    with what the batch has set.
-
-    Args:
-        denoiser: the model, fitted to the data's statistics.
-        data, noise: the run's. The batch is noised by torch's global generator, which the run has seeded.
-    """
-    if not denoiser.wants_first_batch:
-        return
-    k, labels = next(iter(data.batches("train")))
-    x0 = data.to_model(k)
-    batch = Noised(x0, labels if denoiser.num_classes else None, noise(len(x0)), torch.randn_like(x0))
-    denoiser.initialise(batch.x, batch.sigma, batch.labels)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ ones of its scalars. The columns are the swept keys and those of `MAIN`; of seve
 columns from the first.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +24,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import is_number
 from flowdiff.model.configuration import leaves, to_yaml
-from flowdiff.model.vocabulary import config_dir, content_of
-from flowdiff.options import snake_case
+from flowdiff.model.vocabulary import choice_that_builds, files_of
 from flowdiff.runs.command_line import CommandLine
-from flowdiff.runs.swept_words import values_of
+from flowdiff.runs.words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
 Value = str | float
@@ -78,7 +76,7 @@ def begin(
     words, swept = command_line.words, command_line.swept
     writer.add_text("overrides", "\n".join(f"    {word}" for word in words) or "none", 0)
     writer.add_custom_scalars(layout(config))
-    row = hparams(config, words, swept)
+    row = hparams(config, command_line)
     infos = [info(key, value, swept.get(key)) for key, value in row.items()]
     columns = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
     experiment = Experiment(hparam_infos=infos, metric_infos=columns)
@@ -126,15 +124,15 @@ def layout(config: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str, Sequence[str]]) -> dict[str, Value]:
+def hparams(config: Mapping[str, Any], command_line: CommandLine) -> dict[str, Value]:
     """The row of a run: swept keys first, then `MAIN`. What the model doesn't have is left out (a linear flow's width).
 
     Args:
         config: resolved, plain values.
-        words: the command line, which says what can't be read from `config` (experiment=…).
-        swept: the keys that the run's sweep varies.
+        command_line: says which keys are swept, what can't be read from `config` (experiment=…), and what the choices
+            are called that led to it.
     """
-    known, typed = dict(leaves(config)), values_of(words)
+    known, typed, swept = dict(leaves(config)), values_of(command_line.words), command_line.swept
     row: dict[str, Value] = {}
     missing = missing_parts(config)
     for key in dict.fromkeys([*swept, *MAIN]):
@@ -145,7 +143,7 @@ def hparams(config: Mapping[str, Any], words: Sequence[str], swept: Mapping[str,
         if is_number(value):
             row[key] = value
         elif isinstance(value, Mapping) and "_target_" in value:
-            row[key] = choice(key, value)
+            row[key] = choice_that_builds(key, str(value["_target_"]), command_line.choices.get(key))
         elif value is not None or key in swept:
             row[key] = typed.get(key, str(value))
     return row
@@ -163,7 +161,7 @@ def info(key: str, value: Value, values: Sequence[str] | None) -> HParamInfo:
     bounds = MAIN.get(key)
     if isinstance(value, str):
         found.type = DATA_TYPE_STRING
-        found.domain_discrete.extend(sorted({*(values or choices(key)), value}))
+        found.domain_discrete.extend(sorted({*(values or files_of(key)), value}))
     elif values:
         found.type = DATA_TYPE_FLOAT64
         found.domain_discrete.extend(sorted({*map(float, filter(_is_float, values)), float(value)}))
@@ -172,24 +170,6 @@ def info(key: str, value: Value, values: Sequence[str] | None) -> HParamInfo:
         low, high = bounds or (value, value)
         found.domain_interval.min_value, found.domain_interval.max_value = min(low, value), max(high, value)
     return found
-
-
-@functools.cache
-def choices(group: str) -> dict[str, Any]:
-    """The YAML files of a configuration group; none where there is no such group."""
-    files = sorted((config_dir() / group).glob("*.yaml"))
-    return {file.stem: content_of(file) for file in files}
-
-
-def choice(group: str, config: Any) -> str:
-    """The file of the group that a configuration looks most like, or its class, if no file has that."""
-    target = str(config.get("_target_", ""))
-    near = {
-        name: sum(config.get(key) == value for key, value in theirs.items())
-        for name, theirs in choices(group).items()
-        if isinstance(theirs, dict) and theirs.get("_target_") == target
-    }
-    return max(near, key=lambda name: near[name]) if near else snake_case(target.rpartition(".")[2])
 
 
 def _is_float(word: str) -> bool:

@@ -101,25 +101,6 @@ def test_rmse_where_only_one_is_told_the_class(tmp_path: Path) -> None:
     assert "| toy | not finite | not finite | 3 |" in text and "| 12,345 |" in text and "* checkpoint: a flow" in text
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["against=x.ckpt", "denoiser=sdxl"], "against=x.ckpt: is one model, denoiser= another"),
-        (["against=x.ckpt"], "against=x.ckpt: no such file"),
-        (["denoiser=sdxl"], "denoiser.path=null: must be the folder"),
-        (["denoiser=unet"], "denoiser=flowdiff.denoisers.UNetDenoiser: is made by training; .*against="),
-        (["denoiser=sdxl", "+denoiser.size=3"], "denoiser.size=3: unknown key"),
-        (["denoiser=score_flow"], "is made by training"),
-    ],
-)
-def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(FlowdiffError, match=message) as caught:
-        both(tmp_path, "metrics=[denoising]", *words)
-    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("metrics.json")), (
-        "said before anything is measured"
-    )
-
-
 def test_models_of_other_data(tmp_path: Path) -> None:
     edited(checkpoint("digits"), tmp_path / "other.ckpt", lambda content: content["flowdiff"].update(data="letters"))
     assert load(tmp_path / "other.ckpt")[1].data == "letters"

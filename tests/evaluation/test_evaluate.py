@@ -96,25 +96,6 @@ def test_results_stand_beside_the_run_by_default(tmp_path: Path) -> None:
     assert str(cfg.output_dir).startswith(f"{run}/evaluate/")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["metrics=[bits_per_dim]", "split=all"], "split=all: must be one of train, val, test"),
-        (["metrics=[fd]", "sigma_min=3", "sigma_max=1"], "sigma_min=3: must be smaller than sigma_max=1"),
-        (["metrics=[fd]", "metrics.fd.extractor=nothing"], "nothing"),
-        (["metrics=[fd]", "batch_size=0"], "batch_size=0"),
-        (["metrics=[fd]", "device=tpu"], "device=tpu"),
-        (["metrics=[fd]", "data_root=/x"], "data_root=/x: not needed: the data digits are not read from a folder"),
-        (["ckpt_path=null"], "ckpt_path=null: must be a checkpoint"),
-        ([], "metrics="),  # the checkpoint was trained without metrics, and none are given
-    ],
-)
-def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(FlowdiffError, match=message) as caught:
-        measured(tmp_path / "out", *words)
-    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("metrics.json"))
-
-
 def test_data_that_are_not_here(tmp_path: Path) -> None:
     dataset = {"_target_": "flowdiff.data.MNIST", "root": str(tmp_path / "gone"), "download": True}
     edited(checkpoint("digits"), tmp_path / "mnist.ckpt", lambda c: c["flowdiff"]["config"].update(dataset=dataset))

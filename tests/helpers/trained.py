@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
-from flowdiff.model.vocabulary import config_dir
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.configs import composed
 from tests.helpers.runs import train
 
 WORDS = {
@@ -21,12 +19,6 @@ WORDS = {
     "toy": ["experiment=toy", "dataset.num_train=512", "dataset.num_test=64"],
     "unet": ["denoiser=unet", "denoiser.width=8", "denoiser.multipliers=[1]", "loss=denoising"],
 }
-
-
-def composed(name: str, *words: str) -> DictConfig:
-    """conf/<name>.yaml with these words of a command line."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(name, overrides=list(words))
 
 
 def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

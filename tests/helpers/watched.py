@@ -81,7 +81,7 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
     """What opens a model's file, each by its path."""
     sample = composed("sample", "num_samples=1", "num_steps=1", f"output_dir={out}/sample")
     evaluate = composed("evaluate", "num_steps=1", f"output_dir={out}/evaluate", "data_root=null")
-    export = composed("export", f"output_dir={out}/export")
+    exported = composed("export", f"output_dir={out}/export")
     train = composed("config", *TINY, *TYPED, f"run_dir={out}/train")
 
     def trained(path: str) -> None:
@@ -102,7 +102,7 @@ def commands(out: Path) -> dict[str, Callable[[str], Any]]:
         "load": flowdiff.load,
         "sample": told(sampling.sample, sample),
         "evaluate": told(evaluation.evaluate, evaluate),
-        "export": told(exporting.export, export),
+        "export": told(exporting.export, exported),
         "train": trained,
     }
 

@@ -75,21 +75,21 @@ def write_png(images, folder):
         Image.fromarray(pixels.numpy()).save(folder / f"{i:03d}.png")
 
 
-def test_fid_is_that_of_torch_fidelitys_command_line(inception, tmp_path):
-    """On colour; a gray image is one of three equal channels, for both."""
-    data = Patches(12, 300)
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [TwoTones(), Patches(12, 300)], ids=["gray", "colour"])
+def test_fid_is_that_of_torch_fidelitys_command_line(data, inception, tmp_path):
+    """On folders of PNG files, gray ones as they are; to 1e-3 of the value, in float32 and other sums over batches."""
     model = Evaluand(None, data, sample=Bright(data.shape[0]), seed=1)
     model.denoiser = Bright()
     metric = FID(num_samples=7, weights_path=inception, real=False, cache_root=str(tmp_path / "cache"), batch_size=4)
     results, _ = measure({"fid": metric}, model)
     ours = results["fid"]
-    assert (
-        ours.n == 7
-        and ours.conditions["n_reference"] == len(data.images("train")[0])
-        and "fewer than" in ours.conditions["note"]
-    )
+    assert ours.n == 7 and ours.conditions["n_reference"] == len(data.images("train")[0])
+    assert "fewer than" in ours.conditions["note"]
 
     write_png(model.sample_images(7)[0], tmp_path / "samples")
+    with Image.open(tmp_path / "samples" / "000.png") as picture:
+        assert picture.mode == {1: "L", 3: "RGB"}[data.shape[0]]
     write_png(data.levels_to_uint8(data.images("train")[0]), tmp_path / "train")
     words = ["--fid", "--cpu", "--json", "--no-cache", "--silent", "--batch-size", "4", "--save-cpu-ram"]
     words += ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", inception]

@@ -11,9 +11,9 @@ import torch
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import write_atomically
 from flowdiff.model import checkpoint
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
-from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.command_lines import BARE, TINY, Compose
+from tests.helpers.configs import composed
 from tests.helpers.runs import train
 from tests.helpers.trained import edited
 
@@ -21,15 +21,8 @@ from tests.helpers.trained import edited
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a few steps."""
-    from hydra import compose, initialize_config_dir
-
-    from tests.helpers.command_lines import TINY
-
     folder = tmp_path_factory.mktemp("run")
-    words = [f"run_dir={folder}", *TINY, *BARE, "trainer.max_steps=4", "lr=0.01"]
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("config", overrides=words)
-    train(cfg)
+    train(composed("config", f"run_dir={folder}", *TINY, *BARE, "trainer.max_steps=4", "lr=0.01"))
     return folder / "checkpoints" / "last.ckpt"
 
 

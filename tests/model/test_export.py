@@ -121,20 +121,6 @@ def test_a_hostile_model_is_not_built(plain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "proof").exists()
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["format=onnx"], "format=onnx: must be one of safetensors, diffusers"),
-        (["ckpt_path=null"], "ckpt_path=null: must be a checkpoint"),
-        (["weights=best"], "weights=best: must be one of ema, raw"),
-    ],
-)
-def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(FlowdiffError, match=message):
-        exported(tmp_path / "out", *words)
-    assert not (tmp_path / "out").exists()
-
-
 # -- diffusers --------------------------------------------------------------------------------------------
 
 

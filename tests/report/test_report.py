@@ -288,7 +288,7 @@ def test_jobs_that_do_not_agree_which_way_is_better() -> None:
 def test_names_are_plotted_as_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No bars, which would have to begin at 0."""
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "saved", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
     figures.against(jobs(), "activation", None, tmp_path / "x.png")
     (axes, other) = drawn[0].axes
     assert not axes.patches and not other.patches and len(axes.get_xticks()) == 3

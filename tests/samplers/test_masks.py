@@ -78,6 +78,10 @@ def test_files_as_programs_write_them(tmp_path: Path) -> None:
         ("nowhere.png", "mask=nowhere.png: no such file"),
         ("wrong.npy", "mask=wrong.npy: is 8 x 6, must be 6 x 8"),
         ("wrong.png", "mask=wrong.png: is 8 x 6, must be 6 x 8"),
+        ("large.npy", r"^mask=large\.npy: is 600 x 800, must be 6 x 8 as the image$"),
+        ("endless.npy", r"^mask=endless\.npy: can't be read"),
+        ("zipped.npy", r"^mask=zipped\.npy: can't be read"),
+        ("records.npy", r"^mask=records\.npy: can't be read"),
         ("empty.npy", "leaves out nothing"),
         ("full.png", "leaves out everything"),
         ("text.png", "mask=text.png: can't be read"),
@@ -90,6 +94,13 @@ def test_mistakes(mask: str, message: str, tmp_path: Path, monkeypatch: pytest.M
     wrong = np.eye(8, 6)
     np.save("wrong.npy", wrong)
     np.save("empty.npy", np.zeros((6, 8)))
+    np.save("large.npy", np.eye(600, 800))
+    np.save("records.npy", np.zeros((6, 8), dtype=[("a", "f4"), ("b", "f4")]))
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**40, 8)}
+    with Path("endless.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    np.savez("zipped.npz", wrong)
+    Path("zipped.npz").rename("zipped.npy")
     np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     Image.fromarray(wrong.astype(np.uint8) * 255).save("wrong.png")
     Image.fromarray(np.full((6, 8), 255, dtype=np.uint8)).save("full.png")

@@ -174,7 +174,7 @@ def test_mistakes_are_named(config: Compose, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError, match=r"compile=true: this flow estimates .* flow.exact_dim"):
         compiled(build("loss", "likelihood"), estimated)
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(run, "fit", lambda *given: pytest.fail("training began"))
+    monkeypatch.setattr(run.Run, "fit", lambda *given: pytest.fail("training began"))
     with fresh_inductor_cache():
         torch.compiler.reset()
         with pytest.raises(ConfigError, match=r"compile=true: needs a C\+\+ compiler") as caught:

@@ -20,7 +20,7 @@ from flowdiff.commands.command_line import read_command_line
 from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.vocabulary import config_dir
-from flowdiff.runs.swept_words import run_name, varied
+from flowdiff.runs.words import list_swept, run_name
 from flowdiff.training import run, tensorboard
 from flowdiff.training.loggers import TensorBoardLogger
 from tests.helpers import browser, forked
@@ -198,7 +198,7 @@ def test_names_tell_what_is_swept() -> None:
     assert awkward.startswith("metrics-fd-toy_ckpt_path-") and awkward.endswith("_callbacks-x-a-1")
     assert not set(awkward) & set("=,[]/ ") and len(awkward) < 200
     words = ["a=1,2", "seed=range(0,3)", "lr=1e-3", "b=interval(0,1)", "+c=choice(x,y)", "activation=glob(*)"]
-    assert varied(words) == {
+    assert list_swept(words) == {
         "a": ["1", "2"],
         "seed": ["0", "1", "2"],
         "b": [],

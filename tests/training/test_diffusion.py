@@ -23,14 +23,8 @@ def test_steps_perturb_the_model_and_validations_do_not(
         return original(self, denoiser, *given)
 
     monkeypatch.setattr(Loss, "__call__", call)
-    words = (
-        "dropout=0.3",
-        "label_dropout=0.5",
-        "augment=affine",
-        "trainer.max_steps=3",
-        "trainer.val_check_interval=3",
-    )
-    train(config(*BARE, *words, run_dir=tmp_path))
+    words = (*BARE, "trainer.max_steps=3", "trainer.val_check_interval=3")
+    train(config(*words, "dropout=0.3", "label_dropout=0.5", "augment=affine", run_dir=tmp_path))
     assert len(steps) == 3 and validations
     for x0, _, _, _, perturbation, progress in steps:
         assert perturbation.dropout == 0.3 and perturbation.probes == "fresh"

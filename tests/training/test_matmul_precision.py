@@ -42,7 +42,7 @@ def test_it_lasts_as_long_as_the_run(config: Compose, tmp_path: Path, monkeypatc
     def fails(*_: object) -> None:
         raise RuntimeError("within it")
 
-    monkeypatch.setattr(run, "fit", fails)
+    monkeypatch.setattr(run.Run, "fit", fails)
     with pytest.raises(RuntimeError, match="within it"):
         trained(config, tmp_path / "fails", "trainer.matmul_precision=medium")
     assert torch.get_float32_matmul_precision() == before

@@ -360,7 +360,7 @@ def test_wrong_values_are_refused_before_training(
     def never(*args: object) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(run, "fit", never)
+    monkeypatch.setattr(run.Run, "fit", never)
     with pytest.raises((FlowdiffError, InstantiationException)) as caught:
         train(config(*BARE, word))
     line = error_messages.explain(caught.value, [word], config_dir(), "config")

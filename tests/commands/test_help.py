@@ -1,0 +1,73 @@
+"""--help, --cfg and tab completion."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from flowdiff.model import vocabulary
+from flowdiff.model.vocabulary import config_dir
+from tests.commands.conftest import Run
+from tests.helpers.command_lines import environment
+from tests.helpers.configs import choices
+
+
+def test_help_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("train", "--help")
+    assert code == 0
+    assert out.count("python -m flowdiff.train ") >= 6
+    assert f"flow: {', '.join(choices('flow'))}\n" in out
+    code, out, _ = run("train", "--cfg", "job", "flow=linear")
+    assert code == 0
+    assert "_target_: flowdiff.flows.LinearFlow" in out
+    line = "python -m flowdiff.train activation=s"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, out, _ = run("train", "-sc", "query=bash")
+    assert code == 0
+    assert set(out.split()) == {"activation=softplus", "activation=spline", "activation=swish"}
+    assert not HydraConfig.initialized(), "what runs next in this process would take itself for a job of this command"
+
+
+def test_help_of_sampling(run: Run) -> None:
+    code, out, _ = run("sample", "--help")
+    assert code == 0
+    assert out.count("python -m flowdiff.sample ") >= 6 and "1 = none" in out
+
+
+def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
+    import subprocess
+
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    line = "python -m flowdiff.train flow.n"
+    script = f"""
+    python() {{ {sys.executable} "$@"; }}
+    eval "$(python -m flowdiff.train -sc install=bash)"
+    COMP_LINE="{line}" COMP_POINT={len(line)} COMP_CWORD=3
+    flowdiff_completion
+    echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "flow.n_flows=", done.stderr
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+
+    program = "import sys, flowdiff.train, flowdiff.commands.cli; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), cwd=tmp_path)
+    assert done.returncode == 0
+
+
+def test_the_configuration_is_found_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (config_dir() / "config.yaml").is_file()
+    assert os.path.isabs(config_dir())
+    package = tmp_path / "site-packages" / "flowdiff"
+    (package / "conf").mkdir(parents=True)
+    (package / "conf" / "config.yaml").touch()
+    monkeypatch.setattr(vocabulary, "__file__", str(package / "model" / "vocabulary.py"))
+    assert config_dir() == package / "conf"
