@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 LOGDIR ?=
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 # what the tests compare with and no program imports; its own requirements (numpy < 2, CLIP, wandb) would not suit the rest
 REFERENCES := k-diffusion==0.1.1.post1
 
@@ -41,10 +42,10 @@ dashboard: install ## TensorBoard on the last sweep, or LOGDIR=FOLDER: ARGS="--p
 	@$(BIN)/python -m flowdiff.dashboard $(LOGDIR) -- $(ARGS)
 
 test: dev ## run all tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: dev ## run the tests that take a moment: less than 2 minutes
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: ARGS="--dataset mnist --seconds 600"
 	$(BIN)/python -m experiments.benchmarks.flows $(ARGS)

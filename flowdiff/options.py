@@ -220,13 +220,13 @@ def options_of(target: Callable[..., Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
-            found = _inherited(target) | found
+            found = _inherited_options(target) | found
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             found[parameter.name] = hints.get(parameter.name, Any)
     return found
 
 
-def _inherited(target: Callable[..., Any]) -> dict[str, Any]:
+def _inherited_options(target: Callable[..., Any]) -> dict[str, Any]:
     """What `**` stands for: the options of the class above, if there is one."""
     if not isinstance(target, type):
         return {"**": Any}

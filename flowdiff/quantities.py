@@ -54,20 +54,20 @@ class Quantity:
         return {"unit": self.unit, "better": self.better} | marks
 
 
-def preferred(quantity: Quantity, wanted: str, names: Sequence[str]) -> str | None:
+def choose(quantity: Quantity, wanted: str, names: Sequence[str]) -> str | None:
     """Of the measured names those of a quantity: the wanted one, else the first; None: nothing was measured."""
     mine = [name for name in names if quantity.covers(name) and not name.endswith(REAL)]
     return wanted if wanted in mine else next(iter(mine), None)
 
 
-def resolved(known: Iterable[Quantity], names: Sequence[str]) -> dict[str, Quantity]:
+def resolve(known: Iterable[Quantity], names: Sequence[str]) -> dict[str, Quantity]:
     """The quantity of each measured name, with that name as its key; `plotted` is kept where it is the one plotted.
 
     A name that no quantity covers has no unit and no direction. The first of those that are alike up to a `/` is
     plotted all the same.
     """
     listed, found, strangers = list(known), {}, set()
-    shown = {preferred(quantity, quantity.plotted, names) for quantity in listed if quantity.plotted}
+    shown = {choose(quantity, quantity.plotted, names) for quantity in listed if quantity.plotted}
     for name in names:
         quantity = next((each for each in listed if each.covers(name)), None)
         real = name.endswith(REAL)
@@ -89,11 +89,11 @@ def from_entries(
 
     Args:
         entries: by name; each says itself what it is, or was written before entries did.
-        declared: what the metrics say (`metrics.base.declared`), asked where there is one of those.
+        declared: what the metrics say (`metrics.base.list_quantities`), asked where there is one of those.
     """
     old = [name for name, entry in entries.items() if "better" not in entry]
     found = {name: _said(name, entry) for name, entry in entries.items() if name not in old}
-    return found | (resolved(declared(), old) if old else {})
+    return found | (resolve(declared(), old) if old else {})
 
 
 def _said(name: str, entry: Mapping[str, Any]) -> Quantity:

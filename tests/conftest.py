@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from tests.helpers import forked
+from tests.helpers import forked, once  # noqa: F401
 from tests.helpers.command_lines import TINY, Compose, environment
 from tests.helpers.configs import composed
 
@@ -19,8 +19,16 @@ os.environ.setdefault("FLOWDIFF_CACHE", tempfile.mkdtemp(prefix="flowdiff-cache-
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is fast comes first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """What starts a command is slow; what is fast comes first, then what has to stay on one worker."""
+    for item in items:
+        if "command" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        slow = item.get_closest_marker("slow") is not None
+        return slow, slow and item.get_closest_marker("xdist_group") is None
+
+    items.sort(key=order)
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
 from tests.helpers.command_lines import BARE, Command, Compose
-from tests.helpers.configs import build, choices
+from tests.helpers.configs import build, choices, composed
 from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
 from tests.helpers.runs import train
-from tests.helpers.trained import checkpoint, composed
+from tests.helpers.trained import checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from flowdiff import metrics
 from flowdiff.data.digits import Digits
 from flowdiff.data.toy import Toy
-from flowdiff.metrics.base import Evaluand, Metric, Result, declared, measure
+from flowdiff.metrics.base import Evaluand, Metric, Result, list_quantities, measure
 from flowdiff.model import api
-from flowdiff.quantities import Quantity, from_entries, resolved
+from flowdiff.quantities import Quantity, from_entries, resolve
 from flowdiff.samplers.batched import Drawn
 from tests.helpers.analytic import GaussianDenoiser
 from tests.helpers.configs import choices, composed
@@ -62,7 +62,7 @@ def test_the_keys_that_a_metric_promises_are_those_it_reports(name: str) -> None
         assert entry["better"] in ("higher", "lower") or key == "parameters", key
         assert entry.get("of_model", True) != (key.endswith("/real") or "filter" in key)
     assert any(entry.get("plotted") for entry in entries.values())
-    before = from_entries({key: {"value": 1.0, "n": 1} for key in results}, declared)
+    before = from_entries({key: {"value": 1.0, "n": 1} for key in results}, list_quantities)
     now = from_entries(json.loads(json.dumps(entries)), list)
     assert {key: replace(quantity, column=None) for key, quantity in before.items()} == now, "files from before"
 
@@ -78,7 +78,7 @@ def test_directions() -> None:
     """As they were decided on: a change of one is a change of every verdict."""
     higher = {"recognised", "class_posterior/*", "ood_auroc", "ood_auroc/*", "isc", "precision", "recall"}
     higher |= {"log_likelihood", "log_likelihood_gap"}
-    known = {quantity.key: quantity.better for quantity in declared() if quantity.key in names()}
+    known = {quantity.key: quantity.better for quantity in list_quantities() if quantity.key in names()}
     assert {key for key, better in known.items() if better == "higher"} == higher | {
         f"{key}_*" for key in ("isc", "precision", "recall")
     }
@@ -120,13 +120,15 @@ def test_a_metric_that_says_nothing() -> None:
 
 def test_names_that_begin_alike_are_not_the_same() -> None:
     """bits_per_dim_of_mine and recognised_not are nobody's."""
-    found = resolved(declared(), ["bits_per_dim_x", "recognised_not", "xfd_a", "fid/x", "log_likelihood2", "fd_a/b"])
+    found = resolve(
+        list_quantities(), ["bits_per_dim_x", "recognised_not", "xfd_a", "fid/x", "log_likelihood2", "fd_a/b"]
+    )
     assert {quantity.better for quantity in found.values()} == {None}
-    assert resolved(declared(), ["fid_mlp_digits/real"])["fid_mlp_digits/real"].reference
+    assert resolve(list_quantities(), ["fid_mlp_digits/real"])["fid_mlp_digits/real"].reference
 
 
 @pytest.mark.parametrize("better", [1, True, "HIGHER", ["higher"], {"a": 1}, "", "more"])
 def test_what_a_file_says_may_be_anything(better: Any) -> None:
     entry = {"value": 1, "better": better, "unit": better, "plotted": "yes", "of_model": 0}
-    said = from_entries({"recognised": entry}, declared)
+    said = from_entries({"recognised": entry}, list_quantities)
     assert said["recognised"].better is None and not said["recognised"].plotted and not said["recognised"].reference

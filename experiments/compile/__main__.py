@@ -33,7 +33,7 @@ from flowdiff.files import write_json, write_text
 from flowdiff.metrics.cost import times
 from flowdiff.model.construction import build
 from flowdiff.training.building import seed_all
-from flowdiff.training.compilation import compiled
+from flowdiff.training.compilation import compile_loss
 
 OUT = Path(__file__).with_name("results")
 LOCK = Path(tempfile.gettempdir()) / "flowdiff-compile.lock"
@@ -87,7 +87,7 @@ def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
 def measure(flow: str, loss_name: str, device: torch.device) -> dict[str, Any]:
     """One row of the table; steps are timed by one process at a time."""
     denoiser, loss, batch = model_and_batch(flow, loss_name, device)
-    terms = compiled(loss, denoiser)
+    terms = compile_loss(loss, denoiser)
     eager = gradients(loss, denoiser, batch)
     double = copy.deepcopy(denoiser).double()
     wide = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in batch]

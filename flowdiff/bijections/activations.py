@@ -74,11 +74,11 @@ class Activation(nn.Module):
         """a'(x), same shape as x."""
         return self.leak + (1 - self.leak) * self.raw_slope(x)
 
-    def mixed(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
         """y = x + strength·(r(x) − x) and dy/dx, for a strength in [0, 1] that broadcasts against x."""
         return torch.lerp(x, self.raw(x), strength), 1 + strength * (self.raw_slope(x) - 1)
 
-    def unmixed(self, y: Tensor, strength: Tensor) -> Tensor:
+    def unmix(self, y: Tensor, strength: Tensor) -> Tensor:
         """The x with mixed(x, strength) = y, by Newton's method kept inside a bracket that bisection shrinks.
 
         The slope is at least m = 1 + strength·(inf r' − 1), so that |x − y| ≤ |f(y) − y| / m brackets the root.
@@ -240,8 +240,8 @@ class Spline(Activation):
     def raw_slope(self, x: Tensor) -> Tensor:
         return spline(x, self._knots(x))[1]
 
-    def mixed(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
         return spline(x, self._knots(x), strength)
 
-    def unmixed(self, y: Tensor, strength: Tensor) -> Tensor:
+    def unmix(self, y: Tensor, strength: Tensor) -> Tensor:
         return spline_inverse(y, self._knots(y), strength)

@@ -12,7 +12,6 @@ import gc
 import importlib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -29,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff.commands import error_messages, help_texts, sweeps
+from flowdiff.commands import error_messages, help_texts, sweeps, tab_completion
 from flowdiff.commands.command_line import typed_words
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line, spell
 from flowdiff.files import write_text
@@ -38,7 +37,7 @@ from flowdiff.runs import interrupts, lock, search, slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.job_folders import read_job
 from flowdiff.runs.status import Status, to_log_file
-from flowdiff.runs.sweeps import standing
+from flowdiff.runs.sweeps import find_state
 
 Task = Callable[[DictConfig], Any]
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         config_name: of conf/.
         exclusive: whether a job keeps other processes from its folder (`runs.lock`).
     """
-    _complete(sys.argv[1:])
+    tab_completion.answer(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, and are said in one line
     words: list[str] = []
     job = functools.partial(_job, task, exclusive)
@@ -74,7 +73,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         with Interrupts() as signals, sweeps.held:
             try:
                 words += _arrange(sys.argv)
-                sweeps.prepare(words, sys.argv, config_dir(), config_name)
+                sweeps.prepare(words, sys.argv, config_name)
                 hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
             except Exception as error:
                 if signals.received is not None:  # what a signal has torn
@@ -100,7 +99,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        line = error_messages.explain(error, words, config_dir(), config_name, composing=True)
+        line = error_messages.explain(error, words, config_name, composing=True)
         if line is None:
             traceback.print_exc()
         _say(line or f"this is a bug: {type(error).__name__}: {one_line(error)}")
@@ -133,6 +132,8 @@ def _arrange(arguments: list[str]) -> list[str]:
         _refuse("--resolve goes with --cfg")
     if sum(map(bool, (found.run, found.multirun, found.cfg, found.help, found.hydra_help, found.info))) > 1:
         _refuse("one of --run, --multirun, --cfg, --info and --help at a time")
+    if found.config_dir and os.path.isdir(found.config_dir):
+        add_folder(found.config_dir)
     for word in rest:
         if word.startswith("-"):
             key, equals, value = word.lstrip("-").partition("=")
@@ -153,30 +154,6 @@ def _refuse(message: str) -> NoReturn:
     raise FlowdiffError(f"{message}; --help says more")
 
 
-COMPLETION = """\
-flowdiff_completion() {
-    local words=($COMP_LINE)
-    if [ "${words[1]}" == "-m" ] && [[ "${words[2]}" == flowdiff.* ]]; then
-        local choices=$(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT ${words[0]} -m ${words[2]} -sc query=bash)
-        COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "${words[$COMP_CWORD]}"))
-    fi
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F flowdiff_completion python python3
-"""
-
-
-def _complete(words: list[str]) -> None:
-    """Hydra's tab completion knows scripts, but not `python -m`: its rule for bash is given here, and the
-    line
-    to complete is put into the form that it reads."""
-    if {"-sc", "--shell_completion"} & set(words) and "install=bash" in words:
-        print(COMPLETION)
-        sys.exit(0)
-    line = os.environ.get("COMP_LINE", "")
-    os.environ["COMP_LINE"] = re.sub(r"^\S*python\S* -m flowdiff\.\w+", "flowdiff", line)
-
-
 def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     """One job, in a folder that other processes keep out of."""
     quiet()
@@ -185,15 +162,15 @@ def _job(task: Task, exclusive: bool, cfg: DictConfig) -> Any:
     for source in hydra_cfg.runtime.config_sources:
         if source.schema == "file" and os.path.isdir(source.path):
             add_folder(source.path)
-    if sweeps.in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
+    if sweeps.is_in_workers(hydra_cfg) and sweeps.Record.folder is None:  # and not with n_jobs=1 in the sweep's own
         Interrupts.be_worker()
     folder = Path(hydra_cfg.runtime.output_dir)
     status = Status(folder, typed_words())
     try:
-        with lock.occupied(folder, exclusive) as killed:
+        with lock.occupy(folder, exclusive) as killed:
             return _attempt(task, cfg, hydra_cfg, status, killed)
     except lock.OtherJob as error:
-        return _failed(error, hydra_cfg, status, cfg)
+        return _report_failure(error, hydra_cfg, status, cfg)
     finally:
         _release_memory()
 
@@ -208,16 +185,16 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
             try:
                 result = None
                 _write_record(folder, cfg)
-                again = cfg.get(sweeps.KEY) is True or slurm.requeued(folder)
+                again = cfg.get(sweeps.KEY) is True or slurm.is_requeued(folder)
                 if not (again and _goes_on(cfg, folder, overrides, hydra_cfg.job.num, killed)):
                     status.write("running")
-                    if _sought(hydra_cfg) and cfg.get(search.KEY):
+                    if _is_sought(hydra_cfg) and cfg.get(search.KEY):
                         search.check(cfg[search.KEY], cfg.get("metrics") or {}, hydra_cfg.sweeper)
-                    with signals.deferred():
+                    with signals.defer():
                         importlib.import_module("torch")
                     result = task(cfg)
                     status.write("done")
-                if _sought(hydra_cfg):
+                if _is_sought(hydra_cfg):
                     return search.objective(cfg.get(search.KEY), read_job(folder).metrics, hydra_cfg.sweeper)
                 return result
             except Exception as error:
@@ -229,7 +206,7 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
             interrupts.ignore()
             Interrupts.ended_worker = True
         status.write("interrupted", str(stop))
-        if interrupts.scheduled():
+        if interrupts.is_scheduled():
             slurm.make_room(stop.number)
             raise SystemExit(stop.exit_code) from None
         if Interrupts.in_worker:  # an exception would end the other workers before they have saved
@@ -239,13 +216,13 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
         status.write("interrupted", type(stop).__name__)
         raise
     except Exception as error:
-        return _failed(error, hydra_cfg, status, cfg)
+        return _report_failure(error, hydra_cfg, status, cfg)
 
 
-def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
+def _report_failure(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
     """Say what was wrong, and write it down where the folder is this job's own."""
     name = str(hydra_cfg.job.config_name)
-    line = error_messages.explain(error, status.overrides, config_dir(), name, _plain(cfg))
+    line = error_messages.explain(error, status.overrides, name, _plain(cfg))
     reason = line or f"this is a bug: {type(error).__name__}: {one_line(error)}"
     if not isinstance(error, lock.OtherJob):
         status.write("failed", reason)
@@ -255,8 +232,8 @@ def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig)
     said = f"job {hydra_cfg.job.num}: {reason}" if hydra_cfg.mode == RunMode.MULTIRUN else reason
     _say(said)
     failures.append(reason)
-    if _sought(hydra_cfg) and isinstance(error, NonFiniteError):
-        return search.worst(hydra_cfg.sweeper)
+    if _is_sought(hydra_cfg) and isinstance(error, NonFiniteError):
+        return search.worst_value(hydra_cfg.sweeper)
     if hydra_cfg.mode == RunMode.MULTIRUN and not _plain_sweep(hydra_cfg):
         raise JobFailed(said) from None
     if hydra_cfg.mode == RunMode.RUN and _is_of_words(error):
@@ -294,7 +271,7 @@ def _is_of_words(error: Exception) -> bool:
     return isinstance(error, FlowdiffError | OmegaConfBaseException) and not isinstance(error, lock.OtherJob)
 
 
-def _sought(hydra_cfg: Any) -> bool:
+def _is_sought(hydra_cfg: Any) -> bool:
     """Whether a search waits for the job's number."""
     return hydra_cfg.mode == RunMode.MULTIRUN and search.searches(hydra_cfg)
 
@@ -313,7 +290,7 @@ def _write_record(folder: Path, cfg: DictConfig) -> None:
 
 def _goes_on(cfg: DictConfig, folder: Path, overrides: list[str], number: int, killed: lock.Holder | None) -> bool:
     """Whether a job that runs again is done already. An interrupted one is told its last checkpoint."""
-    state, last = standing(folder, overrides, killed)
+    state, last = find_state(folder, overrides, killed)
     if last is not None:
         with open_dict(cfg):
             cfg.ckpt_path = str(last)

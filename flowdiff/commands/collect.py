@@ -15,7 +15,7 @@ from pathlib import Path
 from flowdiff.errors import FlowdiffError, at_least, one_line
 from flowdiff.evaluation import tables
 from flowdiff.files import make_folder, write_text
-from flowdiff.report.rows import counted, keep_metrics, rows
+from flowdiff.report.rows import count_jobs, keep_metrics, rows
 from flowdiff.runs.job_folders import collect
 
 
@@ -60,6 +60,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     tables.show(header, table, least=40 + 14 * len(header))
-    print(counted(jobs))
+    print(count_jobs(jobs))
     print(one_line(f"report: {output / 'index.html'}, {output / 'summary.md'}, {output / 'results.csv'}"))
     return 0

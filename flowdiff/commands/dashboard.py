@@ -15,7 +15,7 @@ from flowdiff.errors import FlowdiffError
 EVENTS = "events.out.tfevents*"
 
 
-def newest() -> Path:
+def find_newest() -> Path:
     """The folder of the last sweep or run that has written anything for TensorBoard.
 
     Raises:
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="a sweep's or run's (default: the last sweep's)")
     given = parser.parse_args(words[: len(words) - len(options)])
     try:
-        folder = given.folder or newest()
+        folder = given.folder or find_newest()
         if not folder.is_dir():
             raise FlowdiffError(f"{folder}: no such folder; give a sweep's or a run's")
     except FlowdiffError as error:

@@ -62,7 +62,7 @@ def checkpoints_of(pattern: str) -> list[str]:
     return found
 
 
-def expanded(arguments: list[str]) -> list[str]:
+def expand(arguments: list[str]) -> list[str]:
     """The command line with `run=PATTERN` written out as `ckpt_path=`, swept over where there are several."""
     patterns = [word.partition("=")[2] for word in arguments if word.startswith("run=")]
     if not patterns or patterns[-1] in ("", "null"):
@@ -84,7 +84,7 @@ def expanded(arguments: list[str]) -> list[str]:
 def main() -> None:
     """The command line."""
     try:
-        sys.argv[1:] = expanded(sys.argv[1:])
+        sys.argv[1:] = expand(sys.argv[1:])
     except ConfigError as error:
         sys.exit(str(error))
     cli.run(evaluate, "evaluate")

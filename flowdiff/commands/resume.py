@@ -61,7 +61,7 @@ def resume(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, list[str]
     theirs = _compose([*kept, *overrides])
     merged = _merge(theirs, base, entry.get("source", entry["config"]), base, own, "")
     if not own and "metrics" not in keys:
-        merged["metrics"] = _without_fetching(merged.get("metrics"), keys)
+        merged["metrics"] = _drop_fetching(merged.get("metrics"), keys)
     merged |= {"ckpt_path": path, "resume": None, "run_dir": str(cfg.run_dir)}
     return OmegaConf.create(merged), [*kept, *overrides], content
 
@@ -137,7 +137,7 @@ def _is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _without_fetching(metrics: Any, keys: set[str]) -> Any:
+def _drop_fetching(metrics: Any, keys: set[str]) -> Any:
     """The metrics but those that would ask the network for something and aren't named now; of them a line says so."""
     found = {}
     for name, node in (metrics or {}).items():

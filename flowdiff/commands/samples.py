@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowdiff.data.folders import listed
+from flowdiff.data.folders import list_names
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
@@ -171,7 +171,7 @@ def _report(
 ) -> None:
     drawn = [] if labels is None else sorted(set(labels.tolist()))
     names = [name for c, name in enumerate(conditions["class_names"] or ()) if c in drawn and name != str(c)]
-    classes = (f"classes {drawn}" if drawn else "no class") + (f" ({listed(names)})" if names else "")
+    classes = (f"classes {drawn}" if drawn else "no class") + (f" ({list_names(names)})" if names else "")
     print(
         f"{n} {what} of {conditions['data']}, {classes}, seeds {conditions['seed']} to {conditions['seed'] + n - 1}: "
         f"{conditions['sampler']}, {conditions['schedule']}, {conditions['num_steps']} steps, "

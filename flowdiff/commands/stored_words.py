@@ -42,31 +42,31 @@ def read(words: Sequence[str]) -> list[Override]:
 
 def _read(word: str) -> Override:
     if not is_text(word, LENGTH) or _depth(word) > NESTED:
-        raise _refused(word, "not a plain word")
+        raise _refusal(word, "not a plain word")
     try:
         override = parse(word)
         value = None if override.is_delete() and override.value_type is None else override.value()
     except Exception as error:  # the grammar's, or of a function in it
-        raise _refused(word, "not understood") from error
+        raise _refusal(word, "not understood") from error
     key = override.key_or_group
     if override.is_sweep_override() or override.package is not None:
-        raise _refused(word, "a sweep, or a package")
+        raise _refusal(word, "a sweep, or a package")
     if not KEY.fullmatch(key) or key.lower().startswith("hydra"):
-        raise _refused(word, "not a key of a run's configuration")
+        raise _refusal(word, "not a key of a run's configuration")
     if override.is_delete() and "." not in key and key not in OPTIONAL:
-        raise _refused(word, "a run can't be without it")
+        raise _refusal(word, "a run can't be without it")
     if not _is_plain(value, 0):
-        raise _refused(word, "its value is more than a plain value")
+        raise _refusal(word, "its value is more than a plain value")
     if is_choice(override) and not override.is_delete():
         chosen = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(choice, str) and has_choice(key, choice) for choice in chosen):
-            raise _refused(word, f"conf/{key} has no such choice")
+            raise _refusal(word, f"conf/{key} has no such choice")
     elif "/" in key:
-        raise _refused(word, "there is no such group")
+        raise _refusal(word, "there is no such group")
     return override
 
 
-def _refused(word: str, why: str) -> FlowdiffError:
+def _refusal(word: str, why: str) -> FlowdiffError:
     return FlowdiffError(f"its command line holds the word {one_line(word, 120)}, which is not followed: {why}")
 
 

@@ -21,7 +21,7 @@ from flowdiff.files import read_yaml
 from flowdiff.runs import lock
 from flowdiff.runs.interrupts import Interrupts
 from flowdiff.runs.lock import OtherJob
-from flowdiff.runs.sweeps import KEY, essential
+from flowdiff.runs.sweeps import KEY, pick_swept
 from flowdiff.runs.words import assignment, read_word
 
 held = contextlib.ExitStack()  # the lock of the sweep that this process runs, until the command ends
@@ -41,16 +41,16 @@ class Record(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held.enter_context(lock.occupied(folder))
+            held.enter_context(lock.occupy(folder))
         except OtherJob as error:
             raise Refused(str(error)) from error
         Record.folder = folder
         OmegaConf.save(config, folder / "multirun.yaml")
-        if in_workers(config.hydra):
+        if is_in_workers(config.hydra):
             Interrupts.pass_on_to(workers)
 
 
-def in_workers(hydra_cfg: Any) -> bool:
+def is_in_workers(hydra_cfg: Any) -> bool:
     """Whether the jobs run in processes that joblib has started."""
     return hydra_cfg.mode == RunMode.MULTIRUN and "joblib" in str(hydra_cfg.launcher.get("_target_")).lower()
 
@@ -61,19 +61,19 @@ def workers() -> list[int]:
     return list(getattr(getattr(loky, "_executor", None), "_processes", None) or {})
 
 
-def wanted(words: Sequence[str]) -> bool:
+def is_wanted(words: Sequence[str]) -> bool:
     """Whether the command line asks for it."""
     return any(word.lower() == f"{KEY}=true" for word in words)
 
 
-def started_by(words: Sequence[str], config_dir: Path, config_name: str, root: Path = Path("multirun")) -> Path | None:
+def started_by(words: Sequence[str], config_name: str, root: Path = Path("multirun")) -> Path | None:
     """The folder of the newest sweep below `root` with the same essential words; None if there is none."""
     single = [word for word in words if read_word(word).swept is None]
     name = str(compose(single, config_name).name)
     stored = sorted((root / name).glob("*/*/multirun.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in stored:
         theirs = _words_in(file)
-        if theirs is not None and essential(theirs) == essential(words):
+        if theirs is not None and pick_swept(theirs) == pick_swept(words):
             return file.parent
     return None
 
@@ -87,19 +87,19 @@ def _words_in(file: Path) -> list[str] | None:
         return None
 
 
-def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config_name: str) -> None:
+def prepare(words: Sequence[str], arguments: list[str], config_name: str) -> None:
     """Point `arguments`, the command line, to the folder of the sweep that it goes on with, if it asks for one.
 
     Raises:
         ConfigError: there is no sweep to go on with, because it is no sweep.
     """
-    if not wanted(words):
+    if not is_wanted(words):
         return
     if not {"-m", "--multirun"} & set(arguments):
         raise ConfigError(KEY, "true", "is for --multirun; a single run goes on by ckpt_path=FILE or resume=last")
     if any(word.startswith("hydra.sweep.dir=") for word in words):
         return
-    folder = started_by(words, config_dir, config_name)
+    folder = started_by(words, config_name)
     print(f"going on with {folder}" if folder else "no earlier sweep of these words: a new one begins", flush=True)
     if folder:
         arguments.append(assignment("hydra.sweep.dir", folder))

@@ -53,7 +53,7 @@ def clean_name(name: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in unicodedata.normalize("NFC", whole))
 
 
-def listed(names: Sequence[str], most: int = SHOWN) -> str:
+def list_names(names: Sequence[str], most: int = SHOWN) -> str:
     """The names with commas between them, the middle of many left out."""
     if len(names) <= most:
         return ", ".join(names)
@@ -85,7 +85,7 @@ def scan(root: Path) -> Found:
             else:
                 found.empty.append(clean_name(entry.name))
     if found.classes and loose:
-        where = listed(found.classes, 5)
+        where = list_names(found.classes, 5)
         raise FlowdiffError(f"{loose[0]}: lies beside the class folders {where}; move it into one")
     twice = [name for name, count in Counter(found.classes).items() if count > 1]
     if twice:
@@ -142,6 +142,6 @@ def is_picture(path: Path, left_out: Counter[str]) -> bool:
 def left_out_line(found: Found) -> str | None:
     """What was not read, in words."""
     parts = [f"{count} {suffix}" for suffix, count in found.left_out.most_common()]
-    words = [f"left out: {listed(parts, 8)}"] if parts else []
-    words += [f"no pictures in the folders {listed(found.empty, 8)}"] if found.empty else []
+    words = [f"left out: {list_names(parts, 8)}"] if parts else []
+    words += [f"no pictures in the folders {list_names(found.empty, 8)}"] if found.empty else []
     return "; ".join(words) or None

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.data.folders import clean_name, left_out_line, listed, scan
+from flowdiff.data.folders import clean_name, left_out_line, list_names, scan
 from flowdiff.data.pictures import Picture, colour, read_picture
 from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError
@@ -126,7 +126,7 @@ class ImageFolder(ImageData):
         """What a user should know of the files, in a few lines."""
         counts = y.bincount(minlength=self.num_classes).tolist()
         names = [f"{c} = {name} ({counts[c]})" for c, name in enumerate(self.class_names)]
-        lines = [f"classes: {listed(names)}"] if names else ["no classes: the images lie in no subfolders"]
+        lines = [f"classes: {list_names(names)}"] if names else ["no classes: the images lie in no subfolders"]
         frames = sum(picture.frames for picture in pictures)
         parts = [left_out_line(self.found), f"the first frame or page of {frames} files" if frames else None]
         lines += ["; ".join(filter(None, [*parts, *self._whites(pictures)]))]
@@ -136,7 +136,7 @@ class ImageFolder(ImageData):
             if any(not (y[rows[split]] == c).any() for split in ("val", "test"))
         ]
         if small:
-            lines.append(f"warning: too few images for one in validation and one in the test: {listed(small, 8)}")
+            lines.append(f"warning: too few images for one in validation and one in the test: {list_names(small, 8)}")
         return [line for line in lines if line]
 
     def _whites(self, pictures: list[Picture]) -> list[str]:

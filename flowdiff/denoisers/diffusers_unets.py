@@ -106,7 +106,7 @@ class UNet2D(DiffusersDenoiser):
         super().__init__(shape, num_classes, conditioning)
         deeper = len(multipliers) - 1
         self._adopt(
-            imported("UNet2DModel")(
+            import_class("UNet2DModel")(
                 in_channels=shape[0],
                 out_channels=shape[0],
                 block_out_channels=tuple(width * m for m in multipliers),
@@ -173,7 +173,7 @@ def sdxl_unet(channels: int, unit: int = 32, transformer_layers: Sequence[int] =
         unit: groups of its normalisations, the measure of all its widths; 32 is SDXL's.
         transformer_layers: at the three resolutions.
     """
-    return imported("UNet2DConditionModel")(
+    return import_class("UNet2DConditionModel")(
         sample_size=128,
         in_channels=channels,
         out_channels=channels,
@@ -191,7 +191,7 @@ def sdxl_unet(channels: int, unit: int = 32, transformer_layers: Sequence[int] =
     )
 
 
-def imported(name: str) -> Any:
+def import_class(name: str) -> Any:
     """A class of diffusers.
 
     Raises:

@@ -102,7 +102,7 @@ class Precondition(nn.Module):
         variances = sigma.square() + of_covariance * self.eigenvalues + isotropic
         return of_mean * self.class_means[classes], variances
 
-    def _scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+    def _scale(self, x: Tensor, scale: Tensor) -> Tensor:
         """Q diag(scale) Qᵀ x for x and scale (B, d); Q is the identity where the covariance is diagonal."""
         if not len(self.eigenvectors):
             return x * scale
@@ -111,12 +111,12 @@ class Precondition(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dx| (B,)."""
         mean, variances = self._moments(sigma, classes)
-        return self._scaled(x - mean, variances.rsqrt()), -0.5 * variances.log().sum(1)
+        return self._scale(x - mean, variances.rsqrt()), -0.5 * variances.log().sum(1)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         """The x with forward(x) = u."""
         mean, variances = self._moments(sigma, classes)
-        return mean + self._scaled(u, variances.sqrt())
+        return mean + self._scale(u, variances.sqrt())
 
 
 class Scalar(Precondition):
@@ -160,13 +160,13 @@ class Standardized(Annealed):
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         _, variances = self._moments(sigma, classes)
         scale = self._standard_deviation(sigma, variances)
-        u = self._scaled(x - self.class_means[classes], variances.rsqrt())
+        u = self._scale(x - self.class_means[classes], variances.rsqrt())
         return u / scale, -0.5 * variances.log().sum(1) - scale.log().sum(1)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         _, variances = self._moments(sigma, classes)
         u = u * self._standard_deviation(sigma, variances)
-        return self.class_means[classes] + self._scaled(u, variances.sqrt())
+        return self.class_means[classes] + self._scale(u, variances.sqrt())
 
 
 class Gaussianised(Standardized):

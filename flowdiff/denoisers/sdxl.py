@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
-from flowdiff.denoisers.diffusers_unets import imported
+from flowdiff.denoisers.diffusers_unets import import_class
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.nn.attention import attention_for
 from flowdiff.options import OUTSIDE, Length, Size, checked
@@ -168,7 +168,7 @@ class Folder:
         self.weights = {"use_safetensors": True, "variant": variant}
 
     @contextmanager
-    def _reading(self, part: str) -> Iterator[None]:
+    def _explain_reading(self, part: str) -> Iterator[None]:
         try:
             yield
         except FlowdiffError:
@@ -180,8 +180,8 @@ class Folder:
 
     def scheduler(self) -> tuple[str, Tensor]:
         """The prediction_type, and log σ_t (T,), ascending."""
-        scheduler = imported("EulerDiscreteScheduler")
-        with self._reading("scheduler"):
+        scheduler = import_class("EulerDiscreteScheduler")
+        with self._explain_reading("scheduler"):
             config = scheduler.load_config(self.path, subfolder="scheduler")
             if not {"beta_schedule", "trained_betas"} & set(config) or config.get("timestep_type") == "continuous":
                 name = config.get("_class_name")
@@ -198,8 +198,8 @@ class Folder:
 
     def unet(self, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         """The U-Net, if it is an SDXL's and takes latents of this shape."""
-        network = imported("UNet2DConditionModel")
-        with self._reading("unet"):
+        network = import_class("UNet2DConditionModel")
+        with self._explain_reading("unet"):
             config = network.load_config(self.path, subfolder="unet")
             if config.get("addition_embed_type") != "text_time":
                 raise ConfigError("denoiser.path", self.given, "its unet is not SDXL's (addition_embed_type=text_time)")
@@ -211,25 +211,25 @@ class Folder:
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The embeddings of K prompts and, as row K, of none: (K + 1, tokens, E) and pooled (K + 1, P), float32."""
-        pipeline = imported("StableDiffusionXLPipeline")
+        pipeline = import_class("StableDiffusionXLPipeline")
         import transformers
 
         kinds = {"tokenizer": "CLIPTokenizer", "text_encoder": "CLIPTextModel"}
         kinds |= {"tokenizer_2": "CLIPTokenizer", "text_encoder_2": "CLIPTextModelWithProjection"}
         parts: dict[str, Any] = {}
         for part, kind in kinds.items():
-            with self._reading(part):
+            with self._explain_reading(part):
                 options = self.weights if part in WEIGHTS else {}
                 parts[part] = getattr(transformers, kind).from_pretrained(self.path, subfolder=part, **options)
                 if options:
                     parts[part] = parts[part].float().eval()
-        with self._reading("model_index.json"):
+        with self._explain_reading("model_index.json"):
             zeros = pipeline.load_config(self.path).get("force_zeros_for_empty_prompt", True)
         whole = pipeline(
             **parts, vae=None, unet=None, scheduler=None, force_zeros_for_empty_prompt=zeros, add_watermarker=False
         )
         tokens, pooled = [], []
-        with self._reading("text encoders"):
+        with self._explain_reading("text encoders"):
             for text in prompts:
                 found = whole.encode_prompt(text, device=torch.device("cpu"), do_classifier_free_guidance=False)
                 tokens.append(found[0])

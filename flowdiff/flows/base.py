@@ -30,33 +30,33 @@ class Flow(nn.Module):
         """The x with forward(x) = z."""
         raise NotImplementedError
 
-    def _inside(self) -> Iterator["Flow"]:
+    def _inner_flows(self) -> Iterator["Flow"]:
         """The flows that it is made of, at any depth."""
         return (module for module in self.modules() if isinstance(module, Flow) and module is not self)
 
     @property
     def normalized(self) -> bool:
         """Whether it is onto, so that exp(log p) integrates to 1 and an inverse exists everywhere."""
-        return all(flow.normalized for flow in self._inside())
+        return all(flow.normalized for flow in self._inner_flows())
 
     @property
     def exact(self) -> bool:
         """Whether its log-determinant is exact, not an estimate (`flows.logdet`)."""
-        return all(flow.exact for flow in self._inside())
+        return all(flow.exact for flow in self._inner_flows())
 
     @property
     def wants_first_batch(self) -> bool:
         """Whether it has yet to take first values from a batch of data (`Context.first_batch`)."""
-        return any(flow.wants_first_batch for flow in self._inside())
+        return any(flow.wants_first_batch for flow in self._inner_flows())
 
     @property
     def uncompilable(self) -> str | None:
         """Why its training steps are not one graph for torch.compile; None: they are."""
-        return next((flow.uncompilable for flow in self._inside() if flow.uncompilable), None)
+        return next((flow.uncompilable for flow in self._inner_flows() if flow.uncompilable), None)
 
     def fit(self, statistics: Moments) -> None:
         """Take what it needs from the training data's moments, once, before training. Nothing by default."""
-        for flow in self._inside():
+        for flow in self._inner_flows():
             if type(flow).fit is not Flow.fit:
                 flow.fit(statistics)
 

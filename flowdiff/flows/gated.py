@@ -41,10 +41,10 @@ class GatedActivation(Flow):
         return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        y, slope = self.activation.mixed(x, self._strength(context, x))
+        y, slope = self.activation.mix(x, self._strength(context, x))
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
         return y, slope.log().flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
-        return self.activation.unmixed(z, self._strength(context, z))
+        return self.activation.unmix(z, self._strength(context, z))

@@ -94,7 +94,7 @@ class Probes(nn.Module):
         return signs.to(self.fixed), [1.0] * always + [self.contraction**-k for k in range(1, further + 1)]
 
 
-def estimated_log_det(product: Callable[[Tensor], Tensor], probes: Tensor, weights: list[float]) -> Tensor:
+def estimate_log_det(product: Callable[[Tensor], Tensor], probes: Tensor, weights: list[float]) -> Tensor:
     """Σ_k (−1)^{k+1}/k · weights_k · mean over the probes of vᵀKᵏv, (B,).
 
     Args:

@@ -158,19 +158,19 @@ class MaskedConvolutions(Flow):
         self.backwards = backwards
         self.network = PixelCNN(shape, transform.size, context_dim, width, depth)
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def _turn(self, x: Tensor) -> Tensor:
         return x.flip(1, 2, 3) if self.backwards else x
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        x = self._turned(x)
+        x = self._turn(x)
         theta = self.network(x, context.embedding, context.dropout)
         theta = per_sample(context.kappa, theta) * theta
         z, log_slope = self.transform.forward(x.flatten(1), theta.flatten(2))
-        return self._turned(z.view_as(x)), log_slope.sum(1)
+        return self._turn(z.view_as(x)), log_slope.sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, exactly: a row takes C·W passes over itself."""
-        z = self._turned(z)
+        z = self._turn(z)
         rows: list[Tensor] = []
         above: Sequence[Tensor | None] = [None] * (1 + len(self.network.inner))
         for i, target in enumerate(z.split(1, 2)):
@@ -183,7 +183,7 @@ class MaskedConvolutions(Flow):
                     row[:, c, 0, j] = self.transform.inverse(target[:, c, 0, j, None], theta)[:, 0]
             above = self.network.rows(row, context.embedding, i, above)[1]
             rows.append(row)
-        return self._turned(torch.cat(rows, 2))
+        return self._turn(torch.cat(rows, 2))
 
 
 class PixelCNNFlow(Composite):

@@ -24,7 +24,7 @@ from flowdiff.flows.base import ActivationFactory, Composite, Flow
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM
-from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
+from flowdiff.flows.logdet import Probes, estimate_log_det, exact_log_det
 from flowdiff.nn.lipschitz import LipschitzMLP
 from flowdiff.options import Count, Layers, LogScale, Range, Size, checked
 
@@ -86,7 +86,7 @@ class ResidualBlock(Flow):
                 eye = torch.eye(jacobian.size, dtype=x.dtype, device=x.device)
                 return y, exact_log_det(eye + factor * jacobian(eye))
             probes, weights = self.probes(len(x), context.probes)
-            return y, estimated_log_det(lambda rows: factor * jacobian(rows), probes, weights)
+            return y, estimate_log_det(lambda rows: factor * jacobian(rows), probes, weights)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, by fixed-point iteration down to the rounding of z's type.

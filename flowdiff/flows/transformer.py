@@ -51,7 +51,7 @@ class AutoregressiveBlock(Flow):
         self.max_log_scale = max_log_scale
         self.jacobi_tolerance = jacobi_tolerance
 
-    def _ordered(self, x: Tensor) -> Tensor:
+    def _order(self, x: Tensor) -> Tensor:
         return x.flip(1) if self.reverse else x
 
     def _terms(self, output: Tensor, kappa: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,17 +60,17 @@ class AutoregressiveBlock(Flow):
         return soft_bound(alpha, self.max_log_scale), mu
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        x = self._ordered(x)
+        x = self._order(x)
         output = self.network(x, context.embedding, context.dropout)
         alpha, mu = self._terms(output, context.kappa[:, None, None])
-        return self._ordered((x - mu) * (-alpha).exp()), -alpha.flatten(1).sum(1)
+        return self._order((x - mu) * (-alpha).exp()), -alpha.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, without gradients."""
-        z = self._ordered(z)
+        z = self._order(z)
         tolerance = self.jacobi_tolerance
         x = self._sequential(z, context) if tolerance is None else self._jacobi(z, context, tolerance)
-        return self._ordered(x)
+        return self._order(x)
 
     def _sequential(self, z: Tensor, context: Context) -> Tensor:
         decoder = Decoder(self.network, context.embedding)
@@ -152,7 +152,7 @@ class TransformerFlow(Flow):
             return x.unflatten(1, (-1, self.patch))
         return F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
 
-    def _joined(self, patches: Tensor) -> Tensor:
+    def _join(self, patches: Tensor) -> Tensor:
         """The inverse of `_patches`."""
         if len(self.shape) == 1:
             return patches.flatten(1)
@@ -161,13 +161,13 @@ class TransformerFlow(Flow):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         z, logdet = self.blocks(self._patches(x), context)
-        return self._joined(z), logdet
+        return self._join(z), logdet
 
     @torch.no_grad()
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, `inverse_chunk` samples at a time, without gradients."""
         chunks = zip(self._patches(z).split(self.inverse_chunk), context.split(self.inverse_chunk), strict=True)
-        return self._joined(torch.cat([self.blocks.inverse(part, of) for part, of in chunks]))
+        return self._join(torch.cat([self.blocks.inverse(part, of) for part, of in chunks]))
 
 
 def patch_size(shape: tuple[int, ...], patch: int | None) -> int:

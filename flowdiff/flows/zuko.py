@@ -73,9 +73,9 @@ class ZukoFlow(Flow):
         super().__init__()
         hidden = [width] * depth
         arguments = {"transforms": n_flows, "hidden_features": hidden, "activation": nn.SiLU}
-        flow_class = chosen(name)
+        flow_class = find_flow(name)
         try:
-            self.flow = adapted(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))
+            self.flow = adapt(flow_class(math.prod(shape), context_dim + 1, **arguments | dict(options or {})))
             self.flow(torch.zeros(1, context_dim + 1)).log_prob(torch.zeros(1, math.prod(shape)))
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError) as error:
             reason = one_line(error, 200)
@@ -105,7 +105,7 @@ def library() -> Any:
     return zuko
 
 
-def chosen(name: str) -> type[nn.Module]:
+def find_flow(name: str) -> type[nn.Module]:
     """The class of `zuko.flows` with this name.
 
     Raises:
@@ -124,7 +124,7 @@ def chosen(name: str) -> type[nn.Module]:
 def misfit(flow_class: type[nn.Module]) -> str | None:
     """Why a flow of zuko can't be the density of a denoiser, found out on points of the plane; None if it can."""
     with torch.random.fork_rng([]):  # the weights of this one leave no trace in those of the model
-        flow = adapted(flow_class(2, 1)).double()
+        flow = adapt(flow_class(2, 1)).double()
     context, x = torch.zeros(1, 1).double(), torch.tensor([[0.3, -0.2]]).double()
     normal = torch.distributions.Normal(0.0, 1.0)
     if not torch.allclose(flow.base().log_prob(x), normal.log_prob(x).sum(1)):
@@ -140,7 +140,7 @@ def misfit(flow_class: type[nn.Module]) -> str | None:
     return None
 
 
-def adapted(flow: Any) -> Any:
+def adapt(flow: Any) -> Any:
     """zuko's flow with its networks behind a `Conditioner`, and slopes that torch.func differentiates."""
     for module in list(flow.modules()):
         if isinstance(getattr(module, "hyper", None), nn.Sequential):

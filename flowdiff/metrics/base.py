@@ -11,7 +11,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
-from flowdiff.quantities import Quantity, preferred, resolved
+from flowdiff.quantities import Quantity, choose, resolve
 from flowdiff.samplers.batched import Drawn
 
 
@@ -185,7 +185,7 @@ class Metric:
         if self.unfit(model) is not None:
             return []
         keys = self.keys(model)
-        wanted = (preferred(quantity, quantity.column, keys) for quantity in self.quantities if quantity.column)
+        wanted = (choose(quantity, quantity.column, keys) for quantity in self.quantities if quantity.column)
         return [key for key in wanted if key is not None]
 
     def unfit(self, model: Evaluand) -> str | None:
@@ -201,7 +201,7 @@ class Metric:
         raise NotImplementedError
 
 
-def declared() -> list[Quantity]:
+def list_quantities() -> list[Quantity]:
     """What all metrics that are there say: the package's, and those that something else has imported."""
     kinds: list[type[Metric]] = [Metric]
     for kind in kinds:
@@ -231,7 +231,7 @@ def measure(
         for name, metric in fit.items():
             try:
                 found = metric(model)
-                quantities = resolved(metric.quantities, list(found))
+                quantities = resolve(metric.quantities, list(found))
                 results |= {key: replace(result, quantity=quantities[key]) for key, result in found.items()}
             except FlowdiffError as error:
                 if failed is None:

@@ -72,7 +72,7 @@ def check_tensors(key: str, path: str | Path) -> None:
         raise ConfigError(key, path, allowed) from error
 
 
-def of_extractors(key: str, better: Better) -> tuple[Quantity, Quantity]:
+def quantities_of(key: str, better: Better) -> tuple[Quantity, Quantity]:
     """A number on Inception's features, and on those of a small extractor, whose name joins the key."""
     return tuple(Quantity(k, better=better, plotted=k, column=k) for k in (key, f"{key}_*"))  # type: ignore[return-value]
 
@@ -237,7 +237,7 @@ class FID(Fidelity):
     """Fréchet Inception distance to the training split: key `fid`."""
 
     key, option = "fid", "fid"
-    quantities = of_extractors("fid", "lower")
+    quantities = quantities_of("fid", "lower")
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """The distance."""
@@ -248,7 +248,7 @@ class KID(Fidelity):
     """Kernel Inception distance (cubic kernel, subsets of at most 1,000): key `kid`."""
 
     key, option = "kid", "kid"
-    quantities = of_extractors("kid", "lower")
+    quantities = quantities_of("kid", "lower")
 
     def more(self, n: int, n_reference: int) -> dict[str, Any]:
         """Subsets no larger than the data."""
@@ -268,7 +268,7 @@ class InceptionScore(Fidelity):
     """Inception Score in ten parts: key `isc`."""
 
     key, option, binary, minimum = "isc", "isc", False, 10
-    quantities = of_extractors("isc", "higher")
+    quantities = quantities_of("isc", "higher")
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """Mean over the parts, with their standard deviation."""
@@ -284,7 +284,7 @@ class PrecisionRecall(Fidelity):
     """Precision and recall with balls to the third neighbour: keys `precision` and `recall`."""
 
     key, option, minimum = "prc", "prc", 5
-    quantities = (*of_extractors("precision", "higher"), *of_extractors("recall", "higher"))
+    quantities = (*quantities_of("precision", "higher"), *quantities_of("recall", "higher"))
 
     def read(self, numbers: dict[str, float]) -> dict[str, tuple[float, dict[str, float]]]:
         """Both numbers."""

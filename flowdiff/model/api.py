@@ -180,8 +180,8 @@ class Model(nn.Module):
         Returns:
             (n, *shape) on the CPU; images lie in [-1, 1].
         """
-        n, seed = inputs.whole("n", n, 1), inputs.whole("seed", seed, 0)
-        chosen = seeds_from(seed, n) if seeds is None else inputs.listed_seeds(seeds, n)
+        n, seed = inputs.as_whole("n", n, 1), inputs.as_whole("seed", seed, 0)
+        chosen = seeds_from(seed, n) if seeds is None else inputs.as_seeds(seeds, n)
         classes = resolve_labels(labels, n, self.num_classes, "labels", self.class_names)
         return self.batched(sampler, **how).draw(classes, chosen, quiet=quiet).x
 

@@ -49,7 +49,7 @@ class Budget(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        self._spend(4 * announced(func, args, given))
+        self._spend(4 * count_to_make(func, args, given))
         result = func(*args, **given)
         if isinstance(result, Tensor) and not any(result is each for each in args):
             self._spend(0 if _is_view(result, args) else result.numel() * result.element_size())
@@ -70,7 +70,7 @@ def _is_view(result: Tensor, args: Sequence[Any]) -> bool:
         return True
 
 
-def announced(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+def count_to_make(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
     """How many numbers a function that makes tensors from sizes (empty, zeros, eye, arange, …) is about to make."""
     schema = getattr(func, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema is not None else []

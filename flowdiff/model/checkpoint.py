@@ -260,7 +260,7 @@ def build_denoiser(config: Mapping[str, Any], shape: tuple[int, ...], num_classe
 
 
 @contextlib.contextmanager
-def within(path: str | None) -> Iterator[None]:
+def limit_to_file(path: str | None) -> Iterator[None]:
     """Where a run goes on from a file, a model that is built in it is not larger than what the file holds."""
     if not path:
         yield

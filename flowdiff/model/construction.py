@@ -138,8 +138,8 @@ def from_config(
         at_least("num_steps", given["num_steps"], 1)
     return BatchedSampler(
         denoiser,
-        sampler=_built("sampler", config["sampler"], given),
-        schedule=_built("schedule", config["schedule"], given),
+        sampler=_build_part("sampler", config["sampler"], given),
+        schedule=_build_part("schedule", config["schedule"], given),
         guidance_scale=given.get("guidance_scale", config.get("guidance_scale", 1.0)),
         clip=(-1.0, 1.0) if images else None,
         batch_size=batch_size,
@@ -147,7 +147,7 @@ def from_config(
     )
 
 
-def _built(key: str, config: Any, given: Mapping[str, Any]) -> Any:
+def _build_part(key: str, config: Any, given: Mapping[str, Any]) -> Any:
     """The sampler or schedule of a configuration; one that is built already stays what it is."""
     if not isinstance(config, Mapping):
         return config

@@ -45,7 +45,7 @@ def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state.items()}  # none may share memory
     write_whole(file, lambda out: out.write(save(tensors)))
     entry = {**model.facts.entry, "step": model.facts.step, "weights": model.facts.weights}
-    content = seal.sealed({**entry, "tensors": tensors}, seal.own_key(make=False) if model.facts.own else None)
+    content = seal.add_seal({**entry, "tensors": tensors}, seal.own_key(make=False) if model.facts.own else None)
     write_json(file.with_suffix(".json"), {key: value for key, value in content.items() if key != "tensors"})
     return f'read by: flowdiff.load("{folder}")'
 

@@ -23,7 +23,7 @@ def open_first_stage(facts: Facts, path: str | None = None) -> FirstStage:
         return Identity()
     config: dict[str, Any] = facts.config.get("first_stage") or {}
     if path is not None or not facts.own:
-        config = safe_construction.without_outside("first_stage", config)
+        config = safe_construction.drop_outside("first_stage", config)
     elif config.get("path") is not None:
         path = config["path"]
     if path is None:

@@ -79,14 +79,14 @@ def as_format_2(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The facts on a model with today's names; those of format 2 as they are."""
     if entry.get("format") != 1:
         return dict(entry)
-    renamed = {name: _renamed(entry[name]) for name in ("config", "source") if name in entry}
+    renamed = {name: _rename(entry[name]) for name in ("config", "source") if name in entry}
     return {**entry, **renamed, "format": 2}
 
 
-def _renamed(node: Any) -> Any:
+def _rename(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {key: _name(value) if key == "_target_" else _renamed(value) for key, value in node.items()}
-    return [_renamed(value) for value in node] if isinstance(node, list | tuple) else node
+        return {key: _name(value) if key == "_target_" else _rename(value) for key, value in node.items()}
+    return [_rename(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _name(value: Any) -> Any:

@@ -115,7 +115,7 @@ def as_labels(labels: Any, x: Tensor, num_classes: int, names: Sequence[str] | N
     return found.expand(len(x))
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def as_whole(name: str, value: Any, least: int) -> int:
     """A whole number of Python's or NumPy's, ≥ `least`, else a `ConfigError` that names it."""
     try:
         number = operator.index(value)
@@ -124,9 +124,9 @@ def whole(name: str, value: Any, least: int) -> int:
     return at_least(name, number, least)
 
 
-def listed_seeds(seeds: Iterable[int], n: int) -> Tensor:
+def as_seeds(seeds: Iterable[int], n: int) -> Tensor:
     """n seeds as int64 (n,), else a `ConfigError`."""
-    numbers = [whole("seeds", seed, 0) for seed in seeds]
+    numbers = [as_whole("seeds", seed, 0) for seed in seeds]
     if len(numbers) != n or max(numbers, default=0) >= 2**32:
         raise ConfigError("seeds", numbers, f"must be {n} whole numbers from 0 to 2^32 - 1")
     return torch.tensor(numbers, dtype=torch.int64)

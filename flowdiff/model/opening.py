@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, read_data
-from flowdiff.data.folders import listed
+from flowdiff.data.folders import list_names
 from flowdiff.data.latents import apply_first_stage
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model import checkpoint, safe_construction
@@ -74,7 +74,7 @@ def load_data(model: Model, data_root: str | None = None) -> ImageData:
     """
     data = build_data(model.config["dataset"], data_root, model.facts.own)
     if model.class_names is not None and data.class_names != model.class_names:
-        theirs, ours = listed(data.class_names) or "none", listed(model.class_names) or "none"
+        theirs, ours = list_names(data.class_names) or "none", list_names(model.class_names) or "none"
         raise FlowdiffError(f"dataset={data.name}: its classes are {theirs}, those of the model {ours}")
     return apply_first_stage(model.first_stage, data)
 
@@ -87,7 +87,7 @@ def build_data(config: Mapping[str, Any], data_root: str | None = None, own: boo
         data_root: where the files are now.
         own: the user has trained the checkpoint: the folder that it names is followed.
     """
-    plain_config = safe_construction.without_outside("dataset", config)
+    plain_config = safe_construction.drop_outside("dataset", config)
     root, is_downloaded = config.get("root"), "download" in config
     if root is not None:
         places = [data_root, os.environ.get("FLOWDIFF_DATA") if is_downloaded else None, root if own else None]

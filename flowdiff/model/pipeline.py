@@ -123,7 +123,7 @@ class FlowdiffPipeline(DiffusionPipeline):
         Raises:
             FlowdiffError: a wrong label, scheduler, size or output type.
         """
-        n, labels = self._wanted(batch_size, class_labels, latents)
+        n, labels = self._read_arguments(batch_size, class_labels, latents)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ConfigError("output_type", output_type, "must be pil, np, pt or latent")
         at_least("num_inference_steps", num_inference_steps, 1)
@@ -133,12 +133,12 @@ class FlowdiffPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.denoiser.dtype)
         if tuple(latents.shape) != shape:
             raise ConfigError("latents", tuple(latents.shape), f"must have the shape {shape}")
-        x = self._sampled(latents.to(device), labels, num_inference_steps, guidance_scale, generator)
-        images = self._finished(x, output_type)
+        x = self._sample(latents.to(device), labels, num_inference_steps, guidance_scale, generator)
+        images = self._finish(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _wanted(
+    def _read_arguments(
         self, batch_size: int | None, class_labels: int | str | Sequence[int | str] | None, latents: Tensor | None
     ) -> tuple[int, Tensor | None]:
         """The number of images and their classes."""
@@ -149,7 +149,7 @@ class FlowdiffPipeline(DiffusionPipeline):
             raise ConfigError("class_labels", class_labels, f"must be one class, or {n}: one for each image")
         return n, resolve_labels(class_labels, n, self.denoiser.num_classes, "class_labels", self.denoiser.class_names)
 
-    def _sampled(
+    def _sample(
         self,
         noise: Tensor,
         labels: Tensor | None,
@@ -183,7 +183,7 @@ class FlowdiffPipeline(DiffusionPipeline):
             x = scheduler.step(denoised, t, x, **extra).prev_sample
         return x
 
-    def _finished(self, x: Tensor, output_type: str) -> Any:
+    def _finish(self, x: Tensor, output_type: str) -> Any:
         """x0 as the images that were asked for; PIL's by way of the data's levels, as flowdiff's own."""
         if output_type == "latent":
             return x

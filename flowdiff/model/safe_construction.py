@@ -86,7 +86,7 @@ def _check_values(key: str, node: Any) -> None:
         raise FlowdiffError(f"its configuration holds an interpolation, {key}={one_line(node, 100)}")
 
 
-def outside(group: str, config: Any) -> dict[str, Any]:
+def find_outside(group: str, config: Any) -> dict[str, Any]:
     """What a configuration says of arguments that are read, written or fetched, by key; those that say nothing not."""
     found = {}
     for key, node in configuration.nodes(group, config):
@@ -100,9 +100,9 @@ def outside(group: str, config: Any) -> dict[str, Any]:
     return found
 
 
-def without_outside(group: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A node without what `outside` finds in it itself."""
-    found = outside(group, config)
+def drop_outside(group: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A node without what `find_outside` finds in it itself."""
+    found = find_outside(group, config)
     return {name: value for name, value in config.items() if f"{group}.{name}" not in found}
 
 
@@ -122,7 +122,7 @@ def build(group: str, config: Any, outside: bool = False, **arguments: Any) -> A
         raise FlowdiffError(f"its configuration has no {group}")
     try:
         check(group, config)
-        return _built(group, config, outside, arguments)
+        return _build(group, config, outside, arguments)
     except FlowdiffError as error:
         if len(str(error)) <= LINE:
             raise
@@ -131,17 +131,17 @@ def build(group: str, config: Any, outside: bool = False, **arguments: Any) -> A
         raise FlowdiffError(f"{group}: {one_line(error, LINE)}") from error
 
 
-def _built(group: str, node: Any, outside: bool, more: Mapping[str, Any]) -> Any:
+def _build(group: str, node: Any, outside: bool, more: Mapping[str, Any]) -> Any:
     if isinstance(node, list | tuple):
-        return [_built(group, value, outside, {}) for value in node]
+        return [_build(group, value, outside, {}) for value in node]
     if not isinstance(node, Mapping):
         return node
     if "_target_" not in node:
-        return {name: _built(group, value, outside, {}) for name, value in node.items()}
+        return {name: _build(group, value, outside, {}) for name, value in node.items()}
     target = find(group, f"{group}._target_", node["_target_"])
     accepted = options.options_of(target)
     given = {
-        name: _built(group, value, outside, {})
+        name: _build(group, value, outside, {})
         for name, value in node.items()
         if name not in PRIVATE and (outside or not options.is_outside(accepted.get(name)))
     }

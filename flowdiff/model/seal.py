@@ -62,7 +62,7 @@ def _head(found: Any, kind: bytes, data: bytes) -> None:
     found.update(data)
 
 
-def sealed(content: Mapping[str, Any], key: bytes | None) -> dict[str, Any]:
+def add_seal(content: Mapping[str, Any], key: bytes | None) -> dict[str, Any]:
     """The content with its digest, and with the signature of that by a key."""
     digest = digest_of(content)
     signature = {} if key is None else {SIGNATURE: _signature(key, digest)}

@@ -100,7 +100,7 @@ def _vocabulary(places: tuple[Path, ...]) -> Vocabulary:
                     uses.setdefault(at, set()).update(_groups(inner, places))
                 for target in _targets(value if at == key else {key: value}):
                     named.setdefault(at, set()).add(target)
-    return Vocabulary({group: frozenset(_closed(group, named, uses)) for group in named}, frozenset(interpolations))
+    return Vocabulary({group: frozenset(_close_over(group, named, uses)) for group in named}, frozenset(interpolations))
 
 
 def content_of(file: Path) -> Any:
@@ -111,7 +111,7 @@ def content_of(file: Path) -> Any:
         return None
 
 
-def _closed(group: str, named: Mapping[str, set[str]], uses: Mapping[str, set[str]]) -> set[str]:
+def _close_over(group: str, named: Mapping[str, set[str]], uses: Mapping[str, set[str]]) -> set[str]:
     seen, found, waiting = set(), set(), [group]
     while waiting:
         one = waiting.pop()

@@ -31,7 +31,7 @@ def numeric(values: Sequence[str]) -> list[float] | None:
     return found if all(math.isfinite(number) for number in found) else None
 
 
-def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path | None:
+def plot_against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path | None:
     """Plot the metrics against the values of a key, numbers or names. None: nothing was measured.
 
     Args:
@@ -40,7 +40,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
         line: a second key, with a colour for each of its values; None: all jobs together.
         path: of the PNG.
     """
-    shown = summary.plotted(jobs)[:MOST]
+    shown = summary.list_plotted(jobs)[:MOST]
     if not shown:
         return None
     values = summary.values(jobs, key)
@@ -50,7 +50,7 @@ def against(jobs: Sequence[Job], key: str, line: str | None, path: Path) -> Path
     for axes, metric in zip(panels, shown, strict=True):
         for i, group in enumerate(groups):
             mine = [job for job in jobs if line is None or job.overrides.get(line) == group]
-            found = [summary.measured(mine, key, value, metric) for value in values]
+            found = [summary.read_measured(mine, key, value, metric) for value in values]
             label = None if group is None else to_label(f"{line}={group}")
             beside = (i - (len(groups) - 1) / 2) * 0.6 / len(groups)
             at = [n + beside for n in range(len(values))] if places is None else places

@@ -12,7 +12,7 @@ from flowdiff.evaluation import tables
 from flowdiff.evaluation.text import to_html, to_markdown
 from flowdiff.files import write_text
 from flowdiff.report import figures, samples, summary
-from flowdiff.report.rows import counted, rows
+from flowdiff.report.rows import count_jobs, rows
 from flowdiff.report.summary import Table
 from flowdiff.runs.job_folders import Job
 
@@ -45,7 +45,7 @@ class Section:
 def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> list[Section]:
     """What the report says, with the pictures drawn into `folder`."""
     seconds = sum(job.seconds or 0.0 for job in jobs)
-    everything = Section("Jobs", [f"{counted(jobs)}; {seconds:,.0f} seconds of jobs in all."])
+    everything = Section("Jobs", [f"{count_jobs(jobs)}; {seconds:,.0f} seconds of jobs in all."])
     header, table = rows(jobs, root)
     everything.tables.append((header, [[tables.short(cell) for cell in row] for row in table]))
     if len(baselines) > KEYS:
@@ -71,7 +71,7 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
 def _pair(jobs: Sequence[Job], key: str, other: str, folder: Path) -> Section:
     """Two keys together: whether what one does depends on the other."""
     section = Section(f"{key} × {other}", [f"A row for each {key}, a column for each {other}: mean ± standard error."])
-    section.tables = [summary.crossed_table(jobs, key, other, metric) for metric in summary.plotted(jobs)]
+    section.tables = [summary.cross_table(jobs, key, other, metric) for metric in summary.list_plotted(jobs)]
     _plot(section, jobs, key, other, folder)
     _plot(section, jobs, other, key, folder)
     return section
@@ -79,7 +79,7 @@ def _pair(jobs: Sequence[Job], key: str, other: str, folder: Path) -> Section:
 
 def _plot(section: Section, jobs: Sequence[Job], key: str, line: str | None, folder: Path) -> None:
     name = samples.file_name("plot", key, *([line] if line else []))
-    plot = figures.against(jobs, key, line, folder / f"{name}.png")
+    plot = figures.plot_against(jobs, key, line, folder / f"{name}.png")
     if plot is not None:
         what = "each point a job" + (f", a colour for each {line}" if line else "")
         section.pictures.append((f"Metrics against {key}; {what}.", plot))

@@ -31,7 +31,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
-def counted(jobs: Sequence[Job]) -> str:
+def count_jobs(jobs: Sequence[Job]) -> str:
     """How many jobs there are, and in which states."""
     states = [job.status for job in jobs]
     return f"{len(jobs)} jobs: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -90,7 +90,7 @@ class Difference:
         return f"{self.mean:+.3g} [{self.mean - self.half:+.3g}, {self.mean + self.half:+.3g}]"
 
 
-def studied(jobs: Sequence[Job]) -> list[str]:
+def list_studied(jobs: Sequence[Job]) -> list[str]:
     """The swept keys that are settings, not repetitions of one."""
     return [key for key in swept_keys(jobs) if key not in (*REPETITIONS, *IGNORED) and len(values(jobs, key)) > 1]
 
@@ -113,13 +113,13 @@ def metrics(jobs: Sequence[Job]) -> list[str]:
     )
 
 
-def plotted(jobs: Sequence[Job]) -> list[str]:
+def list_plotted(jobs: Sequence[Job]) -> list[str]:
     """Those of them that stand for their kind in plots."""
     chosen = {name for job in jobs for name, quantity in job.quantities.items() if quantity.plotted}
     return [name for name in metrics(jobs) if name in chosen]
 
 
-def measured(jobs: Sequence[Job], key: str, value: str, metric: str) -> list[tuple[str | None, float]]:
+def read_measured(jobs: Sequence[Job], key: str, value: str, metric: str) -> list[tuple[str | None, float]]:
     """Seed and metric of the jobs with this value, as far as it was measured."""
     mine = [job for job in jobs if job.overrides.get(key) == value]
     return [(job.seed, number) for job in mine if (number := job.metrics.get(metric)) is not None]
@@ -127,7 +127,7 @@ def measured(jobs: Sequence[Job], key: str, value: str, metric: str) -> list[tup
 
 def numbers(jobs: Sequence[Job], key: str, value: str, metric: str) -> list[float]:
     """The metric of the jobs with this value, as far as it was measured."""
-    return [number for _, number in measured(jobs, key, value, metric)]
+    return [number for _, number in read_measured(jobs, key, value, metric)]
 
 
 def by_seed(found: Sequence[tuple[str | None, float]]) -> list[float]:
@@ -148,7 +148,7 @@ def mean_of(found: Sequence[tuple[str | None, float]]) -> Mean | None:
 def best(jobs: Sequence[Job], key: str, metric: str) -> str | None:
     """The value with the best mean; None if no two can be compared, or the metric doesn't say which way is better."""
     direction = better(jobs, metric)
-    means = {value: mean_of(measured(jobs, key, value, metric)) for value in values(jobs, key)}
+    means = {value: mean_of(read_measured(jobs, key, value, metric)) for value in values(jobs, key)}
     known = {value: mean.mean for value, mean in means.items() if mean is not None}
     if len(known) < 2 or direction is None:
         return None
@@ -200,7 +200,7 @@ def baselines(jobs: Sequence[Job], given: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: a key or value that the sweep doesn't have.
     """
-    chosen = {key: values(jobs, key)[0] for key in studied(jobs)}
+    chosen = {key: values(jobs, key)[0] for key in list_studied(jobs)}
     for word in given:
         key, _, value = word.partition("=")
         if key not in chosen:
@@ -223,20 +223,20 @@ def means_table(jobs: Sequence[Job], key: str) -> Table:
         mine = [job for job in jobs if job.overrides.get(key) == value]
         cells = [value, f"{sum(job.status == 'done' for job in mine)}/{len(mine)}"]
         for metric in shown:
-            mean = mean_of(measured(jobs, key, value, metric))
+            mean = mean_of(read_measured(jobs, key, value, metric))
             text = "" if mean is None else str(mean)
             cells.append(Bold(text) if winners[metric] == value else text)
         rows.append(cells)
     return [key, "jobs done", *shown], rows
 
 
-def crossed_table(jobs: Sequence[Job], key: str, other: str, metric: str) -> Table:
+def cross_table(jobs: Sequence[Job], key: str, other: str, metric: str) -> Table:
     """Header and rows of one metric: a row a value of a key, a column a value of the other."""
     columns = values(jobs, other)
     rows = []
     for value in values(jobs, key):
         cells = [[job for job in jobs if job.overrides.get(other) == column] for column in columns]
-        means = (mean_of(measured(cell, key, value, metric)) for cell in cells)
+        means = (mean_of(read_measured(cell, key, value, metric)) for cell in cells)
         rows.append([value, *("" if mean is None else str(mean) for mean in means)])
     return [metric, *columns], rows
 

@@ -24,7 +24,7 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 PATIENCE = 20.0
 
 
-def scheduled() -> bool:
+def is_scheduled() -> bool:
     """Whether this process belongs to a job of submitit."""
     return "SUBMITIT_EXECUTOR" in os.environ
 
@@ -104,7 +104,7 @@ class Interrupts:
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         """Within it a signal waits for the end: an import of C++ that is torn may abort the process."""
         self._deferring = True
         try:
@@ -127,11 +127,11 @@ class Interrupts:
             for process in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
-        elif scheduled() or self.in_worker or (stopping and now - self._since < PATIENCE):
+        elif is_scheduled() or self.in_worker or (stopping and now - self._since < PATIENCE):
             return
         if first and self.patient:
             if is_first() and not self.in_worker:
-                hint = "" if scheduled() else " (again: stop at once)"
+                hint = "" if is_scheduled() else " (again: stop at once)"
                 print(f"\n{signal.Signals(number).name}: saving after this step{hint}", flush=True)
             return
         self.patient, self._since = False, now

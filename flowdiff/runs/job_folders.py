@@ -49,7 +49,7 @@ class Job:
     @functools.cached_property
     def quantities(self) -> dict[str, Quantity]:
         """What its metrics are."""
-        return from_entries({name: self.conditions.get(name, {}) for name in self.metrics}, _declared)
+        return from_entries({name: self.conditions.get(name, {}) for name in self.metrics}, _list_quantities)
 
     def take(self, entries: Mapping[str, Any]) -> None:
         """The entries of a metrics.json, which may hold anything."""
@@ -92,7 +92,7 @@ def read_job(folder: Path) -> Job:
     status = _json(folder, "status.json", problems)
     words = status.get("overrides")
     job.words = _words(words if isinstance(words, list) else _yaml(folder, ".hydra/overrides.yaml"))
-    job.trained = trained_with(job.words)
+    job.trained = read_training_words(job.words)
     job.overrides = (job.trained or {}) | settings(job.words)
     job.status = one_line(status.get("status") or job.status, 30)
     job.error = one_line(status.get("error") or "", WORD)
@@ -123,7 +123,7 @@ def compare_by_rmse(jobs: Sequence[Job]) -> None:
             job.conditions[name] = entry | {"value": rmse, "standard_error": None}
 
 
-def trained_with(words: Sequence[str]) -> dict[str, str] | None:
+def read_training_words(words: Sequence[str]) -> dict[str, str] | None:
     """What the run of an evaluated checkpoint was told, so that evaluations can be told apart by it.
 
     Empty where that isn't known; None where no checkpoint is named.
@@ -148,11 +148,11 @@ def better(jobs: Sequence[Job], metric: str) -> Better | None:
     return said.pop() if len(said) == 1 else None
 
 
-def _declared() -> list[Quantity]:
+def _list_quantities() -> list[Quantity]:
     """What the metrics say of files from before the entries said it."""
-    from flowdiff.metrics.base import declared  # torch comes with it
+    from flowdiff.metrics.base import list_quantities  # torch comes with it
 
-    return declared()
+    return list_quantities()
 
 
 def _json(folder: Path, name: str, problems: list[str]) -> dict[str, Any]:

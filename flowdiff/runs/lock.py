@@ -44,7 +44,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def occupied(folder: Path, exclusive: bool = True) -> Iterator[Holder | None]:
+def occupy(folder: Path, exclusive: bool = True) -> Iterator[Holder | None]:
     """Within it no other process works in the folder, which is there already.
 
     Args:
@@ -65,7 +65,7 @@ def occupied(folder: Path, exclusive: bool = True) -> Iterator[Holder | None]:
     if ours in _ours or not is_first() or not (exclusive or file.is_file()):
         yield None
         return
-    lock = _acquired(file, folder)
+    lock = _acquire(file, folder)
     if not exclusive:
         lock.release()
         yield None
@@ -88,7 +88,7 @@ def occupied(folder: Path, exclusive: bool = True) -> Iterator[Holder | None]:
         lock.release()
 
 
-def _acquired(file: Path, folder: Path) -> FileLock:
+def _acquire(file: Path, folder: Path) -> FileLock:
     lock = FileLock(file)
     try:
         lock.acquire(timeout=SECONDS)

@@ -22,7 +22,7 @@ def check(config: Mapping[str, Any], run_dir: Path) -> None:
     Raises:
         ConfigError: names the key.
     """
-    for key, place in _written(config):
+    for key, place in _list_written(config):
         if not is_below(place, run_dir):
             raise ConfigError(key, place, f"must lie in the run folder, {spell(run_dir)}")
 
@@ -36,7 +36,7 @@ def is_below(place: str | os.PathLike[str], folder: str | os.PathLike[str]) -> b
     return inner == outer or outer in inner.parents
 
 
-def _written(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_written(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     trainer = config.get("trainer") or {}
     if trainer.get("default_root_dir") is not None:
         yield "trainer.default_root_dir", str(trainer["default_root_dir"])

@@ -37,7 +37,7 @@ def objective(name: str, metrics: Mapping[str, float | None], sweeper: Any) -> f
     if name not in metrics:
         raise ConfigError(KEY, name, f"was not measured; must be one of {', '.join(sorted(metrics)) or 'none'}")
     value = metrics[name]
-    return worst(sweeper) if value is None or not math.isfinite(value) else value
+    return worst_value(sweeper) if value is None or not math.isfinite(value) else value
 
 
 def check(name: str, config: Mapping[str, Any], sweeper: Any) -> None:
@@ -51,20 +51,20 @@ def check(name: str, config: Mapping[str, Any], sweeper: Any) -> None:
     Raises:
         ConfigError: it does.
     """
-    from flowdiff.metrics.base import declared  # torch comes with it
+    from flowdiff.metrics.base import list_quantities  # torch comes with it
 
     for entry in config.values():
         with contextlib.suppress(Exception):  # one that isn't there is said where it is made
             get_class(str(entry["_target_"]))  # a class that is imported can be asked
-    said = next((quantity.better for quantity in declared() if quantity.covers(name)), None)
-    wanted = "higher" if math.isinf(worst(sweeper)) and worst(sweeper) < 0 else "lower"
+    said = next((quantity.better for quantity in list_quantities() if quantity.covers(name)), None)
+    wanted = "higher" if math.isinf(worst_value(sweeper)) and worst_value(sweeper) < 0 else "lower"
     if said is not None and said != wanted:
         given, right = ("maximize", "minimize") if wanted == "higher" else ("minimize", "maximize")
         better = f"{said} is better of {KEY}={name}: hydra.sweeper.direction={right}"
         raise ConfigError("hydra.sweeper.direction", given, better)
 
 
-def worst(sweeper: Any) -> float:
+def worst_value(sweeper: Any) -> float:
     """What a job that diverged gives back."""
     direction = sweeper.get("direction", "minimize")  # a word or an enum of the plugin's
     return -math.inf if str(getattr(direction, "name", direction)) == "maximize" else math.inf

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.files import read_json
-from flowdiff.runs.interrupts import SIGNALS, scheduled
+from flowdiff.runs.interrupts import SIGNALS, is_scheduled
 
 
 def job_id() -> str | None:
     """The scheduler's number of this job, the same after it was queued again; None without submitit."""
-    if not scheduled():
+    if not is_scheduled():
         return None
     import submitit
 
     return str(submitit.JobEnvironment().job_id)
 
 
-def requeued(folder: Path) -> bool:
+def is_requeued(folder: Path) -> bool:
     """Whether this very job has worked in `folder` before: its scheduler has started it again."""
     try:
         before = read_json(folder / "status.json").get("job_id")
@@ -39,11 +39,11 @@ def use_given_cpus() -> None:
     Where SLURM binds no process to its CPUs, torch would take all that the node has.
     """
     given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
-    if scheduled() and given:
+    if is_scheduled() and given:
         os.environ.setdefault("OMP_NUM_THREADS", given)
 
 
-def wanted_back(number: int) -> bool:
+def is_wanted_back(number: int) -> bool:
     """Whether a job that a signal has stopped is to be queued again."""
     if os.environ["SUBMITIT_EXECUTOR"] != "slurm":
         return number in (signal.SIGUSR1, signal.SIGUSR2)
@@ -63,7 +63,7 @@ def make_room(number: int) -> None:
     handler = signal.getsignal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"))
     for other in SIGNALS:  # to queue a job again sends it a SIGTERM
         signal.signal(other, signal.SIG_IGN)
-    if not (callable(handler) and wanted_back(number)):
+    if not (callable(handler) and is_wanted_back(number)):
         return
     try:
         handler(number, None)

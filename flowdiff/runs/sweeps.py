@@ -15,12 +15,12 @@ from flowdiff.runs.lock import OtherJob
 KEY = "resume_sweep"
 
 
-def essential(words: Sequence[str]) -> list[str]:
+def pick_swept(words: Sequence[str]) -> list[str]:
     """The words that say what is swept, in an order of their own."""
     return sorted(word for word in words if not word.startswith((f"{KEY}=", "hydra.", "hydra/", "-")))
 
 
-def standing(folder: Path, overrides: Sequence[str], killed: lock.Holder | None = None) -> tuple[str, Path | None]:
+def find_state(folder: Path, overrides: Sequence[str], killed: lock.Holder | None = None) -> tuple[str, Path | None]:
     """How far the job in a folder had come: its status, and its last checkpoint if it goes on from one.
 
     Args:
@@ -35,10 +35,10 @@ def standing(folder: Path, overrides: Sequence[str], killed: lock.Holder | None 
     if not (folder / "status.json").is_file():
         return "not started", None
     job = read_job(folder)
-    if essential(job.words) != essential(overrides):
+    if pick_swept(job.words) != pick_swept(overrides):
         raise OtherJob(f"{KEY}=true: {folder} holds another job ({' '.join(job.words)}); remove it, or sweep anew")
     if job.status == "running":
-        if killed is None and not slurm.requeued(folder):
+        if killed is None and not slurm.is_requeued(folder):
             raise OtherJob(f"{KEY}=true: the job in {folder} is still running")
         job.status = "killed"
     last = folder / "checkpoints" / "last.ckpt"

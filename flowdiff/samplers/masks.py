@@ -55,7 +55,7 @@ def missing_pixels(mask: str, shape: tuple[int, ...], seeds: Tensor) -> Tensor:
     elif name == "random":
         found = torch.stack([_random(mask, share, height, width, int(seed)) for seed in seeds])[:, None]
     elif mask.lower().endswith((".png", ".npy")):
-        found = _from_file(mask, shape)
+        found = _read_file(mask, shape)
     else:
         raise ConfigError("mask", mask, ALLOWED)
     if found.all() or not found.any():
@@ -79,7 +79,7 @@ def _random(mask: str, share: str, height: int, width: int, seed: int) -> Tensor
     return missing.view(height, width)
 
 
-def _from_file(mask: str, shape: tuple[int, ...]) -> Tensor:
+def _read_file(mask: str, shape: tuple[int, ...]) -> Tensor:
     path = Path(mask).expanduser()
     if not is_file(path):
         raise ConfigError("mask", mask, "no such file")

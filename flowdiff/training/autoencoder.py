@@ -29,7 +29,7 @@ from flowdiff.metrics.frechet import FrechetDistance, frechet_distance, moments
 from flowdiff.model import checkpoint, safe_construction
 from flowdiff.model.requests import spell_out
 from flowdiff.options import Length, Positive, Range, Size, checked
-from flowdiff.quantities import Quantity, resolved
+from flowdiff.quantities import Quantity, resolve
 from flowdiff.runs.words import override
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.request import TrainRequest
@@ -135,10 +135,10 @@ class Autoencoder(Optimised):
         x = self.data.to_centres(self.data.images("val")[0][:50]).to(self.device)
         with torch.no_grad():
             y = self.network.decode(self.network.encode(x).latent_dist.mode()).sample
-        return above_each_other(self.data, x.cpu(), y.cpu())
+        return stack_vertically(self.data, x.cpu(), y.cpu())
 
 
-def above_each_other(data: ImageData, x: Tensor, y: Tensor) -> Tensor:
+def stack_vertically(data: ImageData, x: Tensor, y: Tensor) -> Tensor:
     """Rows of ten of x (N, C, H, W), each with a row of y below it."""
     pairs = [part for rows in zip(x.split(10), y.split(10), strict=True) for part in rows]
     return pictures.image_grid(data.to_uint8(torch.cat(pairs)), columns=10)
@@ -176,12 +176,12 @@ def finish(path: Path, request: TrainRequest, run_dir: Path, data: ImageData) ->
     folder = run_dir / FOLDER
     model.network.eval().save_pretrained(folder)
     first_stage = AutoencoderKL(str(folder))
-    x = data.to_centres(some(data, "train"))
+    x = data.to_centres(pick_measured(data, "train"))
     found = first_stage.encode(x)
     mean, variance = found[:, 0].mean(), found[:, 0].var() + found[:, 1].square().mean()
     model.network.register_to_config(scaling_factor=float(variance.rsqrt()), shift_factor=float(mean))
     model.network.save_pretrained(folder)
-    return folder, measured(AutoencoderKL(str(folder)), data, run_dir)
+    return folder, measure(AutoencoderKL(str(folder)), data, run_dir)
 
 
 def columns(data: ImageData) -> list[str]:
@@ -189,15 +189,15 @@ def columns(data: ImageData) -> list[str]:
     return ["reconstruction_rmse", *([f"fd_{data.extractor}"] if data.extractor is not None else [])]
 
 
-def some(data: ImageData, split: str) -> Tensor:
+def pick_measured(data: ImageData, split: str) -> Tensor:
     """Levels of as many images of a split as are measured."""
     k, _ = data.images(split)
     return k[torch.randperm(len(k), generator=torch.Generator().manual_seed(0))[:MEASURED]]
 
 
-def measured(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict[str, dict[str, Any]]:
+def measure(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict[str, dict[str, Any]]:
     """See `finish`. The latents are the posterior's means."""
-    k = some(data, "test")
+    k = pick_measured(data, "test")
     x = data.to_centres(k)
     encoded = first_stage.encode(x)
     y = first_stage.decode(encoded[:, 0])
@@ -216,8 +216,8 @@ def measured(first_stage: AutoencoderKL, data: ImageData, run_dir: Path) -> dict
         for key, images in (("", data.to_uint8(y)), ("/real", data.levels_to_uint8(k))):
             distance = frechet_distance(moments(extractor.features(images)), reference)
             results[f"fd_{extractor.name}{key}"] = Result(distance, len(k), own)
-    known = resolved(QUANTITIES, list(results))
+    known = resolve(QUANTITIES, list(results))
     entries = {name: replace(result, quantity=known[name]).to_json() for name, result in results.items()}
     write_json(run_dir / "metrics.json", entries, allow_nan=False)
-    pictures.save_png(above_each_other(data, x[:50], y[:50]), run_dir / "reconstructions.png")
+    pictures.save_png(stack_vertically(data, x[:50], y[:50]), run_dir / "reconstructions.png")
     return entries

@@ -27,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`, all of it or nothing, with its digest if it is one of flowdiff."""
-        content = seal.sealed(checkpoint, seal.own_key(make=False)) if "flowdiff" in checkpoint else checkpoint
+        content = seal.add_seal(checkpoint, seal.own_key(make=False)) if "flowdiff" in checkpoint else checkpoint
         write_atomically(path, lambda file: torch.save(content, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 Terms = Callable[..., dict[str, Tensor]]
 
 
-def compiled(loss: Loss, denoiser: Denoiser) -> Terms:
+def compile_loss(loss: Loss, denoiser: Denoiser) -> Terms:
     """The loss, compiled: called as the loss is.
 
     Args:

@@ -15,7 +15,7 @@ from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss, Noised
 from flowdiff.objectives.noise import NoiseDistribution
-from flowdiff.training.compilation import compiled
+from flowdiff.training.compilation import compile_loss
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.request import TrainRequest
 
@@ -45,7 +45,7 @@ class Diffusion(Optimised):
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
         # a function: what copies the module, as the average does, doesn't copy it
-        self.terms = compiled(loss, denoiser) if request.compile else loss
+        self.terms = compile_loss(loss, denoiser) if request.compile else loss
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class Diffusion(Optimised):
         loss = self.need_finite(terms["loss"].mean())
         return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
 
-    def validated(self, data: ImageData) -> list[str]:
+    def list_validated(self, data: ImageData) -> list[str]:
         """Bits per dimension too, where the density is one of pixels."""
         return ["val/loss", *(["val/bits_per_dim"] if self.has_bits(data) else [])]
 

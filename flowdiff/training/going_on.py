@@ -9,7 +9,7 @@ from typing import Any
 from flowdiff.errors import ConfigError, is_number, spell
 from flowdiff.model.configuration import leaves
 from flowdiff.model.requests import spell_out
-from flowdiff.runs.interrupts import scheduled
+from flowdiff.runs.interrupts import is_scheduled
 from flowdiff.runs.words import is_typed
 from flowdiff.training.request import TrainRequest
 
@@ -31,7 +31,7 @@ def check_left(content: Mapping[str, Any], request: TrainRequest, words: Sequenc
     path, run = Path(str(request.ckpt_path)).resolve(), Path(request.run_dir).resolve()
     if path.parent.parent == run:
         measures = request.evaluate is not None and bool(request.metrics or request.autoencoder)
-        if request.resume_sweep or scheduled() or (measures and not (run / "metrics.json").is_file()):
+        if request.resume_sweep or is_scheduled() or (measures and not (run / "metrics.json").is_file()):
             return
     trainer = request.trainer
     steps = None if trainer.max_epochs and not is_typed("trainer.max_steps", words) else trainer.max_steps

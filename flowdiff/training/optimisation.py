@@ -47,7 +47,7 @@ class Optimised(LightningModule):
         assert isinstance(module, DataModule)
         return module.data
 
-    def validated(self, data: ImageData) -> list[str]:
+    def list_validated(self, data: ImageData) -> list[str]:
         """The scalars of a validation on these data that are columns of TensorBoard's HParams."""
         return ["val/loss"]
 

@@ -21,7 +21,7 @@ def says_outside(request: TrainRequest) -> bool:
     found = {
         key: value
         for group in ("dataset", "first_stage", "metrics")
-        for key, value in safe_construction.outside(group, spell_out(getattr(request, group))).items()
+        for key, value in safe_construction.find_outside(group, spell_out(getattr(request, group))).items()
         if value not in usual
     }
     trainer = request.trainer

@@ -36,7 +36,7 @@ def check(trainer: Trainer, command_line: CommandLine) -> None:
 
 
 @contextlib.contextmanager
-def own(trainer: Trainer, ckpt_path: str | None, command_line: CommandLine) -> Iterator[None]:
+def start_others(trainer: Trainer, ckpt_path: str | None, command_line: CommandLine) -> Iterator[None]:
     """Within it Lightning may start the other processes of a run; after it they have ended.
 
     Args:

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from flowdiff.data.base import ImageData, read_data
-from flowdiff.data.folders import listed
+from flowdiff.data.folders import list_names
 from flowdiff.data.latents import apply_first_stage
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Gaussianised
@@ -93,7 +93,7 @@ def train(
             if says_outside(request):
                 seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
         try:
-            stack.enter_context(lock.occupied(run_dir))
+            stack.enter_context(lock.occupy(run_dir))
         except lock.OtherJob as error:
             raise FlowdiffError(f"run_dir={error}") from error
         stack.enter_context(report_removal(run_dir))
@@ -162,7 +162,7 @@ class Run:
         """The model with fresh weights; one that goes on from a file, which may be a stranger's, not larger than it."""
         node, path = spell_out(self.request.denoiser), self.request.ckpt_path
         if path:
-            with checkpoint.within(path):
+            with checkpoint.limit_to_file(path):
                 denoiser = checkpoint.build_denoiser({"denoiser": node}, data.shape, data.num_classes)
             assert isinstance(denoiser, Denoiser)
             return denoiser
@@ -173,7 +173,7 @@ class Run:
 
     def build_autoencoder(self, data: ImageData) -> autoencoder.Autoencoder:
         """The autoencoder of the data's images."""
-        with checkpoint.within(self.request.ckpt_path):
+        with checkpoint.limit_to_file(self.request.ckpt_path):
             return autoencoder.build(self.request, data, self.describe(data))
 
     def describe(self, data: ImageData) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Run:
         )
         classes = None if self.content is None else self.content["flowdiff"].get("class_names")
         if classes is not None and classes != data.class_names:
-            was, now = listed(classes) or "none", listed(data.class_names) or "none"
+            was, now = list_names(classes) or "none", list_names(data.class_names) or "none"
             print(f"warning: the checkpoint's classes are {was}, those of the data {now}", flush=True)
         write_text(self.run_dir / "config.yaml", tensorboard.to_yaml(config))
         boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
@@ -216,7 +216,7 @@ class Run:
 
     def columns(self, trainer: Trainer, module: Optimised, data: ImageData, metrics: Mapping[str, Metric]) -> list[str]:
         """The scalars that the run will write and that are columns of TensorBoard's HParams."""
-        found = module.validated(data) if trainer.limit_val_batches else []
+        found = module.list_validated(data) if trainer.limit_val_batches else []
         if self.request.evaluate and find_checkpoints(trainer) is not None:
             final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
             if isinstance(module, Diffusion):
@@ -228,7 +228,7 @@ class Run:
         """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""
         saver, path = find_checkpoints(trainer), self.request.ckpt_path
         try:
-            with Interrupts() as interrupts, processes.own(trainer, path, self.command_line):
+            with Interrupts() as interrupts, processes.start_others(trainer, path, self.command_line):
                 if saver is not None:
                     saver.interrupts, interrupts.patient = interrupts, True
                 trainer.fit(module, datamodule=DataModule(data), ckpt_path=path, weights_only=True)

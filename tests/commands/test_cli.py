@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from flowdiff.model import checkpoint
-from tests.helpers import forked
-from tests.helpers.command_lines import BARE, TINY, Command, environment, run_folders, start, status, wait_for
+from tests.helpers.command_lines import (
+    BARE,
+    TINY,
+    Command,
+    run_folders,
+    run_on_a_full_disk,
+    start,
+    status,
+    wait_for,
+)
 
 QUICK = (*TINY, "callbacks=minimal", "logger=csv", "evaluate=null")
 
@@ -128,15 +136,8 @@ def test_a_killed_run_leaves_a_checkpoint_to_go_on_from(command: Command, tmp_pa
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    said = tmp_path_factory.mktemp("said")
-    (said / "small.py").write_text(
-        "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
-        "from flowdiff import train\ntrain.main()\n"
-    )
-    env = environment()
-    env["PYTHONPATH"] = os.pathsep.join([str(said), env["PYTHONPATH"]])
     words = (*QUICK, "trainer.max_steps=2")
-    done = forked.run("small", words, tmp_path, env, (said / "out", said / "err"), timeout=240)
+    done = run_on_a_full_disk("train", words, tmp_path, tmp_path_factory.mktemp("said"), room=30_000)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("can't write ")
     assert "Traceback" not in done.stderr

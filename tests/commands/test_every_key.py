@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
 from flowdiff.errors import one_line, spell
-from flowdiff.model.vocabulary import config_dir
 from tests.helpers.command_lines import TINY
+from tests.helpers.configs import composed
 from tests.helpers.trained import checkpoint
 
 VALUES: tuple[Any, ...] = ("wrong", None, "", -1, 0, 1e9, 10**9, math.nan, [1], {"a": 1}, True)
@@ -45,15 +44,6 @@ COMMANDS = {
 }
 
 
-def composed(name: str) -> DictConfig:
-    """The configuration of a command with a budget of a second."""
-    words = list(COMMANDS[name][1])
-    if name != "config":
-        words.append(f"ckpt_path={checkpoint('digits')}")
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(name, overrides=words)
-
-
 def keys(node: Any, key: str = "") -> Iterator[str]:
     """All of a configuration's, the inner ones too; what an interpolation stands for is not gone into."""
     for name, value in node.items():
@@ -78,31 +68,34 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = error_messages.explain(error, [f"{key}={spell(value)}"], config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={spell(value)}"], name, config)
         if line is None:
             raise
         return line
     return "runs"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "share", "shares"),
+    [*(("config", share, 8) for share in range(8)), ("sample", 0, 1), ("evaluate", 0, 1), ("export", 0, 1)],
+)
+def test_every_key(name: str, share: int, shares: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a share: every so many of a command's keys."""
     monkeypatch.chdir(tmp_path)
     warnings.simplefilter("ignore")
-    cfg = composed(name)
+    cfg = composed(name, *COMMANDS[name][1], *([f"ckpt_path={checkpoint('digits')}"] if name != "config" else []))
     wrong = []
-    for number, key in enumerate(keys(OmegaConf.to_container(cfg, resolve=False))):
+    for key in [*keys(OmegaConf.to_container(cfg, resolve=False))][share::shares]:
         for value in VALUES:
             if key in PATIENT and type(value) in (int, bool) and value > 0:
                 continue
             try:
-                line = outcome(name, key, value, cfg, tmp_path / f"{number}")
+                line = outcome(name, key, value, cfg, tmp_path / key)
             except Exception as error:
                 wrong.append(f"{key}={spell(value)}: {type(error).__name__}: {one_line(error, 300)}")
                 continue
-            if line != "runs" and not (
-                line.startswith((f"{key}=", f"{key}.", f"{key.split('.')[0]}=")) and "\n" not in line
-            ):
+            begins = (f"{key}=", f"{key}.", f"{key.split('.')[0]}=")
+            if line != "runs" and (not line.startswith(begins) or "\n" in line):
                 wrong.append(f"{key}={spell(value)}: said {line[:300]}")
-            print(f"{key}={spell(value)} -> {line[:200]}")
     assert not wrong, "\n" + "\n".join(wrong)

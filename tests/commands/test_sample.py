@@ -3,8 +3,6 @@
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,9 @@ from flowdiff.model.vocabulary import config_dir
 from flowdiff.progress import Progress
 from flowdiff.samplers import schedules
 from flowdiff.samplers.batched import BatchedSampler, seeds_from
-from tests.helpers.command_lines import environment
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.command_lines import run_on_a_full_disk
+from tests.helpers.configs import composed
+from tests.helpers.trained import checkpoint, edited
 
 
 def draw(folder: Path, *words: str, model: str = "digits") -> Any:
@@ -289,19 +288,14 @@ def test_command_in_another_folder_without_data(tmp_path: Path, command: Callabl
     assert json.loads((tmp_path / "outputs/three/status.json").read_text())["status"] == "done"
 
 
-def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path / "out"
     draw(out, "num_samples=4", "num_steps=1")
     before = (out / "grid.png").read_bytes()
     assert len(before) > 2048
-    words = f"ckpt_path={checkpoint('digits')} output_dir={out} num_samples=4 num_steps=1 seed=50"
-    done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 2; exec {sys.executable} -m flowdiff.sample {words}"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    words = (f"ckpt_path={checkpoint('digits')}", f"output_dir={out}", "num_samples=4", "num_steps=1", "seed=50")
+    done = run_on_a_full_disk("sample", words, tmp_path, tmp_path_factory.mktemp("said"), room=2048)
     assert done.returncode == 1
     assert "can't write" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert (out / "grid.png").read_bytes() == before

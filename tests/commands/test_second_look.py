@@ -10,7 +10,7 @@ import torch
 
 import flowdiff
 from flowdiff.commands import collect, stored_words
-from flowdiff.commands.evaluate import expanded, run_of
+from flowdiff.commands.evaluate import expand, run_of
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.facts import check_entry
 from flowdiff.runs import places
@@ -73,7 +73,7 @@ def test_results_follow_no_link_out_of_a_strangers_folder(tmp_path: Path, capsys
     (run / "evaluate" / time.strftime("%Y-%m-%d")).symlink_to(elsewhere)
     assert run_of(str(run / "checkpoints" / "last.ckpt")) == "outputs"
     (tmp_path / "sweep" / "evaluate").symlink_to(elsewhere)
-    (word,) = (word for word in expanded([f"run={tmp_path}/sweep/*"]) if word.startswith("output_dir="))
+    (word,) = (word for word in expand([f"run={tmp_path}/sweep/*"]) if word.startswith("output_dir="))
     assert word.startswith("output_dir=outputs/evaluate/")
     (tmp_path / "sweep" / "report").symlink_to(elsewhere)
     assert collect.main([str(tmp_path / "sweep")]) == 1

@@ -15,8 +15,8 @@ from flowdiff.commands.sample import sample
 from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError, FlowdiffError
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.configs import composed
 from tests.helpers.runs import train
-from tests.helpers.trained import composed
 
 NUMBERS = [str(i) for i in range(1, 13)]
 

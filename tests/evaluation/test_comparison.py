@@ -14,8 +14,9 @@ from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.comparison import compare
 from flowdiff.model.checkpoint import load
+from tests.helpers.configs import composed
 from tests.helpers.sdxl import tiny_sdxl
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.trained import checkpoint, edited
 
 CHEAP = ("metrics.cost.num_samples=8", "metrics.cost.batch_size=8", "metrics.cost.repeats=1")
 

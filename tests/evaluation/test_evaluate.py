@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import flowdiff
-from flowdiff.commands.evaluate import checkpoints_of, expanded, run_of
+from flowdiff.commands.evaluate import checkpoints_of, expand, run_of
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import measurement
 from flowdiff.evaluation.measurement import evaluate_run
@@ -20,8 +20,9 @@ from flowdiff.report import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
 from tests.helpers.command_lines import Command
+from tests.helpers.configs import composed
 from tests.helpers.measured import measured
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.trained import checkpoint, edited
 
 
 def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,14 +156,14 @@ def test_run_names_the_checkpoints_of_a_sweep(tmp_path: Path) -> None:
     found = checkpoints_of(f"{tmp_path}/*")
     files = ("0/checkpoints/best.ckpt", "1/checkpoints/last.ckpt", "10/checkpoints/best.ckpt")
     assert found == [f"{tmp_path}/{file}" for file in files]
-    words = expanded([f"run={tmp_path}/*", "metrics=[fd]"])
+    words = expand([f"run={tmp_path}/*", "metrics=[fd]"])
     assert words[0] == "metrics=[fd]" and words[1].count(",") == 2 and words[2] == "--multirun"
     assert words[3].startswith(f"output_dir={tmp_path}/evaluate/")
-    assert expanded([f"run={tmp_path}/*", "-m", "output_dir=x"])[1:3] == ["output_dir=x", words[1]]
-    assert expanded([f"run={tmp_path}/1"]) == [f"ckpt_path={tmp_path}/1/checkpoints/last.ckpt"]
+    assert expand([f"run={tmp_path}/*", "-m", "output_dir=x"])[1:3] == ["output_dir=x", words[1]]
+    assert expand([f"run={tmp_path}/1"]) == [f"ckpt_path={tmp_path}/1/checkpoints/last.ckpt"]
     (tmp_path / "1").rename(tmp_path / "a=b, c")
-    assert expanded([f"run={tmp_path}/a*"]) == [f'ckpt_path="{tmp_path}/a=b, c/checkpoints/last.ckpt"']
-    assert expanded(["ckpt_path=x"]) == ["ckpt_path=x"]
+    assert expand([f"run={tmp_path}/a*"]) == [f'ckpt_path="{tmp_path}/a=b, c/checkpoints/last.ckpt"']
+    assert expand(["ckpt_path=x"]) == ["ckpt_path=x"]
     with pytest.raises(ConfigError, match="no run folder with a checkpoint"):
         checkpoints_of(f"{tmp_path}/2")
 
@@ -179,6 +180,6 @@ def test_steps_and_samplers_of_a_sweep_need_no_training(command: Command, tmp_pa
     (folder,) = (tmp_path / "sweep" / "evaluate").glob("*/*")
     jobs = collect(folder)
     assert len(jobs) == 8 and all(job.status == "done" for job in jobs)
-    assert summary.studied(jobs) == ["flow.n_flows", "sampler", "num_steps"]
+    assert summary.list_studied(jobs) == ["flow.n_flows", "sampler", "num_steps"]
     assert all(job.metrics["recognised"] is not None for job in jobs)
     assert len(collect(tmp_path / "sweep")) == 2, "the evaluations of runs are no jobs of their sweep"

@@ -12,7 +12,7 @@ from flowdiff.data.digits import Digits
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, spell
 from flowdiff.flows.context import Context
-from flowdiff.flows.logdet import Probes, estimated_log_det, exact_log_det
+from flowdiff.flows.logdet import Probes, estimate_log_det, exact_log_det
 from flowdiff.flows.residual import ResidualBlock
 from flowdiff.metrics.base import Evaluand
 from flowdiff.metrics.likelihood import BitsPerDim
@@ -176,7 +176,7 @@ def test_the_estimate_and_its_gradient_are_unbiased() -> None:
         factor = step.lipschitz * given.kappa[:, None, None]
         product = step.network(x, step.network.layers(given.embedding))[1]
         signs = 2.0 * torch.randint(2, (1, 4000, 100)).to(FLOAT) - 1
-        cut = estimated_log_det(lambda rows: factor * product(rows), signs, [1.0])
+        cut = estimate_log_det(lambda rows: factor * product(rows), signs, [1.0])
     assert abs(cut.item() - truth.item()) > 0.05 * abs(truth.item())
 
 

@@ -320,7 +320,7 @@ def test_a_patch_is_a_square_of_pixels_with_their_channels() -> None:
     patches = flow._patches(x)
     assert patches.shape == (5, 6, 12)
     torch.testing.assert_close(patches[:, 4], x[:, :, 2:4, 2:4].flatten(1))  # second row, second column
-    assert torch.equal(flow._joined(patches), x)
+    assert torch.equal(flow._join(patches), x)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
+def run_on_a_full_disk(
+    module: str, words: Sequence[str], cwd: Path, said: Path, room: int
+) -> subprocess.CompletedProcess[str]:
+    """A command that can write no file of more than `room` bytes; `said` is a folder for its output."""
+    (said / "small.py").write_text(
+        f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        f"from flowdiff import {module}\n{module}.main()\n"
+    )
+    env = environment()
+    env["PYTHONPATH"] = os.pathsep.join([str(said), env["PYTHONPATH"]])
+    return forked.run("small", words, cwd, env, (said / "out", said / "err"), timeout=240)
+
+
 def start(cwd: Path, *words: str) -> forked.Forked:
     """A training that goes on in the background, its output in a folder beside `cwd`."""
     said = Path(tempfile.mkdtemp(prefix="said-", dir=cwd.parent))

@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["flowdiff.commands.resume", "flowdiff.training.run", "flowdiff.commands.samples", "torch.utils.tensorboard"]
-)
+FORKS.set_forkserver_preload(["tests.helpers.forkserver"])
 
 
 class Forked:

@@ -8,14 +8,11 @@ which imports all of it, is not run.
 
 import importlib
 import importlib.machinery
+import importlib.util
 import sys
-import types
 from pathlib import Path
 
 spec = importlib.machinery.PathFinder.find_spec("k_diffusion", [str(Path(sys.prefix) / "references"), *sys.path])
-assert spec is not None and spec.submodule_search_locations, "k-diffusion is not here: make dev"
-if "k_diffusion" not in sys.modules:
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["k_diffusion"] = package
+assert spec is not None, "k-diffusion is not here: make dev"
+sys.modules.setdefault("k_diffusion", importlib.util.module_from_spec(spec))
 sampling = importlib.import_module("k_diffusion.sampling")

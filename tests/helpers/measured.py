@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from flowdiff.commands.evaluate import evaluate
-from tests.helpers.trained import checkpoint, composed
+from tests.helpers.configs import composed
+from tests.helpers.trained import checkpoint
 
 
 def measured(folder: Path, *words: str, model: str = "digits") -> dict[str, Any]:

@@ -30,12 +30,11 @@ from flowdiff.commands import export as exporting
 from flowdiff.commands import sample as sampling
 from flowdiff.commands.train import make_train_request
 from flowdiff.errors import FlowdiffError
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
 from tests.helpers.command_lines import TINY
+from tests.helpers.configs import composed
 from tests.helpers.hostile import MARK
-from tests.helpers.trained import composed
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {"os.mkdir": 1, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1}
@@ -121,7 +120,7 @@ def tried(command: Callable[[str], Any], path: str, watch: Watch, out: Path) -> 
     except FlowdiffError as error:
         line = str(error)
     except BaseException as error:
-        line = error_messages.explain(error, TYPED, config_dir(), "config") if isinstance(error, Exception) else None
+        line = error_messages.explain(error, TYPED, "config") if isinstance(error, Exception) else None
         trace = traceback.format_exc() if line is None else None
     signal.alarm(0)
     watch.noting = False

@@ -20,8 +20,8 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.model.checkpoint import load, read
 from flowdiff.model.pipeline import scheduler_of
 from flowdiff.samplers.noise import IndexedNoise
-from tests.helpers.configs import build, choices, node
-from tests.helpers.trained import checkpoint, composed
+from tests.helpers.configs import build, choices, composed, node
+from tests.helpers.trained import checkpoint
 
 diffusers = pytest.importorskip("diffusers")
 LABELS = [0, 1, 2, 3]

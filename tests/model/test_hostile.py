@@ -11,7 +11,8 @@ import pytest
 from flowdiff.commands.export import export
 from tests.helpers import forked, hostile
 from tests.helpers.command_lines import ROOT, environment
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.configs import composed
+from tests.helpers.trained import checkpoint, edited
 
 OPENING = ["load", "sample", "evaluate", "export"]
 SECONDS, MEGABYTES = 5, 500

@@ -15,7 +15,8 @@ from flowdiff.errors import FlowdiffError
 from flowdiff.model import checkpoint as checkpoints
 from flowdiff.model import reading, safe_construction
 from flowdiff.model.facts import check_content
-from tests.helpers.trained import checkpoint, composed
+from tests.helpers.configs import composed
+from tests.helpers.trained import checkpoint
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 

@@ -27,14 +27,14 @@ from flowdiff.model import checkpoint as checkpoints
 from flowdiff.model.budget import Budget
 from flowdiff.model.facts import check_entry
 from flowdiff.model.opening import load_data
-from flowdiff.model.vocabulary import config_dir, vocabulary
+from flowdiff.model.vocabulary import vocabulary
 from flowdiff.runs import places
 from flowdiff.samplers import masks
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
-from tests.helpers.configs import choices, node
+from tests.helpers.configs import choices, composed, node
 from tests.helpers.hostile import MARK, WORDS, Runs
 from tests.helpers.runs import train
-from tests.helpers.trained import checkpoint, composed, edited
+from tests.helpers.trained import checkpoint, edited
 
 # -- what conf/ names ---------------------------------------------------------------------------------------
 
@@ -52,8 +52,8 @@ def test_a_group_may_name_what_its_files_name_and_those_they_refer_to() -> None:
 
 def test_what_is_outside_is_left_out_unless_the_user_has_said_it(tmp_path: Path) -> None:
     node = {"_target_": "flowdiff.data.MNIST", "root": "/x", "download": True, "batch_size": 5}
-    assert safe_construction.outside("dataset", node) == {"dataset.root": "/x", "dataset.download": True}
-    assert safe_construction.without_outside("dataset", node) == {"_target_": "flowdiff.data.MNIST", "batch_size": 5}
+    assert safe_construction.find_outside("dataset", node) == {"dataset.root": "/x", "dataset.download": True}
+    assert safe_construction.drop_outside("dataset", node) == {"_target_": "flowdiff.data.MNIST", "batch_size": 5}
     built = safe_construction.build("dataset", node, outside=True)
     assert isinstance(built, MNIST) and built.root == "/x"
     with pytest.raises(FlowdiffError, match=r"dataset\.extra=1: unknown key"):
@@ -86,10 +86,10 @@ def test_a_signature_is_the_users_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert seal.own_key(make=False) is None
     key = seal.own_key(make=True)
     assert key == seal.own_key(make=True) and (tmp_path / "mine" / "key").stat().st_mode & 0o077 == 0
-    found = seal.sealed(content, key)
+    found = seal.add_seal(content, key)
     assert seal.check(found) and seal.is_own(found)
-    assert seal.check(json.loads(json.dumps(seal.sealed({"a": [1, 2.5, "x"]}, None))))
-    assert not seal.is_own(seal.sealed(content, None)) and not seal.check(content)
+    assert seal.check(json.loads(json.dumps(seal.add_seal({"a": [1, 2.5, "x"]}, None))))
+    assert not seal.is_own(seal.add_seal(content, None)) and not seal.check(content)
     for key_, value in (("a", [1]), ("c", torch.ones(2))):
         with pytest.raises(FlowdiffError, match="damaged"):
             seal.check(found | {key_: value})
@@ -141,7 +141,7 @@ def test_what_this_user_has_said_of_processes_is_followed(tmp_path: Path, monkey
     strange, kept = resume.resume(cfg, [])
     assert (strange.trainer.strategy, set(strange.logger), kept) == ("auto", {"tensorboard", "csv"}, said[3:])
     content = torch.load(path, weights_only=True)
-    torch.save(seal.sealed(content, seal.own_key(make=True)), path)
+    torch.save(seal.add_seal(content, seal.own_key(make=True)), path)
     own, kept = resume.resume(cfg, [])
     assert own.trainer.strategy == "ddp_find_unused_parameters_true" and set(own.logger) == {"wandb"}
     assert own.callbacks.checkpoints.folder == f"{tmp_path}/run/checkpoints", "where a run writes is never stored"
@@ -184,10 +184,10 @@ def test_yaml_is_data(tmp_path: Path) -> None:
         "hydra: {overrides: {task: {_target_: os.system}}}",
     ):
         file.write_text(text)
-        found = sweeps.started_by(["lr=1"], config_dir(), "config", tmp_path / "multirun")
+        found = sweeps.started_by(["lr=1"], "config", tmp_path / "multirun")
         assert found is None
     file.write_text("hydra: {overrides: {task: [lr=1]}}")
-    assert sweeps.started_by(["lr=1"], config_dir(), "config", tmp_path / "multirun") == file.parent
+    assert sweeps.started_by(["lr=1"], "config", tmp_path / "multirun") == file.parent
     assert not Path(MARK).exists()
 
 

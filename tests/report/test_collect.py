@@ -162,5 +162,5 @@ def test_ratios_to_different_filters_are_not_compared(tmp_path: Path) -> None:
     jobs = collect(tmp_path)
     assert not any("denoising_ratio/1" in job.metrics for job in jobs)
     assert [job.metrics.get("denoising_filter_rmse/1") for job in jobs] == [0.095, 0.095, None]
-    assert summary.metrics(jobs) == summary.plotted(jobs) == ["fd", "denoising_rmse/1"]
+    assert summary.metrics(jobs) == summary.list_plotted(jobs) == ["fd", "denoising_rmse/1"]
     assert summary.best(jobs, "conditioning", "denoising_rmse/1") == "none", "an RMSE has the direction of its ratio"

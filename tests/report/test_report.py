@@ -37,7 +37,7 @@ def jobs(**more: Any) -> list[Job]:
 
 
 def test_means_and_their_errors() -> None:
-    mean = summary.mean_of(summary.measured(jobs(), "activation", "elu", "bits_per_dim"))
+    mean = summary.mean_of(summary.read_measured(jobs(), "activation", "elu", "bits_per_dim"))
     assert mean is not None and mean.n == 3
     assert mean.mean == pytest.approx(2.5) and mean.error == pytest.approx(stats.sem(BITS["elu"]))
     assert str(summary.mean_of([("0", 2.0)])) == "2" and summary.mean_of([]) is None
@@ -60,7 +60,7 @@ def test_differences_are_paired() -> None:
 
 def test_only_settings_are_studied_and_only_what_is_shared_is_paired() -> None:
     everyone = jobs()
-    assert summary.studied(everyone) == ["activation"]
+    assert summary.list_studied(everyone) == ["activation"]
     assert summary.metrics(everyone) == ["bits_per_dim", "recognised"]
     assert summary.best(everyone, "activation", "bits_per_dim") == "swish"
     assert summary.best(everyone, "activation", "recognised") == "swish"
@@ -155,7 +155,7 @@ def test_history_of_a_run(tmp_path: Path) -> None:
 def test_two_keys_together() -> None:
     pairs = (("1", "x"), ("1", "yy"), ("2", "x"))
     everyone = [Job(Path(), [], {"a": a, "b": b}, {"fd": float(a) * len(b)}) for a, b in pairs]
-    assert summary.crossed_table(everyone, "a", "b", "fd") == (["fd", "x", "yy"], [["1", "1", "2"], ["2", "2", ""]])
+    assert summary.cross_table(everyone, "a", "b", "fd") == (["fd", "x", "yy"], [["1", "1", "2"], ["2", "2", ""]])
 
 
 def test_a_key_with_many_values_has_points_only(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_metric_says_which_way_is_better(tmp_path: Path) -> None:
         assert summary.best(everyone, "flow.width", name) is None
         found = summary.difference(everyone, "flow.width", "16", "8", name)
         assert found is not None and found.half is not None and found.verdict == "differs", name
-    assert summary.plotted(everyone) == ["log_likelihood", "strange", "mine/a"]
+    assert summary.list_plotted(everyone) == ["log_likelihood", "strange", "mine/a"]
     assert main([str(tmp_path)]) == 0
     assert (tmp_path / "report" / "plot_flow.width.png").is_file()
     table = (tmp_path / "report" / "summary.md").read_text()
@@ -289,7 +289,7 @@ def test_names_are_plotted_as_points(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """No bars, which would have to begin at 0."""
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure) or path)
-    figures.against(jobs(), "activation", None, tmp_path / "x.png")
+    figures.plot_against(jobs(), "activation", None, tmp_path / "x.png")
     (axes, other) = drawn[0].axes
     assert not axes.patches and not other.patches and len(axes.get_xticks()) == 3
     line, _, (bars,) = axes.containers[0].lines

@@ -139,7 +139,7 @@ def test_signals_on_the_way_out_change_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_an_import_is_not_torn(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     with Interrupts() as signals, pytest.raises(Interrupted, match="SIGINT"):
-        with signals.deferred():
+        with signals.defer():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             done.append("imported")

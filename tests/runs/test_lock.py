@@ -19,7 +19,7 @@ HOLD = """
 import os, sys, time
 from pathlib import Path
 from flowdiff.runs import lock
-with lock.occupied(Path(sys.argv[1])):
+with lock.occupy(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -55,34 +55,34 @@ def test_the_second_process_is_refused_and_a_killed_ones_folder_is_taken_over(
     done = command("train", "--multirun", *words, "seed=0,1", f"hydra.sweep.dir={run}", "resume_sweep=true")
     assert done.returncode == 1 and done.stderr.strip().endswith(f"{who}; a folder takes one process")
     for exclusive in (True, False):
-        with pytest.raises(lock.OtherJob, match=who), lock.occupied(run, exclusive):
+        with pytest.raises(lock.OtherJob, match=who), lock.occupy(run, exclusive):
             pass
     after = {file: file.read_text() for file in run.rglob("*") if file.is_file() and file.name != "train.log"}
     assert after == before, "the refused ones have written nothing"
 
     other.kill()
     other.wait()
-    with lock.occupied(run) as killed:
+    with lock.occupy(run) as killed:
         assert killed is not None and killed.pid == other.pid
     assert not (run / lock.NAME).exists()
 
 
 def test_a_folder_is_ours_until_we_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / lock.NAME
-    with lock.occupied(tmp_path) as killed:
+    with lock.occupy(tmp_path) as killed:
         assert killed is None and json.loads(file.read_text())["pid"] == os.getpid()
-        with lock.occupied(tmp_path), lock.occupied(tmp_path, exclusive=False):
+        with lock.occupy(tmp_path), lock.occupy(tmp_path, exclusive=False):
             pass
         assert file.exists()
     assert list(tmp_path.iterdir()) == []
-    with lock.occupied(tmp_path):
+    with lock.occupy(tmp_path):
         file.unlink()
-        with pytest.raises(FlowdiffError, match="removed while"), lock.occupied(tmp_path):
+        with pytest.raises(FlowdiffError, match="removed while"), lock.occupy(tmp_path):
             pass
-    with lock.occupied(tmp_path, exclusive=False):
+    with lock.occupy(tmp_path, exclusive=False):
         assert list(tmp_path.iterdir()) == [], "several processes may evaluate in one folder"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with lock.occupied(tmp_path):
+    with lock.occupy(tmp_path):
         assert list(tmp_path.iterdir()) == [], "the first process of the run holds it"
 
 
@@ -91,12 +91,12 @@ def test_another_machines_process_cant_be_seen(tmp_path: Path, monkeypatch: pyte
     text = json.dumps({"host": "elsewhere", "pid": 7, "job_id": "12_3"})
     file.write_text(text)
     message = f"in use by process 7 on elsewhere, which can't be seen from here; if it has ended, remove {file}"
-    with pytest.raises(lock.OtherJob, match=message), lock.occupied(tmp_path):
+    with pytest.raises(lock.OtherJob, match=message), lock.occupy(tmp_path):
         pass
     assert file.read_text() == text
     monkeypatch.setattr(lock.slurm, "job_id", lambda: "12_3")
-    with lock.occupied(tmp_path) as killed:  # its scheduler has started it again, on this machine
+    with lock.occupy(tmp_path) as killed:  # its scheduler has started it again, on this machine
         assert killed == lock.Holder("elsewhere", 7, "12_3")
     file.write_text(text[:9])
-    with lock.occupied(tmp_path) as killed:
+    with lock.occupy(tmp_path) as killed:
         assert killed is None

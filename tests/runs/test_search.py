@@ -34,7 +34,7 @@ def test_the_objective_is_a_metric() -> None:
         search.objective("fid", {"recognised": 0.5, "fd": 2.0}, MINIMISE)
     assert search.objective("fd", {"fd": None}, MINIMISE) == math.inf
     assert search.objective("fd", {"fd": math.nan}, MAXIMISE) == -math.inf
-    assert search.worst(SimpleNamespace(get=lambda *_: SimpleNamespace(name="maximize"))) == -math.inf
+    assert search.worst_value(SimpleNamespace(get=lambda *_: SimpleNamespace(name="maximize"))) == -math.inf
 
 
 def test_nobody_searches_for_the_worst() -> None:

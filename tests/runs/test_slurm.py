@@ -15,7 +15,7 @@ import pytest
 from flowdiff.commands import sweeps
 from flowdiff.runs import slurm
 from flowdiff.runs.interrupts import Interrupted, Interrupts
-from flowdiff.runs.sweeps import standing
+from flowdiff.runs.sweeps import find_state
 from tests.helpers import fake_slurm
 from tests.helpers.command_lines import TINY, Command, start, wait_for
 from tests.helpers.forked import Forked
@@ -130,16 +130,16 @@ def test_only_the_same_job_goes_on_without_being_asked(in_slurm: pytest.MonkeyPa
     content = {"status": "running", "overrides": ["seed=1"], "pid": os.getpid(), "host": os.uname().nodename}
     last(tmp_path).parent.mkdir()
     last(tmp_path).touch()
-    assert not slurm.requeued(tmp_path)
+    assert not slurm.is_requeued(tmp_path)
     for job, expected in (("12_3", True), ("12_4", False), (None, False)):
         (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": job}))
-        assert slurm.requeued(tmp_path) is expected
+        assert slurm.is_requeued(tmp_path) is expected
     with pytest.raises(sweeps.OtherJob, match="still running"):
-        standing(tmp_path, ["seed=1"])
+        find_state(tmp_path, ["seed=1"])
     (tmp_path / "status.json").write_text(json.dumps(content | {"job_id": "12_3"}))
-    assert standing(tmp_path, ["seed=1"]) == ("killed", last(tmp_path))
+    assert find_state(tmp_path, ["seed=1"]) == ("killed", last(tmp_path))
     in_slurm.delenv("SUBMITIT_EXECUTOR")
-    assert slurm.job_id() is None and not slurm.requeued(tmp_path)
+    assert slurm.job_id() is None and not slurm.is_requeued(tmp_path)
 
 
 def test_what_is_queued_again(in_slurm: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_what_is_queued_again(in_slurm: pytest.MonkeyPatch, tmp_path: Path) -> N
     for state, expected in (("RUNNING", True), ("SIGNALING", True), ("COMPLETING", False), ("", False)):
         squeue.write_text(f'#!/bin/sh\n[ "$2" = --jobs=12_3 ] && echo {state}\n')
         squeue.chmod(0o755)
-        assert slurm.wanted_back(signal.SIGTERM) is expected
-        assert slurm.wanted_back(signal.SIGUSR1) is expected
-        assert not slurm.wanted_back(signal.SIGINT)
+        assert slurm.is_wanted_back(signal.SIGTERM) is expected
+        assert slurm.is_wanted_back(signal.SIGUSR1) is expected
+        assert not slurm.is_wanted_back(signal.SIGINT)
     in_slurm.setenv("SUBMITIT_EXECUTOR", "local")
-    assert slurm.wanted_back(signal.SIGUSR2) and not slurm.wanted_back(signal.SIGTERM)
+    assert slurm.is_wanted_back(signal.SIGUSR2) and not slurm.is_wanted_back(signal.SIGTERM)
 
 
 def test_schedulers_may_insist(in_slurm: pytest.MonkeyPatch) -> None:

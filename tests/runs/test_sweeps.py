@@ -16,7 +16,7 @@ from flowdiff.commands import collect, sweeps
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs import job_folders
-from flowdiff.runs.sweeps import standing
+from flowdiff.runs.sweeps import find_state
 from tests.helpers.command_lines import BARE, TINY, Command, environment, start, wait_for
 
 SWEEP = (
@@ -73,22 +73,22 @@ def status(folder: Path, state: str, *words: str, pid: int = 0) -> None:
 
 def test_where_a_job_stands(tmp_path: Path) -> None:
     words = ["seed=1", "resume_sweep=true"]
-    assert standing(tmp_path / "new", words) == ("not started", None)
+    assert find_state(tmp_path / "new", words) == ("not started", None)
     last = tmp_path / "checkpoints" / "last.ckpt"
     status(tmp_path, "running", "seed=1")  # by a process that is gone
-    assert standing(tmp_path, words) == ("killed", None)
+    assert find_state(tmp_path, words) == ("killed", None)
     last.parent.mkdir()
     last.touch()
     for state, shown in (("running", "killed"), ("interrupted", "interrupted"), ("failed", "failed")):
         status(tmp_path, state, "seed=1")
-        assert standing(tmp_path, words) == (shown, last)
+        assert find_state(tmp_path, words) == (shown, last)
     status(tmp_path, "done", "seed=1")
-    assert standing(tmp_path, words) == ("done", None)
+    assert find_state(tmp_path, words) == ("done", None)
     status(tmp_path, "running", "seed=1", pid=os.getpid())
     with pytest.raises(FlowdiffError, match="still running"):
-        standing(tmp_path, words)
+        find_state(tmp_path, words)
     with pytest.raises(FlowdiffError, match=r"holds another job \(seed=1\)"):
-        standing(tmp_path, ["seed=2"])
+        find_state(tmp_path, ["seed=2"])
 
 
 def test_a_job_that_still_runs_is_left_alone(command: Command, tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_job_that_still_runs_is_left_alone(command: Command, tmp_path: Path) -
 
 def test_only_with_multirun() -> None:
     with pytest.raises(ConfigError, match="resume_sweep=true"):
-        sweeps.prepare(["resume_sweep=true"], ["train"], Path(), "config")
+        sweeps.prepare(["resume_sweep=true"], ["train"], "config")
     arguments = ["train", "seed=1,2"]
-    sweeps.prepare(["seed=1,2"], arguments, Path(), "config")
+    sweeps.prepare(["seed=1,2"], arguments, "config")
     assert arguments == ["train", "seed=1,2"]
 
 

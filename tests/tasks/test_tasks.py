@@ -16,8 +16,8 @@ from flowdiff.data.digits import Digits
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.api import Model
 from flowdiff.tasks.latent import slerp
-from tests.helpers.configs import choices
-from tests.helpers.trained import checkpoint, composed
+from tests.helpers.configs import choices, composed
+from tests.helpers.trained import checkpoint
 
 
 def perform(folder: Path, *words: str, model: str = "digits") -> tuple[Any, dict[str, Any]]:

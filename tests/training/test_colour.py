@@ -21,8 +21,8 @@ from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.pictures import image_grid
 from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.configs import composed
 from tests.helpers.runs import train
-from tests.helpers.trained import composed
 
 STEPS = (
     "precondition=gaussian",

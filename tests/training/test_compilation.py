@@ -21,7 +21,7 @@ from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
 from flowdiff.training import compilation, run
-from flowdiff.training.compilation import check_compiler, compiled
+from flowdiff.training.compilation import check_compiler, compile_loss
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
@@ -86,7 +86,7 @@ def test_every_flow_is_one_graph_with_the_gradients_of_eager_mode(flow: str, pre
         pytest.importorskip("zuko")
     model, loss, given = model_of(flow, precondition), build("loss", "likelihood" if foreign else "mixture"), batch()
     expected = gradients(loss, model, given)
-    assert_equal_gradients(gradients(compiled(loss, model), model, given), expected)
+    assert_equal_gradients(gradients(compile_loss(loss, model), model, given), expected)
     assert len(graphs) == 1 or foreign
 
 
@@ -125,7 +125,7 @@ def test_a_run_by_inductor_is_that_of_eager_mode(
 def test_what_a_step_says_is_not_baked_in(graphs: Graphs) -> None:
     """Dropout, an augmented batch's shift, and other weights (as a validation's average)."""
     model, loss, (*given, perturbation, progress) = model_of("coupling"), build("loss", "likelihood"), batch()
-    terms = compiled(loss, model)
+    terms = compile_loss(loss, model)
 
     def check(share: float, shift: Tensor | None) -> Tensor:
         found, step = [], perturbation._replace(dropout=share, shift=shift, probes="fresh")
@@ -172,7 +172,7 @@ def test_mistakes_are_named(config: Compose, monkeypatch: pytest.MonkeyPatch) ->
         train(config(*BARE, "compile=1"))
     estimated = make(flow="residual", overrides={"flow.exact_dim": 0})
     with pytest.raises(ConfigError, match=r"compile=true: this flow estimates .* flow.exact_dim"):
-        compiled(build("loss", "likelihood"), estimated)
+        compile_loss(build("loss", "likelihood"), estimated)
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(run.Run, "fit", lambda *given: pytest.fail("training began"))
     with fresh_inductor_cache():

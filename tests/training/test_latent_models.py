@@ -18,9 +18,10 @@ from flowdiff.commands.export import export
 from flowdiff.errors import FlowdiffError
 from tests.helpers.autoencoders import saved
 from tests.helpers.command_lines import TINY, Command
+from tests.helpers.configs import composed
 from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
-from tests.helpers.trained import composed, edited
+from tests.helpers.trained import edited
 
 FEW = [
     "dataset=digits",
