@@ -20,12 +20,11 @@ from flowdiff.data.labels import resolve_labels, typed_labels
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
 from flowdiff.files import make_folder, write_json, write_whole
-from flowdiff.model.api import Model
 from flowdiff.model.construction import build
 from flowdiff.model.opening import density_of, load_data, open_model
 from flowdiff.model.requests import ClassLabel, DrawRequest, spell_out
 from flowdiff.options import Range, Recipe
-from flowdiff.samplers.batched import BatchedSampler, Drawn, seeds_from
+from flowdiff.samplers.batched import Drawn, seeds_from
 from flowdiff.tasks.base import Request, Task
 
 
@@ -54,23 +53,8 @@ def draw(request: SampleRequest) -> dict[str, Any]:
         also what it has measured.
     """
     task = build_task(request)
-    model, batched = open_model(request)
-    if task is not None:
-        return _perform(task, request, model, batched)
-    images = model.has_images
-    n = request.num_samples or (16 if images else 2000)
-    wanted = "balanced" if request.class_label is None else typed_labels(request.class_label, model.class_names)
-    labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
-    seeds = seeds_from(request.seed, n)
-    folder = make_folder(request.output_dir, "output_dir")
-    drawn = batched.draw(labels, seeds)
-    conditions = _conditions(request, model, drawn, n)
-    written = _write_images(folder, model, drawn.x, labels, seeds) if images else {}
-    if not images:
-        written = _write_points(folder, model, drawn, labels, seeds)
-    write_json(folder / "samples.json", conditions)
-    _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
-    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+    drawing = Drawing(request)
+    return drawing.draw() if task is None else drawing.perform(task)
 
 
 def build_task(request: SampleRequest) -> Task | None:
@@ -84,73 +68,107 @@ def build_task(request: SampleRequest) -> Task | None:
     return None if request.task is None else build(request.task, Task)
 
 
-def _perform(task: Task, request: SampleRequest, model: Model, batched: BatchedSampler) -> dict[str, Any]:
-    """Do a task, write and print what came of it."""
-    data = functools.cache(lambda: load_data(model, request.data_root))
-    wanted = typed_labels(request.class_label, model.class_names)
-    folder = make_folder(request.output_dir, "output_dir")
-    result = task(model, batched, Request(request.num_samples, wanted, request.seed, data))
-    picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
-    written = _write_images(folder, model, result.x, result.labels, result.seeds, picture, result.arrays)
-    conditions = _conditions(request, model, result.drawn, len(result.x)) | {"task": task.name} | result.measured
-    write_json(folder / "samples.json", conditions)
-    rows = len(result.picture) // len(result.columns)
-    how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
-    print(f"{task.name}: {len(result.x)} images of {model.data}, {how}")
-    print("\n".join(result.report))
-    print(f"output_dir: {folder}")
-    print(f"npz: {written['npz']}")
-    print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
-    return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+class Drawing:
+    """Samples of one model, in a folder.
 
+    Attributes:
+        request: what is asked for.
+        model, batched: the model, and how it is sampled.
+        classes: that are asked for; None: all.
+        folder: of the results, made where there is something to put into it.
+    """
 
-def _conditions(request: SampleRequest, model: Model, drawn: Drawn, n: int) -> dict[str, Any]:
-    """How the samples were made; says so if some are not finite."""
-    if drawn.nonfinite:
-        print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
-    return drawn.conditions | {
-        "ckpt_path": request.ckpt_path,
-        "weights": model.weights,
-        "data": model.data,
-        "class_names": model.class_names,
-        "seed": request.seed,
-        "n": n,
-        "nonfinite": drawn.nonfinite,
-    }
+    def __init__(self, request: SampleRequest) -> None:
+        self.request = request
+        self.model, self.batched = open_model(request)
 
+    @property
+    def classes(self) -> Any:
+        return typed_labels(self.request.class_label, self.model.class_names)
 
-def _write_images(
-    folder: Path,
-    model: Model,
-    x: Tensor,
-    labels: Tensor | None,
-    seeds: Tensor,
-    picture: Tensor | None = None,
-    arrays: Mapping[str, Tensor] | None = None,
-) -> dict[str, Path]:
-    """Each image, all in samples.npz with `arrays` beside them, and grid.png: `picture`, or all of them."""
-    images = model.to_uint8(x.nan_to_num())
-    earlier = len(list(folder.glob("[0-9]*.png")))
-    if earlier > len(images):
-        print(f"note: {folder} holds {earlier - len(images)} images of an earlier call beside these", file=sys.stderr)
-    paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
-    _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1), **(arrays or {})}, labels, seeds)
-    for i, image in enumerate(images):
-        save_png(image, folder / f"{i:06d}.png")
-    save_png(image_grid(images) if picture is None else picture, paths["grid"])
-    return paths
+    @functools.cached_property
+    def folder(self) -> Path:
+        return make_folder(self.request.output_dir, "output_dir")
 
+    def draw(self) -> dict[str, Any]:
+        """New images or points."""
+        model, images = self.model, self.model.has_images
+        n = self.request.num_samples or (16 if images else 2000)
+        wanted = "balanced" if self.request.class_label is None else self.classes
+        labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
+        seeds, folder = seeds_from(self.request.seed, n), self.folder
+        drawn = self.batched.draw(labels, seeds)
+        conditions = self.list_conditions(drawn, n)
+        written = self.write_images(drawn.x, labels, seeds) if images else self.write_points(drawn, labels, seeds)
+        write_json(folder / "samples.json", conditions)
+        _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
+        return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
-def _write_points(folder: Path, model: Model, drawn: Drawn, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
-    paths = {"npz": folder / "samples.npz", "scatter": folder / "scatter.png"}
-    _save_npz(paths["npz"], {"points": drawn.x}, labels, seeds)
-    sigma = drawn.conditions["sigma_min"]
-    density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
-    title = f"{model.data}: {len(drawn.x)} samples, {drawn.conditions['sampler']}" + (
-        f", over log p at sigma {sigma:g}" if density else ""
-    )
-    save_png(density_scatter(drawn.x, density, title, labels), paths["scatter"])
-    return paths
+    def perform(self, task: Task) -> dict[str, Any]:
+        """Do a task, write and print what came of it."""
+        request, model = self.request, self.model
+        data = functools.cache(lambda: load_data(model, request.data_root))
+        wanted, folder = self.classes, self.folder
+        result = task(model, self.batched, Request(request.num_samples, wanted, request.seed, data))
+        picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
+        written = self.write_images(result.x, result.labels, result.seeds, picture, result.arrays)
+        conditions = self.list_conditions(result.drawn, len(result.x)) | {"task": task.name} | result.measured
+        write_json(folder / "samples.json", conditions)
+        rows = len(result.picture) // len(result.columns)
+        how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
+        print(f"{task.name}: {len(result.x)} images of {model.data}, {how}")
+        print("\n".join(result.report))
+        print(f"output_dir: {folder}")
+        print(f"npz: {written['npz']}")
+        print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
+        return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
+
+    def list_conditions(self, drawn: Drawn, n: int) -> dict[str, Any]:
+        """How the samples were made; says so if some are not finite."""
+        if drawn.nonfinite:
+            print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
+        return drawn.conditions | {
+            "ckpt_path": self.request.ckpt_path,
+            "weights": self.model.weights,
+            "data": self.model.data,
+            "class_names": self.model.class_names,
+            "seed": self.request.seed,
+            "n": n,
+            "nonfinite": drawn.nonfinite,
+        }
+
+    def write_images(
+        self,
+        x: Tensor,
+        labels: Tensor | None,
+        seeds: Tensor,
+        picture: Tensor | None = None,
+        arrays: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Path]:
+        """Each image, all in samples.npz with `arrays` beside them, and grid.png: `picture`, or all of them."""
+        folder, images = self.folder, self.model.to_uint8(x.nan_to_num())
+        earlier = len(list(folder.glob("[0-9]*.png")))
+        if earlier > len(images):
+            count = earlier - len(images)
+            print(f"note: {folder} holds {count} images of an earlier call beside these", file=sys.stderr)
+        paths = {"npz": folder / "samples.npz", "grid": folder / "grid.png"}
+        _save_npz(paths["npz"], {"images": images.permute(0, 2, 3, 1), **(arrays or {})}, labels, seeds)
+        for i, image in enumerate(images):
+            save_png(image, folder / f"{i:06d}.png")
+        save_png(image_grid(images) if picture is None else picture, paths["grid"])
+        return paths
+
+    def write_points(self, drawn: Drawn, labels: Tensor | None, seeds: Tensor) -> dict[str, Path]:
+        """All in samples.npz, and scatter.png."""
+        model = self.model
+        paths = {"npz": self.folder / "samples.npz", "scatter": self.folder / "scatter.png"}
+        _save_npz(paths["npz"], {"points": drawn.x}, labels, seeds)
+        sigma = drawn.conditions["sigma_min"]
+        density = density_of(model, sigma, labels) if model.has_density and model.normalized else None
+        over = f", over log p at sigma {sigma:g}" if density else ""
+        title = f"{model.data}: {len(drawn.x)} samples, {drawn.conditions['sampler']}{over}"
+        save_png(density_scatter(drawn.x, density, title, labels), paths["scatter"])
+        return paths
 
 
 def _save_npz(path: Path, arrays: Mapping[str, Tensor], labels: Tensor | None, seeds: Tensor) -> None:

@@ -35,11 +35,11 @@ STEPS = 64
 
 
 @dataclass
-class Rival:
-    """The other model.
+class Contender:
+    """A model that is measured.
 
     Attributes:
-        name: of its column, and of the folder with its results.
+        name: of its column, and of the other one's folder.
         model, batched: it, and how it is sampled.
         path: where it comes from.
     """
@@ -49,39 +49,42 @@ class Rival:
     batched: BatchedSampler
     path: Path
 
+    def describe(self) -> str:
+        """What it is, in words: `ScoreFlow, ema weights of RUN/checkpoints/best.ckpt`."""
+        return f"{type(self.model.denoiser).__name__}, {self.model.weights} weights of {self.path}"
 
-def open_rival(request: EvaluateRequest, ours: Model, batched: BatchedSampler) -> Rival | None:
+
+def open_rival(request: EvaluateRequest, ours: Contender) -> Contender | None:
     """The model that `denoiser` or `against` names; None where neither is given.
 
     Args:
         request: of the evaluation.
-        ours: the checkpoint's model.
-        batched: how it is sampled; the other one likewise, if it can be.
+        ours: the checkpoint's model; the other one is sampled as it is, if it can be.
 
     Raises:
         ConfigError: it is no model for the checkpoint's data.
     """
-    against, chosen = request.against, request.denoiser
+    against, chosen, facts = request.against, request.denoiser, ours.model.facts
     if against is None and chosen is None:
         return None
     if against is not None and chosen is not None:
         raise ConfigError("against", against, "is one model, denoiser= another: give one of them")
     if chosen is not None:
-        denoiser: Any = build_ready_made(chosen, ours.facts)
+        denoiser: Any = build_ready_made(chosen, facts)
         name, path = type(denoiser).__name__.lower(), Path(str(chosen.get("path")))
-        facts = replace(ours.facts, weights="pretrained", path=path)
+        facts = replace(facts, weights="pretrained", path=path)
     else:
         assert against is not None
         name, path = "against", Path(against)
-        denoiser, facts = load_rival(against, request.weights, ours.facts)
+        denoiser, facts = load_rival(against, request.weights, facts)
     model = Model(denoiser, facts, request.first_stage.path).to(pick_device(request.device))
-    sampler: Sampler = batched.sampler
+    sampler: Sampler = ours.batched.sampler
     lacking = sampler.lacks(model.denoiser)
     if lacking is not None:
         sampler = Ancestral(num_steps=request.num_steps or STEPS)
         instead = f"sampling it with sampler=ancestral num_steps={sampler.num_steps}"
-        print(f"{name} has no {lacking} for sampler={batched.sampler.name}: {instead}", flush=True)
-    return Rival(name, model, replace(batched, denoiser=model.denoiser, sampler=sampler), path)
+        print(f"{name} has no {lacking} for sampler={ours.batched.sampler.name}: {instead}", flush=True)
+    return Contender(name, model, replace(ours.batched, denoiser=model.denoiser, sampler=sampler), path)
 
 
 def load_rival(against: str, weights: str, ours: Facts) -> tuple[nn.Module, Facts]:

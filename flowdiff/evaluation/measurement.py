@@ -18,7 +18,7 @@ from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
-from flowdiff.evaluation.comparison import Rival, compare, open_rival
+from flowdiff.evaluation.comparison import Contender, compare, open_rival
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
 from flowdiff.evaluation.request import EvaluateRequest
 from flowdiff.files import make_folder, write_json
@@ -50,7 +50,8 @@ def evaluate_run(
     """
     model = Model(*checkpoint.load(path)).to(device)
     batched = from_config(model.denoiser, model.config, model.levels is not None, tile=evaluation_tile(model.shape))
-    return report(run_dir, metrics, build_evaluand(model, data, batched, seed), model, batched, path)
+    contender = Contender("checkpoint", model, batched, path)
+    return report(run_dir, metrics, build_evaluand(contender, data, seed), contender)
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
@@ -60,27 +61,29 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         `metrics` (what is in metrics.json) and `output_dir`; with another model beside it also `against`, its
         metrics.
     """
-    model, batched = open_model(request)
+    ours = Contender("checkpoint", *open_model(request), Path(request.ckpt_path))
     if request.tile is None:
-        batched = replace(batched, tile=evaluation_tile(model.shape))
-    rival = open_rival(request, model, batched)
-    own = request.metrics is None
-    metrics = stored_metrics(model.config.get("metrics") or {}) if own else build_metrics(request.metrics or {})
+        ours.batched = replace(ours.batched, tile=evaluation_tile(ours.model.shape))
+    rival = open_rival(request, ours)
+    if request.metrics is None:
+        metrics = stored_metrics(ours.model.config.get("metrics") or {})
+    else:
+        metrics = build_metrics(request.metrics)
     if not metrics:
         raise ConfigError("metrics", "[]", "must name at least one, as metrics=[bits_per_dim,fd,denoising]")
-    data = load_data(model, request.data_root)
-    evaluand = build_evaluand(model, data, batched, request.seed, request.split, request.batch_size)
+    data = load_data(ours.model, request.data_root)
+    evaluand = build_evaluand(ours, data, request.seed, request.split, request.batch_size)
     unfit = {name: metric.unfit(evaluand) for name, metric in metrics.items()}
     if all(unfit.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unfit.items())
         raise ConfigError("metrics", f"[{','.join(metrics)}]", f"nothing of it can be measured here ({reasons})")
     if request.sigma_min is not None:
         evaluand.sigma_min = request.sigma_min
-    folder, path = make_folder(request.output_dir, "output_dir"), Path(request.ckpt_path)
-    entries = report(folder, metrics, evaluand, model, batched, path)
+    folder = make_folder(request.output_dir, "output_dir")
+    entries = report(folder, metrics, evaluand, ours)
     result = {"metrics": entries, "output_dir": str(folder)}
     if rival is not None:
-        result["against"] = report_rival(folder, metrics, evaluand, model, path, rival, entries)
+        result["against"] = report_rival(folder, metrics, evaluand, ours, rival, entries)
     return result
 
 
@@ -156,14 +159,10 @@ class Shown:
 
 
 def build_evaluand(
-    model: Model,
-    data: ImageData,
-    batched: BatchedSampler,
-    seed: int = 0,
-    split: str = "test",
-    batch_size: int = 500,
+    contender: Contender, data: ImageData, seed: int = 0, split: str = "test", batch_size: int = 500
 ) -> Evaluand:
     """A model with its data, its way of sampling and the moments of the training split."""
+    model, batched = contender.model, contender.batched
     if tuple(data.shape) != model.shape:
         raise FlowdiffError(
             f"dataset={data.name}: its samples have the shape {tuple(data.shape)}, the model's {model.shape}"
@@ -188,9 +187,7 @@ def report(
     folder: Path,
     metrics: Mapping[str, Metric],
     evaluand: Evaluand,
-    model: Model,
-    batched: BatchedSampler,
-    ckpt_path: Path,
+    contender: Contender,
 ) -> dict[str, dict[str, Any]]:
     """Measure; write metrics.json and a picture of the samples into `folder`; print what and where."""
     failed: dict[str, FlowdiffError] = {}
@@ -203,12 +200,12 @@ def report(
         raise next(iter(failed.values()))
     entries = {name: result.to_json() for name, result in results.items()}
     write_json(folder / "metrics.json", entries, allow_nan=False, default=_refuse)
-    print_table(entries, f"{evaluand.data.name}: {evaluand.weights} weights of {ckpt_path.name}")
+    print_table(entries, f"{evaluand.data.name}: {evaluand.weights} weights of {contender.path.name}")
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}")
-    picture = draw_samples(folder, evaluand, model, batched)
+    picture = draw_samples(folder, evaluand, contender)
     print(f"metrics:     {folder / 'metrics.json'}")
-    print(f"checkpoint:  {ckpt_path}")
+    print(f"checkpoint:  {contender.path}")
     print(f"samples:     {picture}")
     events = sorted(folder.rglob("events.out.tfevents*"))
     if events:
@@ -222,9 +219,8 @@ def report_rival(
     folder: Path,
     metrics: Mapping[str, Metric],
     evaluand: Evaluand,
-    model: Model,
-    ckpt_path: Path,
-    rival: Rival,
+    ours: Contender,
+    rival: Contender,
     own: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """`report` on the other model, into a folder in `folder` that has its name, and on both side by side.
@@ -242,12 +238,9 @@ def report_rival(
         _drawn=None,
     )
     place = make_folder(folder / rival.name, "output_dir")
-    entries = report(place, metrics, theirs, rival.model, rival.batched, rival.path)
-    about = {
-        name: f"{type(each.denoiser).__name__}, {each.weights} weights of {path}"
-        for name, each, path in (("checkpoint", model, ckpt_path), (rival.name, rival.model, rival.path))
-    }
-    columns = {"checkpoint": own, rival.name: entries}
+    entries = report(place, metrics, theirs, rival)
+    about = {each.name: each.describe() for each in (ours, rival)}
+    columns = {ours.name: own, rival.name: entries}
     files = compare(folder, f"{evaluand.data.name}, {evaluand.split} split, seed {evaluand.seed}", columns, about)
     print(f"comparison:  {', '.join(str(file) for file in files)}")
     return entries
@@ -257,18 +250,18 @@ def _refuse(value: Any) -> Any:
     raise TypeError(f"a metric's condition must be a plain value, not {type(value).__name__}")
 
 
-def draw_samples(folder: Path, evaluand: Evaluand, model: Model, batched: BatchedSampler) -> Path:
+def draw_samples(folder: Path, evaluand: Evaluand, contender: Contender) -> Path:
     """samples.png: a row of ten images for each class (of large images as many as have 2^22 pixels), or points over
     log p.
     """
-    path = folder / "samples.png"
+    path, model = folder / "samples.png", contender.model
     images = model.has_images
     count = max(4, min(100, (1 << 22) // math.prod(evaluand.data.image_shape[1:]))) if images else 1000
     x, labels = evaluand.samples(max(evaluand.planned, count))
     classes = labels if model.num_classes else None
     if not images:
         density = density_of(model, evaluand.sigma_min, classes) if model.normalized else None
-        title = f"{model.data}: {batched.sampler.name}" + (
+        title = f"{model.data}: {contender.batched.sampler.name}" + (
             f", over log p at sigma {evaluand.sigma_min:g}" if density else ""
         )
         save_png(density_scatter(x[:1000], density, title, None if classes is None else classes[:1000]), path)

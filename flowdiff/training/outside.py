@@ -1,10 +1,10 @@
 """What of a training lies outside of its run: processes, plugins, services. A user says it; a stored file doesn't."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from flowdiff.model import safe_construction
-from flowdiff.model.requests import spell_out
-from flowdiff.training.request import TrainRequest
 
 #: Of Lightning's Trainer: what starts processes, loads plugins or writes. Others mark theirs (`options.OUTSIDE`).
 TRAINER = (
@@ -15,15 +15,18 @@ TRAINER = (
 USUAL = (None, "auto", 1, "${run_dir}")
 
 
-def says_outside(request: TrainRequest) -> bool:
-    """Whether a request says something that is not followed from a stranger's file (`commands.stored_words`)."""
+def says_outside(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says something that is not followed from a stranger's file (`commands.stored_words`).
+
+    Args:
+        config: plain values, a request spelled out.
+    """
     usual = (os.environ.get("FLOWDIFF_DATA"), "data")
-    found = {
-        key: value
+    found = [
+        value
         for group in ("dataset", "first_stage", "metrics")
-        for key, value in safe_construction.find_outside(group, spell_out(getattr(request, group))).items()
+        for value in safe_construction.find_outside(group, config.get(group)).values()
         if value not in usual
-    }
-    trainer = request.trainer
-    processes = any(value not in USUAL for value in (trainer.strategy, trainer.devices, trainer.num_nodes))
-    return bool(found) or processes or request.compile or "wandb" in (request.logger or {})
+    ]
+    processes = any(config["trainer"].get(key) not in USUAL for key in ("strategy", "devices", "num_nodes"))
+    return bool(found) or processes or bool(config.get("compile")) or "wandb" in (config.get("logger") or {})

@@ -10,7 +10,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,25 +79,9 @@ def train(
         `checkpoint` (the one evaluated), `last` and `run_dir` (paths), `step`, `metrics` (name to
         entry of metrics.json; empty without metrics) and `validation` (the last logged values).
     """
-    with use_matmul_precision(request.trainer.matmul_precision), contextlib.ExitStack() as stack:
-        check_devices(request.trainer)
-        if request.compile:
-            check_compiler("cuda" if request.trainer.accelerator in ("gpu", "cuda") else "cpu")
-        if request.ckpt_path:
-            content = content or checkpoint.read(request.ckpt_path)  # says what is wrong with it, if anything is
-            going_on.check_left(content, request, command_line.words)
-        run_dir = make_folder(request.run_dir, "run_dir")
-        places.check(spell_out(request), run_dir)
-        if not request.ckpt_path:  # all of it is the user's word, and no file's
-            add_classes({key: spell_out(part) for key, part in vars(request).items() if isinstance(part, Recipe)})
-            if says_outside(request):
-                seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
-        try:
-            stack.enter_context(lock.occupy(run_dir))
-        except lock.OtherJob as error:
-            raise FlowdiffError(f"run_dir={error}") from error
-        stack.enter_context(report_removal(run_dir))
-        return Run(request, command_line, run_dir, content).go()
+    run = Run(request, command_line, content)
+    with use_matmul_precision(request.trainer.matmul_precision), run.hold_folder():
+        return run.go()
 
 
 @dataclass
@@ -106,14 +90,38 @@ class Run:
 
     Attributes:
         request, command_line: see `train`.
-        run_dir: the folder, which is there and locked.
-        content: of the checkpoint that it goes on from; None: a new run.
+        content: of the checkpoint that it goes on from; None: of `request.ckpt_path`, or a new run.
+        run_dir: the folder, made and locked by `hold_folder`.
     """
 
     request: TrainRequest
     command_line: CommandLine
-    run_dir: Path
     content: dict[str, Any] | None
+    run_dir: Path = field(init=False)
+
+    @contextmanager
+    def hold_folder(self) -> Iterator[None]:
+        """Refuse what can be known before there are data; within it other processes keep out of the run's folder."""
+        request, config = self.request, spell_out(self.request)
+        check_devices(request.trainer)
+        if request.compile:
+            check_compiler("cuda" if request.trainer.accelerator in ("gpu", "cuda") else "cpu")
+        if request.ckpt_path:
+            self.content = self.content or checkpoint.read(request.ckpt_path)  # says what is wrong with it, if anything
+            going_on.check_left(self.content, request, self.command_line.words)
+        self.run_dir = make_folder(request.run_dir, "run_dir")
+        places.check(config, self.run_dir)
+        if not request.ckpt_path:  # all of it is the user's word, and no file's
+            add_classes({key: config[key] for key, part in vars(request).items() if isinstance(part, Recipe)})
+            if says_outside(config):
+                seal.own_key(make=True)  # what the user has said of paths is followed later, by this user
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock.occupy(self.run_dir))
+            except lock.OtherJob as error:
+                raise FlowdiffError(f"run_dir={error}") from error
+            stack.enter_context(report_removal(self.run_dir))
+            yield
 
     def go(self) -> dict[str, Any]:
         request, words = self.request, self.command_line.words
