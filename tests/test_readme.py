@@ -1,16 +1,15 @@
 """What the README says works: its recipe for an activation, its table of groups, its commands."""
 
 import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.command_lines import environment
 from tests.helpers.configs import composed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,19 +35,21 @@ def block(language: str, containing: str) -> str:
 
 
 def test_an_activation_is_one_class_and_one_yaml(tmp_path: Path) -> None:
-    for folder in ("flowdiff", "conf"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    with (tmp_path / "flowdiff" / "activations.py").open("a", encoding="utf-8") as file:
-        file.write("\n\n" + block("python", "class Arctan"))
+    (tmp_path / "mine.py").write_text(block("python", "class Arctan"))
+    (tmp_path / "conf" / "activation").mkdir(parents=True)
     (tmp_path / "conf" / "activation" / "arctan.yaml").write_text(block("yaml", "Arctan"))
 
     small = ("flow.n_flows=2", "flow.width=16", "trainer.max_steps=3", "metrics=[]", "callbacks=minimal")
     sampling = ("ckpt_path=run/checkpoints/last.ckpt", "num_samples=2", "num_steps=2", "output_dir=out")
-    commands = [("flowdiff.train", "activation=arctan", *small, "hydra.run.dir=run"), ("flowdiff.sample", *sampling)]
+    own = ("--config-dir", "conf")
+    commands = [
+        ("flowdiff.train", *own, "activation=arctan", *small, "hydra.run.dir=run"),
+        ("flowdiff.sample", *own, *sampling),
+    ]
     result = subprocess.run(
         [sys.executable, "-c", IN_TURN, json.dumps(commands)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=200,
