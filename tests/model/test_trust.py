@@ -138,11 +138,11 @@ def test_what_this_user_has_said_of_processes_is_followed(tmp_path: Path, monkey
 
     path = edited(checkpoint("digits"), tmp_path / "x.ckpt", change)
     cfg = composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run")
-    strange, kept = resume.resume(cfg, [])
+    strange, kept, _ = resume.resume(cfg, [])
     assert (strange.trainer.strategy, set(strange.logger), kept) == ("auto", {"tensorboard", "csv"}, said[3:])
     content = torch.load(path, weights_only=True)
     torch.save(seal.add_seal(content, seal.own_key(make=True)), path)
-    own, kept = resume.resume(cfg, [])
+    own, kept, _ = resume.resume(cfg, [])
     assert own.trainer.strategy == "ddp_find_unused_parameters_true" and set(own.logger) == {"wandb"}
     assert own.callbacks.checkpoints.folder == f"{tmp_path}/run/checkpoints", "where a run writes is never stored"
     assert kept == [said[0], said[1], *said[3:]]
@@ -162,7 +162,7 @@ def test_stored_values_are_taken_for_values(tmp_path: Path) -> None:
         source["flow"]["activation"] = {"_target_": "os.system"}
 
     path = edited(checkpoint("digits"), tmp_path / "x.ckpt", change)
-    cfg, _ = resume.resume(composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run"), [])
+    cfg, *_ = resume.resume(composed("config", f"ckpt_path={path}", f"run_dir={tmp_path}/run"), [])
     assert (cfg.lr, cfg.num_steps, cfg.name, cfg.seed) == (0.25, 64, "digits", 0)
     assert cfg.callbacks.checkpoints.folder == f"{tmp_path}/run/checkpoints" == f"{cfg.logger.csv.save_dir}/checkpoints"
     assert (cfg.trainer.default_root_dir, cfg.trainer.devices) == (f"{tmp_path}/run", 1)

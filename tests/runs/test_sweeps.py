@@ -135,7 +135,7 @@ def alive():
 def task(cfg):
     on_gpu = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     print("measured:", alive(), on_gpu, torch.get_num_threads(), flush=True)
-    return train.task(cfg)
+    return train.train(cfg)
 
 if __name__ == "__main__":
     cli.run(task)

@@ -168,7 +168,7 @@ def test_a_run_that_dies_has_its_row(config: Compose, tmp_path: Path, monkeypatc
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(run._Run, "finish", dies)
+        patch.setattr(run.Run, "finish", dies)
         train(cfg, list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
     start = metadata.parse_session_start_info_plugin_data(
