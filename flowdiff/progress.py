@@ -1,13 +1,14 @@
 """Progress of everything that takes longer than two seconds.
 
-On a terminal it is one rich bar, which appears only once two seconds have passed; elsewhere (a log file, a
-pipe, a cluster job) it is a plain line now and then, so that logs stay readable. Both go to standard error:
-standard output keeps the results. rich is imported when there is something to show.
+On a terminal it is one rich bar, which appears only once it is time to; elsewhere (a log file, a pipe, a cluster job)
+it is a plain line now and then, so that logs stay readable. Both go to standard error: standard output keeps the
+results. rich is imported when there is something to show.
 """
 
 import functools
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A counter from 0 to `total`, shown as a bar or as lines.
+    """A counter up to `total`, shown as a bar or as lines.
 
     Args:
         what: what is being done, e.g. `"sampling"`.
@@ -25,6 +26,8 @@ class Progress:
         quiet: show nothing.
         delay: seconds before anything is shown.
         interval: seconds between two plain lines.
+        done: the steps that were made before.
+        stdout: it is a result, for standard output, and the bar stays when all is done.
 
     Example::
 
@@ -33,71 +36,85 @@ class Progress:
                 progress.advance()
     """
 
-    def __init__(self, what: str, total: int, quiet: bool = False, delay: float = 2.0, interval: float = 15.0) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self.quiet, self.delay, self.interval = quiet, delay, interval
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        quiet: bool = False,
+        delay: float = 2.0,
+        interval: float = 15.0,
+        *,
+        done: int = 0,
+        stdout: bool = False,
+    ) -> None:
+        self.what, self.total, self.done = what, total, done
+        self.quiet, self.delay, self.interval, self.stdout = quiet, delay, interval, stdout
         self._bar: Bar | None = None
-        self._start = self._last = time.monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._first, self._start, self._last = self.done, time.monotonic(), -self.interval
 
     def __enter__(self) -> Self:
-        self._start = self._last = time.monotonic()
+        self._begin()
         return self
 
     @functools.cached_property
     def _console(self) -> "Console":
         from rich.console import Console
 
-        return Console(stderr=True)
+        return Console(stderr=not self.stdout)
 
-    def advance(self, steps: int = 1) -> None:
-        """Count `steps` more and show it when it is time to."""
+    @property
+    def has_bar(self) -> bool:
+        """A bar is shown."""
+        return self._bar is not None
+
+    def advance(self, steps: int = 1, values: Callable[[], str] = str) -> None:
+        """Count `steps` more and show it when it is time to.
+
+        Args:
+            steps: how many.
+            values: what is shown beside the count; called when it is shown.
+        """
         self.done += steps
         now = time.monotonic()
         if self.quiet or now - self._start < self.delay:
             return
-        if self._console.is_terminal:
-            self._show_bar()
-        elif self._last == self._start or now - self._last >= self.interval:
-            self._last = now
-            self._print_line(now - self._start)
+        is_bar = self._console.is_terminal
+        is_full = is_bar and self.done >= self.total
+        if now - self._last < (0.2 if is_bar else self.interval) and not is_full:
+            return
+        self._last = now
+        if is_bar:
+            self._show_bar(values())
+        else:
+            print(self.describe(now - self._start, values()), file=None if self.stdout else sys.stderr, flush=True)
 
-    def _show_bar(self) -> None:
+    def _show_bar(self, values: str) -> None:
         from rich.errors import LiveError
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+        from rich.progress import TimeRemainingColumn as Remaining
 
         if self._bar is None:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.add_task(self.what, total=self.total, completed=self.done)
+            columns = (BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining(), TextColumn("{task.fields[values]}"))
+            self._bar = Progress("{task.description}", *columns, console=self._console, transient=not self.stdout)
+            self._bar.add_task(self.what, total=self.total, completed=self.done, values=values)
             try:
                 self._bar.start()
             except LiveError:  # another bar (the trainer's) has the terminal
                 self._bar, self.quiet = None, True
                 return
-        self._bar.update(self._bar.task_ids[0], completed=self.done)
+        self._bar.update(self._bar.task_ids[0], completed=self.done, values=values)
 
-    def _print_line(self, seconds: float) -> None:
-        left = seconds * (self.total - self.done) / max(self.done, 1)
+    def describe(self, seconds: float, values: str) -> str:
+        """The line that is printed after some seconds: `sampling: 30/100 (30 %), 3 s, 7 s left`."""
+        rate = (self.done - self._first) / max(seconds, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
         share = 100.0 * self.done / max(self.total, 1)
-        print(
-            f"{self.what}: {self.done}/{self.total} ({share:.0f} %), {seconds:.0f} s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        parts = [f"{self.what}: {self.done}/{self.total} ({share:.0f} %)", values, f"{seconds:.0f} s"]
+        return ", ".join([part for part in parts if part] + [f"{left:.0f} s left"])
 
     def __exit__(
         self,
@@ -107,3 +124,4 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None

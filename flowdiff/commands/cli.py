@@ -74,7 +74,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         with Interrupts() as signals, sweeps.held:
             try:
                 words += _arrange(sys.argv)
-                sweeps.prepare(words, sys.argv, config_dir(), config_name)
+                sweeps.prepare(words, sys.argv, config_name)
                 hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
             except Exception as error:
                 if signals.received is not None:  # what a signal has torn
@@ -100,7 +100,7 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except Exception as error:
-        line = error_messages.explain(error, words, config_dir(), config_name, composing=True)
+        line = error_messages.explain(error, words, config_name, composing=True)
         if line is None:
             traceback.print_exc()
         _say(line or f"this is a bug: {type(error).__name__}: {one_line(error)}")
@@ -133,6 +133,8 @@ def _arrange(arguments: list[str]) -> list[str]:
         _refuse("--resolve goes with --cfg")
     if sum(map(bool, (found.run, found.multirun, found.cfg, found.help, found.hydra_help, found.info))) > 1:
         _refuse("one of --run, --multirun, --cfg, --info and --help at a time")
+    if found.config_dir and os.path.isdir(found.config_dir):
+        add_folder(found.config_dir)
     for word in rest:
         if word.startswith("-"):
             key, equals, value = word.lstrip("-").partition("=")
@@ -245,7 +247,7 @@ def _attempt(task: Task, cfg: DictConfig, hydra_cfg: Any, status: "Status", kill
 def _failed(error: Exception, hydra_cfg: Any, status: "Status", cfg: DictConfig) -> Any:
     """Say what was wrong, and write it down where the folder is this job's own."""
     name = str(hydra_cfg.job.config_name)
-    line = error_messages.explain(error, status.overrides, config_dir(), name, _plain(cfg))
+    line = error_messages.explain(error, status.overrides, name, _plain(cfg))
     reason = line or f"this is a bug: {type(error).__name__}: {one_line(error)}"
     if not isinstance(error, lock.OtherJob):
         status.write("failed", reason)

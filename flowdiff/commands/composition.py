@@ -1,7 +1,6 @@
 """Configurations composed by Hydra from conf/ and words, apart from the job that Hydra runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,20 +24,19 @@ def dataset_name(target: str) -> str:
 OmegaConf.register_new_resolver("run_name", dataset_name, replace=True)
 
 
-def compose(words: Sequence[str], config_name: str, folder: str | Path | None = None) -> DictConfig:
-    """A configuration of its own, whatever Hydra is doing otherwise.
+def compose(words: Sequence[str], config_name: str) -> DictConfig:
+    """The configuration that the words of a command line lead to, whatever Hydra is doing otherwise.
 
     Args:
-        words: of a command line.
+        words: `key=value`; choices are those of `model.vocabulary.folders`.
         config_name: of conf/.
-        folder: of configurations of the user's own, beside those that are known (`model.vocabulary.folders`).
     """
-    return _compose(words, config_name, folder, with_hydra=False)
+    return _compose(words, config_name, with_hydra=False)
 
 
 def find_choices(words: Sequence[str], config_name: str) -> dict[str, str]:
     """The choice of each group that the words of a command line lead to, as `flow` to `coupling`."""
-    return read_choices(_compose(words, config_name, None, with_hydra=True).hydra)
+    return read_choices(_compose(words, config_name, with_hydra=True).hydra)
 
 
 def read_choices(hydra_cfg: Any) -> dict[str, str]:
@@ -46,11 +44,10 @@ def read_choices(hydra_cfg: Any) -> dict[str, str]:
     return {str(group): str(choice) for group, choice in hydra_cfg.runtime.choices.items() if choice is not None}
 
 
-def _compose(words: Sequence[str], config_name: str, folder: str | Path | None, with_hydra: bool) -> DictConfig:
+def _compose(words: Sequence[str], config_name: str, with_hydra: bool) -> DictConfig:
     if GlobalHydra.instance().is_initialized():
         return hydra.compose(config_name, overrides=list(words), return_hydra_config=with_hydra)
-    further = dict.fromkeys([*folders()[1:], *([] if folder is None else [Path(folder).absolute()])])
-    places = [assignment("", f"file://{place}")[1:] for place in further]
+    places = [assignment("", f"file://{place}")[1:] for place in folders()[1:]]
     own = [f"hydra.searchpath=[{','.join(places)}]"] if places else []
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra.compose(config_name, overrides=[*own, *words], return_hydra_config=with_hydra)

@@ -8,7 +8,6 @@ signatures.
 import difflib
 import errno
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import (
@@ -44,7 +43,6 @@ ELSEWHERE = {
 def explain(
     error: BaseException,
     overrides: Sequence[str],
-    config_dir: Path,
     config_name: str,
     config: Mapping[str, Any] | None = None,
     composing: bool = False,
@@ -54,7 +52,7 @@ def explain(
     Args:
         error: what was raised.
         overrides: the words of the command line.
-        config_dir, config_name: what they were composed with.
+        config_name: what they were composed with.
         config: what came of it, plain values; an error of a class's own argument is said with its key in there.
         composing: the configuration was not composed yet, so that it is one of the words that is wrong.
     """
@@ -65,10 +63,10 @@ def explain(
         if isinstance(cause, FlowdiffError):
             return one_line(cause)
     for cause in chain:
-        line = _explain(cause, overrides, config_dir, config_name)
+        line = _explain(cause, overrides, config_name)
         if line:
             return line
-    return _wrong_word(overrides, config_dir, config_name) if composing else None
+    return _wrong_word(overrides, config_name) if composing else None
 
 
 def locate(config: Mapping[str, Any], key: str, value: Any) -> str:
@@ -90,13 +88,13 @@ def _same(one: Any, other: Any) -> bool:
     return type(as_list(one)) is type(as_list(other)) and bool(as_list(one) == as_list(other))
 
 
-def _explain(error: BaseException, overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
+def _explain(error: BaseException, overrides: Sequence[str], config_name: str) -> str | None:
     if isinstance(error, MissingConfigException):
-        return _unknown_choice(error, overrides, config_dir)
+        return _unknown_choice(error, overrides)
     if isinstance(error, OverrideParseException):
         return _unreadable(str(error.override))
     if isinstance(error, ConfigCompositionException):
-        return _unknown_key(error, overrides, config_dir, config_name)
+        return _unknown_key(error, overrides, config_name)
     if isinstance(error, InstantiationException):
         root = list(_causes(error))[-1]
         return f"{_target(error)}{one_line(root)}" if isinstance(root, TypeError | ValueError | ImportError) else None
@@ -131,7 +129,7 @@ def _unreadable(word: str) -> str:
     return f"{spell(word)}: not understood; quote the value for Hydra too: {typed}"
 
 
-def _wrong_word(overrides: Sequence[str], config_dir: Path, config_name: str) -> str | None:
+def _wrong_word(overrides: Sequence[str], config_name: str) -> str | None:
     """The first word with which the configuration can't be composed, choices before keys."""
     parsed = [parse(word) for word in overrides]
     ordered = sorted((o for o in parsed if o.input_line), key=lambda o: not is_choice(o))
@@ -163,7 +161,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], config_dir: Path) -> str:
+def _unknown_choice(error: MissingConfigException, overrides: Sequence[str]) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     options = error.options or list(files_of(group))  # none for a list
     if not group or not options:
@@ -178,9 +176,7 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str], con
     )
 
 
-def _unknown_key(
-    error: ConfigCompositionException, overrides: Sequence[str], config_dir: Path, config_name: str
-) -> str:
+def _unknown_key(error: ConfigCompositionException, overrides: Sequence[str], config_name: str) -> str:
     parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
     if several is not None and "multirun" in str(error):
@@ -189,7 +185,7 @@ def _unknown_key(
         return f"{several.input_line}: several values want --multirun; one value with a comma in it is {typed}"
     bad = next((o for o in parsed if f"'{o.key_or_group}'" in str(error).split("\n")[0]), None)
     if bad is None or bad.input_line is None or "Could not override" not in str(error):
-        wrong = _wrong_word(overrides, config_dir, config_name)
+        wrong = _wrong_word(overrides, config_name)
         return wrong or one_line(error) + (f": {one_line(error.__cause__)}" if error.__cause__ else "")
     parent, _, name = bad.key_or_group.rpartition(".")
     value = bad.input_line.partition("=")[2]

@@ -66,7 +66,7 @@ def wanted(words: Sequence[str]) -> bool:
     return any(word.lower() == f"{KEY}=true" for word in words)
 
 
-def started_by(words: Sequence[str], config_dir: Path, config_name: str, root: Path = Path("multirun")) -> Path | None:
+def started_by(words: Sequence[str], config_name: str, root: Path = Path("multirun")) -> Path | None:
     """The folder of the newest sweep below `root` with the same essential words; None if there is none."""
     single = [word for word in words if read_word(word).swept is None]
     name = str(compose(single, config_name).name)
@@ -87,7 +87,7 @@ def _words_in(file: Path) -> list[str] | None:
         return None
 
 
-def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config_name: str) -> None:
+def prepare(words: Sequence[str], arguments: list[str], config_name: str) -> None:
     """Point `arguments`, the command line, to the folder of the sweep that it goes on with, if it asks for one.
 
     Raises:
@@ -99,7 +99,7 @@ def prepare(words: Sequence[str], arguments: list[str], config_dir: Path, config
         raise ConfigError(KEY, "true", "is for --multirun; a single run goes on by ckpt_path=FILE or resume=last")
     if any(word.startswith("hydra.sweep.dir=") for word in words):
         return
-    folder = started_by(words, config_dir, config_name)
+    folder = started_by(words, config_name)
     print(f"going on with {folder}" if folder else "no earlier sweep of these words: a new one begins", flush=True)
     if folder:
         arguments.append(assignment("hydra.sweep.dir", folder))

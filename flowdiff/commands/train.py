@@ -66,7 +66,7 @@ def request_of(*words: str, config_dir: str | None = None) -> "TrainRequest":
     given = words if any(word.startswith("run_dir=") for word in words) else (*words, "run_dir=outputs/notebook")
     if config_dir is not None:
         add_folder(config_dir)
-    return make_train_request(compose(given, "config", config_dir))[0]
+    return make_train_request(compose(given, "config"))[0]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Used at the end of a training (`evaluate_run`) and by `python -m flowdiff.evalua
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,6 @@ class Shown:
     """An evaluand's `progress(what, done, total)` as bars or lines, one after the other."""
 
     current: Progress | None = None
-    names: list[str] = field(default_factory=list)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.current is None or self.current.what != what or done < self.current.done:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff.commands import cli, error_messages, evaluate, export, sample, train
 from flowdiff.errors import one_line, spell
-from flowdiff.model.vocabulary import config_dir
 from tests.helpers.command_lines import TINY
 from tests.helpers.configs import composed
 from tests.helpers.trained import checkpoint
@@ -69,7 +68,7 @@ def outcome(name: str, key: str, value: Any, cfg: DictConfig, folder: Path) -> s
         COMMANDS[name][0](changed)
     except Exception as error:
         config = cli._plain(changed)
-        line = error_messages.explain(error, [f"{key}={spell(value)}"], config_dir(), name, config)
+        line = error_messages.explain(error, [f"{key}={spell(value)}"], name, config)
         if line is None:
             raise
         return line

@@ -13,7 +13,6 @@ import torch
 from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages
-from flowdiff.model.vocabulary import config_dir
 from tests.commands.conftest import Run
 from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import choices
@@ -234,13 +233,13 @@ def test_memory_and_disk_are_explained() -> None:
         (PermissionError(13, "Permission denied", "/x"), "can't write /x: Permission denied"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "out of memory: lower dataset.batch_size"),
     ):
-        line = error_messages.explain(error, [], config_dir(), "config")
+        line = error_messages.explain(error, [], "config")
         assert line is not None
         assert line.startswith(words)
-    assert error_messages.explain(ZeroDivisionError("x"), [], config_dir(), "config") is None
+    assert error_messages.explain(ZeroDivisionError("x"), [], "config") is None
 
 
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
-    line = error_messages.explain(error, ["hydra/launcher=joblib"], config_dir(), "config")
+    line = error_messages.explain(error, ["hydra/launcher=joblib"], "config")
     assert line == "hydra/launcher=joblib: is not installed; pip install 'flowdiff[sweep]'"

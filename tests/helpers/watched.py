@@ -30,7 +30,6 @@ from flowdiff.commands import export as exporting
 from flowdiff.commands import sample as sampling
 from flowdiff.commands.train import make_train_request
 from flowdiff.errors import FlowdiffError
-from flowdiff.model.vocabulary import config_dir
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
 from tests.helpers.command_lines import TINY
@@ -121,7 +120,7 @@ def tried(command: Callable[[str], Any], path: str, watch: Watch, out: Path) -> 
     except FlowdiffError as error:
         line = str(error)
     except BaseException as error:
-        line = error_messages.explain(error, TYPED, config_dir(), "config") if isinstance(error, Exception) else None
+        line = error_messages.explain(error, TYPED, "config") if isinstance(error, Exception) else None
         trace = traceback.format_exc() if line is None else None
     signal.alarm(0)
     watch.noting = False

@@ -27,7 +27,7 @@ from flowdiff.model import checkpoint as checkpoints
 from flowdiff.model.budget import Budget
 from flowdiff.model.facts import check_entry
 from flowdiff.model.opening import load_data
-from flowdiff.model.vocabulary import config_dir, vocabulary
+from flowdiff.model.vocabulary import vocabulary
 from flowdiff.runs import places
 from flowdiff.samplers import masks
 from tests.helpers.command_lines import BARE, TINY, Compose, environment
@@ -184,10 +184,10 @@ def test_yaml_is_data(tmp_path: Path) -> None:
         "hydra: {overrides: {task: {_target_: os.system}}}",
     ):
         file.write_text(text)
-        found = sweeps.started_by(["lr=1"], config_dir(), "config", tmp_path / "multirun")
+        found = sweeps.started_by(["lr=1"], "config", tmp_path / "multirun")
         assert found is None
     file.write_text("hydra: {overrides: {task: [lr=1]}}")
-    assert sweeps.started_by(["lr=1"], config_dir(), "config", tmp_path / "multirun") == file.parent
+    assert sweeps.started_by(["lr=1"], "config", tmp_path / "multirun") == file.parent
     assert not Path(MARK).exists()
 
 

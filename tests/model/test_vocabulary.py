@@ -6,8 +6,12 @@ import pytest
 import torch
 
 import flowdiff
+from flowdiff.commands.composition import compose
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model import vocabulary
+from flowdiff.model.construction import SETTINGS
+from flowdiff.samplers import Heun, Sampler, Schedule
+from tests.helpers.configs import build, choices
 from tests.helpers.trained import checkpoint, edited
 
 ARCTAN = """
@@ -55,3 +59,37 @@ def test_a_notebook_names_the_folder(own: Path) -> None:
 def test_a_folder_that_is_not_there(own: Path) -> None:
     with pytest.raises(ConfigError, match=r"config_dir=.*nowhere: there is no such folder"):
         flowdiff.load(own / "own.ckpt", config_dir=own / "nowhere")
+
+
+def test_a_sampler_of_ones_own_is_chosen_by_its_name(own: Path) -> None:
+    (own / "conf" / "sampler").mkdir()
+    node = "_target_: flowdiff.samplers.Heun\nnum_steps: ${num_steps}\ns_churn: 7.0\n"
+    (own / "conf" / "sampler" / "mine.yaml").write_text(node)
+    model = flowdiff.load(checkpoint("digits"))
+    with pytest.raises(ConfigError, match="sampler=mine: must be one of ancestral, ddim, .*, mala, mcmc, ula$"):
+        model.batched("mine")
+    flowdiff.load(own / "own.ckpt", config_dir=own / "conf")
+    with pytest.raises(ConfigError, match="sampler=main: must be one of ancestral, ddim, .*, mala, mcmc, mine, ula$"):
+        model.batched("main")
+    sampler = model.batched("mine").sampler
+    assert type(sampler).__name__ == "Heun" and vars(sampler) == vars(Heun(model.config["num_steps"], s_churn=7.0))
+    assert vars(model.batched("mine", num_steps=5).sampler) == vars(Heun(5, s_churn=7.0))
+
+
+def test_of_two_files_of_one_name_that_of_conf_counts(own: Path) -> None:
+    (own / "conf" / "sampler").mkdir()
+    (own / "conf" / "sampler" / "heun.yaml").write_text("_target_: flowdiff.samplers.Euler\nnum_steps: 3\n")
+    vocabulary.add_folder(own / "conf")
+    assert vocabulary.files_of("sampler")["heun"] == vocabulary.config_dir() / "sampler" / "heun.yaml"
+    chosen = compose(["sampler=heun"], "config").sampler
+    assert chosen._target_ == vocabulary.choice_of("sampler", "heun")["_target_"] == "flowdiff.samplers.Heun"
+
+
+@pytest.mark.parametrize(("group", "base"), [("sampler", Sampler), ("schedule", Schedule)])
+def test_a_name_is_what_its_file_says(group: str, base: type) -> None:
+    """In a notebook by its name, on the command line by its file: the same object."""
+    model = flowdiff.load(checkpoint("digits"))
+    for name in choices(group):
+        chosen = getattr(model.batched(**{group: name}), group)
+        built = build(group, name, **{key: model.config[key] for key in SETTINGS})
+        assert isinstance(chosen, base) and type(chosen) is type(built) and vars(chosen) == vars(built)

@@ -102,9 +102,9 @@ def test_a_job_that_still_runs_is_left_alone(command: Command, tmp_path: Path) -
 
 def test_only_with_multirun() -> None:
     with pytest.raises(ConfigError, match="resume_sweep=true"):
-        sweeps.prepare(["resume_sweep=true"], ["train"], Path(), "config")
+        sweeps.prepare(["resume_sweep=true"], ["train"], "config")
     arguments = ["train", "seed=1,2"]
-    sweeps.prepare(["seed=1,2"], arguments, Path(), "config")
+    sweeps.prepare(["seed=1,2"], arguments, "config")
     assert arguments == ["train", "seed=1,2"]
 
 

@@ -20,6 +20,7 @@ from flowdiff.commands.command_line import read_command_line
 from flowdiff.commands.configuration import to_plain
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.vocabulary import config_dir
+from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.words import list_swept, run_name
 from flowdiff.training import run, tensorboard
 from flowdiff.training.loggers import TensorBoardLogger
@@ -167,7 +168,7 @@ def test_a_run_that_dies_has_its_row(config: Compose, tmp_path: Path, monkeypatc
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(run, "finish", dies)
+        patch.setattr(run._Run, "finish", dies)
         train(cfg, list(words))
     events = events_of(tmp_path / "run" / "tensorboard")
     start = metadata.parse_session_start_info_plugin_data(
@@ -227,11 +228,19 @@ def test_an_experiments_own_sweep_is_known(tmp_path: Path) -> None:
     assert not read_command_line().swept
 
 
-@pytest.mark.parametrize(("group", "name"), [("flow", "spline"), ("flow", "coupling"), ("noise", "wide")])
-def test_choices_of_one_class_are_told_apart(group: str, name: str, config: Compose) -> None:
-    chosen = to_plain(config(f"{group}={name}"))[group]
-    assert tensorboard.choice(group, chosen) == name
-    assert tensorboard.choice(group, {"_target_": "elsewhere.OtherFlow"}) == "other_flow"
+def test_choices_are_called_by_their_files(config: Compose) -> None:
+    plain = to_plain(config("flow=spline"))
+    made = {"flow": "spline", "loss": "mixture", "augment": "affine", "sampler": "mine"}
+    row = tensorboard.hparams(plain, CommandLine(choices=made))
+    assert row["flow"] == "spline" and row["augment"] == "affine" and row["activation"] == "softplus"
+    assert row["sampler"] == "ancestral", "a choice whose file names another class"
+    unknown = tensorboard.hparams(plain, CommandLine())
+    assert unknown == row | {"flow": "coupling_flow"}, "which of its files it was, nobody says"
+    plain["loss"] = {"_target_": "flowdiff.objectives.Denoising"}  # as `building.fall_back` has it
+    plain["augment"] = {"_target_": "flowdiff.objectives.Augmentation", "_partial_": True}
+    plain["dataset"] = {**plain["dataset"], "_target_": "elsewhere.OtherData"}
+    row = tensorboard.hparams(plain, CommandLine(choices=made))
+    assert (row["loss"], row["augment"], row["dataset"]) == ("denoising", "none", "other_data")
 
 
 def test_the_newest_sweep_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

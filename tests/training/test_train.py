@@ -363,7 +363,7 @@ def test_wrong_values_are_refused_before_training(
     monkeypatch.setattr(run.Run, "fit", never)
     with pytest.raises((FlowdiffError, InstantiationException)) as caught:
         train(config(*BARE, word))
-    line = error_messages.explain(caught.value, [word], config_dir(), "config")
+    line = error_messages.explain(caught.value, [word], "config")
     assert line is not None
     assert message in line
     assert "\n" not in line

@@ -1,21 +1,11 @@
 """The progress of a training."""
 
-import math
-import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from flowdiff.options import NonNegative, checked
+from flowdiff.progress import Progress
 
 
 class TrainingProgress(Callback):
@@ -28,44 +18,31 @@ class TrainingProgress(Callback):
     @checked
     def __init__(self, interval: NonNegative = 10.0) -> None:
         self.interval = interval
-        self._bar: Progress | None = None
-        self._console = Console()
+        self._steps: Steps | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first, self._start, self._shown = trainer.global_step, time.monotonic(), -math.inf
-        if self._console.is_terminal and trainer.is_global_zero:
-            times = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            values = TextColumn("{task.fields[values]}")
-            self._bar = Progress("training", BarColumn(), *times, values, console=self._console)
-            self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, values="")
-            self._bar.start()
+        quiet, done = not trainer.is_global_zero, trainer.global_step
+        self._steps = Steps("step", trainer.max_steps, quiet, 0.0, self.interval, done=done, stdout=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        wait = 0.2 if self._bar else self.interval
-        if not trainer.is_global_zero or now - self._shown < wait:
-            return
-        self._shown = now
-        step, total = trainer.global_step, trainer.max_steps
-        rate = (step - self._first) / max(now - self._start, 1e-9)
-        values = f"loss {float(outputs['loss']):.4g}{described(trainer, 'val/bits_per_dim')}"
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, values=values)
-            return
-        left = (total - step) / max(rate, 1e-9)
-        print(f"step {step}/{total}  {values}  {rate:.1f} steps/s  {left:.0f} s left", flush=True)
+        def describe_values() -> str:
+            return f"loss {float(outputs['loss']):.4g}{list_values(trainer, 'val/bits_per_dim')}"
+
+        if self._steps is not None:
+            self._steps.advance(trainer.global_step - self._steps.done, describe_values)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is None and trainer.is_global_zero and not trainer.sanity_checking:
-            found = described(trainer, "val/loss", "val/bits_per_dim", "val/nll", "val/denoising")
+        has_bar = self._steps is not None and self._steps.has_bar
+        if not has_bar and trainer.is_global_zero and not trainer.sanity_checking:
+            found = list_values(trainer, "val/loss", "val/bits_per_dim", "val/nll", "val/denoising")
             print(f"step {trainer.global_step}/{trainer.max_steps}  validation:{found}", flush=True)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._steps is not None:
+            self._steps.__exit__(None, None, None)
+            self._steps = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -74,7 +51,16 @@ class TrainingProgress(Callback):
         self._close()
 
 
-def described(trainer: Trainer, *names: str) -> str:
+class Steps(Progress):
+    """Of a training: `step 30/100  loss 1.234  9.8 steps/s  7 s left`."""
+
+    def describe(self, seconds: float, values: str) -> str:
+        rate = (self.done - self._first) / max(seconds, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        return f"step {self.done}/{self.total}  {values}  {rate:.1f} steps/s  {left:.0f} s left"
+
+
+def list_values(trainer: Trainer, *names: str) -> str:
     """Those of the named values that were logged, as words for a line."""
     metrics = trainer.callback_metrics
     return "".join(f"  {name.replace('val/', '')} {float(metrics[name]):.4g}" for name in names if name in metrics)
