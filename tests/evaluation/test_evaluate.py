@@ -97,12 +97,13 @@ def test_results_stand_beside_the_run_by_default(tmp_path: Path) -> None:
     assert str(cfg.output_dir).startswith(f"{run}/evaluate/")
 
 
-def test_data_that_are_not_here(tmp_path: Path) -> None:
+def test_data_that_are_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLOWDIFF_DATA", raising=False)
     dataset = {"_target_": "flowdiff.data.MNIST", "root": str(tmp_path / "gone"), "download": True}
     edited(checkpoint("digits"), tmp_path / "mnist.ckpt", lambda c: c["flowdiff"]["config"].update(dataset=dataset))
     words = (f"ckpt_path={tmp_path}/mnist.ckpt", "metrics=[bits_per_dim]")
     with pytest.raises(FlowdiffError, match="dataset.root=data: no MNIST files.*dataset.download=true"):
-        measured(tmp_path / "out", *words, "data_root=null")  # neither the stored root nor the download is followed
+        measured(tmp_path / "out", *words)  # neither the stored root nor the download is followed
     with pytest.raises(FlowdiffError, match="elsewhere"):
         measured(tmp_path / "out", *words, f"data_root={tmp_path}/elsewhere")
 

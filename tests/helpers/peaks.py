@@ -21,6 +21,7 @@ import torch
 
 from flowdiff.commands.composition import compose
 from flowdiff.commands.configuration import to_plain
+from flowdiff.denoisers.base import Perturbation
 from flowdiff.evaluation.measurement import evaluation_tile
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.model import checkpoint
@@ -57,7 +58,8 @@ def peaks(flow: str) -> dict[str, float]:
 
     def step() -> None:
         x0, labels = noised(size)
-        terms = loss(model, x0, labels, torch.rand(size) + 0.1, torch.randn_like(x0), torch.rand(size) < 0.1)
+        given = Perturbation(drop=torch.rand(size) < 0.1)
+        terms = loss(model, x0, labels, torch.rand(size) + 0.1, torch.randn_like(x0), given)
         terms["loss"].mean().backward()
         optimizer.step()
 
