@@ -35,6 +35,7 @@ def block(language: str, containing: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_an_activation_is_one_class_and_one_yaml(tmp_path: Path) -> None:
     for folder in ("flowdiff", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
