@@ -1,5 +1,6 @@
 """What the tests share: small configurations composed from conf/, and runs of the real command lines."""
 
+import gc
 import os
 import subprocess
 import tempfile
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return slow, slow and item.get_closest_marker("xdist_group") is None
 
     items.sort(key=order)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector, which each command calls at its end, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import flowdiff
 from tests.helpers.command_lines import environment
 from tests.helpers.trained import checkpoint
+
+pytestmark = pytest.mark.slow
 
 HEAVY = {
     "diffusers", "hydra", "lightning", "matplotlib", "omegaconf", "pandas", "pytorch_lightning", "sklearn",

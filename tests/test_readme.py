@@ -34,6 +34,7 @@ def block(language: str, containing: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_an_activation_is_one_class_and_one_yaml(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(block("python", "class Arctan"))
     (tmp_path / "conf" / "activation").mkdir(parents=True)

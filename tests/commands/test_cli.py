@@ -23,6 +23,8 @@ from tests.helpers.command_lines import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 QUICK = (*TINY, "callbacks=minimal", "logger=csv", "evaluate=null")
 
 

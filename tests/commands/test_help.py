@@ -15,6 +15,7 @@ from tests.commands.conftest import Run
 from tests.helpers.command_lines import environment
 
 
+@pytest.mark.slow
 def test_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("train", "--cfg", "job", "flow=linear")
     assert code == 0
@@ -28,6 +29,7 @@ def test_configuration_and_completion(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert not HydraConfig.initialized(), "what runs next in this process would take itself for a job of this command"
 
 
+@pytest.mark.slow
 def test_tab_completion_in_a_shell(tmp_path: Path) -> None:
 
     if shutil.which("bash") is None:

@@ -97,6 +97,7 @@ def sweep(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_report_of_hostile_files(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     words = [str(sweep), "--samples", "0", "--metrics", "bits,kid,a"]

@@ -79,6 +79,7 @@ def test_levels_become_bytes_of_the_data(tmp_path: Path) -> None:
 SAMPLERS = sorted(p.stem for p in (config_dir() / "sampler").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_batch_size_changes_nothing(sampler: str, tmp_path: Path) -> None:
     """Not even the report of chains that are made in several batches."""
@@ -92,6 +93,7 @@ def test_batch_size_changes_nothing(sampler: str, tmp_path: Path) -> None:
         assert json.loads((tmp_path / str(size) / "samples.json").read_text()) == about
 
 
+@pytest.mark.slow
 def test_a_schedule_from_the_model_is_the_same_for_every_sample(tmp_path: Path) -> None:
     words = ("schedule=adaptive", "num_steps=6", "guidance_scale=1.5")
     many = draw(tmp_path / "many", *words, "num_samples=70")["images"]
@@ -197,6 +199,7 @@ def test_evaluations_are_counted_apart(tmp_path: Path) -> None:
         assert [about[key] for key in ("nfe", "nfe_forward", "nfe_gradient", "inversions")] == [10, 10, gradients, 0]
 
 
+@pytest.mark.slow
 def test_what_a_sampler_measures_is_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "mala", "sampler=mala", "num_steps=12", "num_samples=20")
     about, said = json.loads((tmp_path / "mala" / "samples.json").read_text()), capsys.readouterr().out

@@ -11,6 +11,8 @@ from tests.commands.conftest import Run
 from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import composed
 
+pytestmark = pytest.mark.slow
+
 
 def test_options_may_stand_between_words(run: Run, tmp_path: Path) -> None:
     code, _, err = run("train", *TINY, *BARE, "trainer.max_steps=1", "--multirun", "flow.n_flows=1,2")

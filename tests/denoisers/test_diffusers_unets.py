@@ -82,6 +82,7 @@ def test_precision_under_autocast(name: str) -> None:
 
 
 @either
+@pytest.mark.slow
 def test_it_trains_and_comes_back_from_its_checkpoint(name: str, config: Compose) -> None:
     """The experiment's own loss and sampler need a density; the ones that every network has take their place."""
     words = (f"denoiser={name}", *SMALLEST[name], "experiment=digits", "trainer.max_steps=2", *BARE)

@@ -18,6 +18,8 @@ from tests.helpers.configs import composed
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import checkpoint, edited
 
+pytestmark = pytest.mark.slow
+
 CHEAP = ("metrics.cost.num_samples=8", "metrics.cost.batch_size=8", "metrics.cost.repeats=1")
 
 

@@ -10,6 +10,7 @@ from experiments.benchmarks import contenders, guide
 from flowdiff.model.vocabulary import config_dir
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_speed_from_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

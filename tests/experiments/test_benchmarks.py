@@ -179,6 +179,7 @@ def test_seconds_are_read_from_the_log(tmp_path: Path) -> None:
     assert budget.read_windows(tmp_path) == ([2.0, 0.5], 10)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(FlowdiffError, match=r"^nowhere: no such folder; "):
         budget.run_module("flowdiff.collect", ["nowhere"], tmp_path / "log", 100)
@@ -194,6 +195,7 @@ def read(file: Path) -> dict[str, dict[str, str]]:
     return {row["model"]: row for row in csv.DictReader(file.open(newline=""))}
 
 
+@pytest.mark.slow
 def test_a_benchmark_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,7 @@ def test_a_flow_has_a_gradient_for_its_score(flow: str, exact_dims: int) -> None
     assert (above.sqrt() < 1e-10 * below.sqrt()).all() and (below > 1).all()
 
 
+@pytest.mark.slow
 def test_a_free_network_has_none() -> None:
     model = make((1, 8, 8), 10, denoiser="unet").double()
     model.fit(statistics((1, 8, 8), 10))

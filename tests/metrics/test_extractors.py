@@ -27,6 +27,7 @@ def test_files_are_small_and_pinned(name):
     assert f"extractors.train dataset={'_'.join(name.split('_')[1:])}".encode() in content  # as it was called then
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data, least, features",
     [

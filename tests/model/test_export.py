@@ -151,6 +151,7 @@ def test_a_schedule_that_diffusers_has_not_is_said(schedule: str, capsys: pytest
     torch.testing.assert_close(scheduler.sigmas[:8], sigmas.float()[:8], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_what_flowdiff_draws(folder: Path, tmp_path: Path) -> None:
     """By Euler's steps; and after a round trip by Heun's, put in place of them, at the same levels."""
     model = flowdiff.load(checkpoint("digits"))

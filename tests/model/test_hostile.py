@@ -14,6 +14,8 @@ from tests.helpers.command_lines import ROOT, environment
 from tests.helpers.configs import composed
 from tests.helpers.trained import checkpoint, edited
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile")]
+
 OPENING = ["load", "sample", "evaluate", "export"]
 SECONDS, MEGABYTES = 5, 500
 #: What a file holds that is only looked at by a run that goes on from it.

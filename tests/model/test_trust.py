@@ -172,6 +172,7 @@ def test_stored_values_are_taken_for_values(tmp_path: Path) -> None:
 # -- readers ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_yaml_is_data(tmp_path: Path) -> None:
     file = tmp_path / "multirun" / "digits" / "day" / "time" / "multirun.yaml"
     file.parent.mkdir(parents=True)
@@ -247,6 +248,7 @@ def test_the_command_line_follows_no_word_of_a_stranger(
     assert {path.name for path in tmp_path.iterdir()} == {"dataset", "a.ckpt", "b.ckpt"}
 
 
+@pytest.mark.slow
 def test_no_module_is_imported_from_a_run_folder(tmp_path: Path) -> None:
     for name in ("omegaconf", "yaml", "hydra"):
         (tmp_path / f"{name}.py").write_text(f"open('{MARK}', 'w').close()\n")

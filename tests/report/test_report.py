@@ -107,6 +107,7 @@ def sweep(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_report_of_an_unfinished_sweep(sweep: Path) -> None:
     assert main([str(sweep), "--baseline", "activation=tanh", "--samples", "10"]) == 0
     report = sweep / "report"
@@ -302,6 +303,7 @@ def test_names_are_plotted_as_points(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 def test_the_page_says_where_it_is_from(sweep: Path) -> None:
     words = [str(sweep), "--samples", "0", "--baseline", "activation=tanh"]
     assert main(words) == 0

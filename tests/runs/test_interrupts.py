@@ -41,6 +41,7 @@ def began(process: forked.Forked) -> Callable[[], bool]:
     return lambda: said.exists() and "\nstep 3/" in said.read_text()
 
 
+@pytest.mark.slow
 def test_twice_in_a_row_stops_at_once_and_the_command_can_be_pasted(tmp_path: Path) -> None:
     folder = tmp_path / "a b=c,[d'(e"
     folder.mkdir()
@@ -59,6 +60,7 @@ def test_twice_in_a_row_stops_at_once_and_the_command_can_be_pasted(tmp_path: Pa
     assert asked.value() == str(folder / "run" / "checkpoints" / "last.ckpt") and Path(asked.value()).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["sample", "evaluate", "export"])
 def test_other_commands_end_in_one_line(module: str, tmp_path: Path) -> None:
     words = (f"ckpt_path={checkpoint('digits')}", f"output_dir={tmp_path}/out")
@@ -73,6 +75,7 @@ def test_other_commands_end_in_one_line(module: str, tmp_path: Path) -> None:
     assert statuses(tmp_path) == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_while_the_command_is_imported(tmp_path: Path) -> None:
     call, mapped = [sys.executable, "-m", "flowdiff.train", "trainer.max_steps=100000"], Path("/proc/self/maps")
     if not mapped.exists():
@@ -88,6 +91,7 @@ def test_while_the_command_is_imported(tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "interrupted\n")
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_sweep_save_first(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ("--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "hydra.sweep.dir=sweep")

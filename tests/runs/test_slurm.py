@@ -97,6 +97,7 @@ def test_preempted_jobs_go_on_in_their_own_folders(
         ended(cancelled)
 
 
+@pytest.mark.slow
 def test_a_local_job_of_submitit_goes_on_as_well(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     words = ("--multirun", "hydra/launcher=submitit_local", "seed=0,0", f"hydra.sweep.dir={sweep}")

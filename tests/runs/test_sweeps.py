@@ -171,11 +171,13 @@ def assert_equal(jobs: Sequence[job_folders.Job]) -> None:
     assert logged(jobs[0]) and all(logged(job) == logged(jobs[0]) for job in jobs)
 
 
+@pytest.mark.slow
 def test_memory_is_released_between_equal_jobs(tmp_path: Path) -> None:
     first, _, third = measured(tmp_path, environment())
     assert third[0] <= first[0] + 1024 and third[1] == first[1]
 
 
+@pytest.mark.slow
 def test_joblib_divides_the_threads_between_equal_jobs(tmp_path: Path) -> None:
     env = {key: value for key, value in environment().items() if key != "OMP_NUM_THREADS"}
     threads = [job[2] for job in measured(tmp_path, env, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")]

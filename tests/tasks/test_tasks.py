@@ -19,6 +19,8 @@ from flowdiff.tasks.latent import slerp
 from tests.helpers.configs import choices, composed
 from tests.helpers.trained import checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def perform(folder: Path, *words: str, model: str = "digits") -> tuple[Any, dict[str, Any]]:
     """samples.npz and samples.json of a call with these words."""

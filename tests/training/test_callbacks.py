@@ -41,6 +41,7 @@ def same(parameters: Any, others: list[torch.Tensor]) -> bool:
     return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(parameters, others, strict=True))
 
 
+@pytest.mark.slow
 def test_validation_pictures_metrics_and_checkpoints_see_the_average(
     config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import composed
 from tests.helpers.runs import train
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("colour")]
+
 STEPS = (
     "precondition=gaussian",
     "trainer.max_steps=2",

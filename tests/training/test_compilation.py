@@ -28,6 +28,8 @@ from tests.helpers.models import make, points, randomise, statistics
 from tests.helpers.runs import train
 from tests.helpers.states import equal, states
 
+pytestmark = pytest.mark.slow
+
 Graphs = list[torch.fx.GraphModule]
 
 

@@ -37,7 +37,7 @@ SWEEP = ("flow.n_flows=1,2", "activation=elu,tanh", "seed=3", "metrics=[bits_per
 RUNS = [f"{2 * i + j}/n_flows-{n}_activation-{a}" for i, n in enumerate((1, 2)) for j, a in enumerate(("elu", "tanh"))]
 
 
-pytestmark = pytest.mark.xdist_group("dashboard")  # one worker: the sweep is trained once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dashboard")]  # one worker: the sweep is trained once
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from flowdiff.training import going_on
 from tests.helpers.command_lines import BARE, Compose
 from tests.helpers.runs import train
 
+pytestmark = pytest.mark.slow
+
 
 def last(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"

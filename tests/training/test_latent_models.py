@@ -23,6 +23,8 @@ from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import edited
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("latents")]
+
 FEW = [
     "dataset=digits",
     "warmup_steps=2",

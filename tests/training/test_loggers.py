@@ -34,6 +34,7 @@ def points(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in tags}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_each_row_once(config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, aside = tmp_path / "run", tmp_path / "aside"
     aside.mkdir()

@@ -30,6 +30,7 @@ def trained(config: Compose, folder: Path, *words: str) -> dict[str, torch.Tenso
     return torch.load(result["last"], weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_it_lasts_as_long_as_the_run(config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_float32_matmul_precision()
     for word, expected in (("high", "high"), ("medium", "medium"), ("highest", "highest"), ("null", before)):

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 HEAVY = ("autoregressive_spline",)
 
 
+@pytest.mark.slow
 def test_the_heaviest_flow_on_mnist_stays_under_4_gb() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.peaks", *HEAVY],
@@ -58,6 +59,7 @@ class Half(Denoiser):
         return x / 2
 
 
+@pytest.mark.slow
 def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
     """But for the samples themselves, 31 MB."""
     sampler = build("sampler", "euler", num_steps=2)

@@ -20,6 +20,8 @@ from tests.helpers.command_lines import TINY, Command, Compose, run_folders, sta
 from tests.helpers.runs import train
 from tests.helpers.states import states
 
+pytestmark = pytest.mark.slow
+
 Batch = tuple[Tensor, Tensor]
 HALF = 24
 LOSSES = ("likelihood", "denoising")

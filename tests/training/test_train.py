@@ -81,6 +81,7 @@ def test_groups_are_all_known() -> None:
     assert folders - {"hydra", "__pycache__"} - sampling == set(GROUPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", choices())
 def test_every_choice_trains(choice: str, config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if choice in ELSEWHERE:
@@ -150,6 +151,7 @@ def some_images(folder: Path) -> list[str]:
 # -- resuming -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "whole", "words"),
     [
@@ -213,6 +215,7 @@ def actnorm(path: Path) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_data_initialise_actnorm_in_a_new_run_only(
     config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +245,7 @@ def test_data_initialise_actnorm_in_a_new_run_only(
         torch.testing.assert_close(value, values[name], rtol=0, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_with_actnorm_resumes_bit_for_bit(config: Compose, tmp_path: Path) -> None:
     words = (*ACTNORM, "decay_steps=6")
     train(config(*words, "trainer.max_steps=6", tiny=False, run_dir=tmp_path / "whole"))
