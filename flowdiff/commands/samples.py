@@ -174,7 +174,9 @@ class Drawing:
 def _save_npz(path: Path, arrays: Mapping[str, Tensor], labels: Tensor | None, seeds: Tensor) -> None:
     """`labels` is -1 where there is no class."""
     labels = torch.full_like(seeds, -1) if labels is None else labels
-    found = {key: value.cpu().numpy() for key, value in {**arrays, "labels": labels, "seeds": seeds}.items()}
+    found: dict[str, Any] = {
+        key: value.cpu().numpy() for key, value in {**arrays, "labels": labels, "seeds": seeds}.items()
+    }
     write_whole(path, lambda file: np.savez_compressed(file, **found))
 
 
