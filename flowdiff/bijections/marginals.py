@@ -17,19 +17,21 @@ g ∈ [0, 1], as a mean of two increasing maps of the same mean m and variance v
     y = (1 − g)·x + g·(m + (v + σ²)^½·z).
 
 Everything is in float64, tails in logarithms: at σ = 0.002 a pixel is flat over its bin and falls by hundreds of nats
-beside it.
+beside it. Nothing here is learned: values and derivatives are computed in closed form, outside of the tape.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 PIECES = 6
 BROAD = 1e-3
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 TINY = 1e-300  # below it only the broad Gaussian is left
+TAIL = -600.0  # log-probability below which Φ⁻¹ begins with its expansion
 
 
 class Marginals(NamedTuple):
@@ -79,47 +81,40 @@ class Marginals(NamedTuple):
         return mean, self.masses @ ((a * a + a * b + b * b) / 3) - mean.square()
 
 
-class NormalQuantile(torch.autograd.Function):
-    """z = Φ⁻¹(exp(l)) for l ≤ log ½, elementwise, with dz/dl = exp(l + z²/2)·√(2π)."""
+def attach(x: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """A value that was computed without a tape, as a function of x: its first and second derivatives are those given.
 
-    @staticmethod
-    def forward(log_p: Tensor) -> Tensor:
-        root = (-2 * (log_p + LOG_ROOT_2PI)).clamp(min=1.0).sqrt()
-        z = torch.where(log_p > -5, torch.special.ndtri(log_p.exp().clamp(min=1e-3)), -root)
-        return _newton(z, log_p, steps=6)
+    v + v'·δ + ½v''·δ² with δ = x − x.detach(), which is 0: Taylor's formula, whatever takes the derivatives. A tape of
+    three operations stands for the many of a formula, an integral or a root. Third derivatives are lost.
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        log_p, z = ctx.saved_tensors
-        return grad * (log_p + z.square() / 2 + LOG_ROOT_2PI).exp()
-
-    jvp = backward  # elementwise: the derivative is its own transpose
-
-
-def _newton(z: Tensor, log_p: Tensor, steps: int) -> Tensor:
-    """Newton's method for log Φ(z) = l, which is concave in z."""
-    for _ in range(steps):
-        now = torch.special.log_ndtr(z)
-        z = z - (now - log_p) * (now + z.square() / 2 + LOG_ROOT_2PI).exp()
-    return z
+    Args:
+        x: of any float type, without tangents of its detached self.
+        value, first, second: v(x), dv/dx and d²v/dx² at x, elementwise, shape of x.
+    """
+    step = x.to(value.dtype) - x.detach().to(value.dtype)
+    return torch.addcmul(value, step, torch.addcmul(first, step, second, value=0.5))
 
 
 def normal_quantile(log_p: Tensor) -> Tensor:
-    """z = Φ⁻¹(exp(l)) for l ≤ log ½.
+    """z = Φ⁻¹(exp(l)) for l ≤ log ½, float64, with dz/dl = exp(l + z²/2)·√(2π) =: z' and d²z/dl² = z'·(1 + z·z')."""
+    wanted = log_p.detach()
+    u = (-2 * (wanted + LOG_ROOT_2PI)).clamp(min=4.0)  # far out: log Φ(z) = −z²/2 − log|z| − ½ log 2π
+    start = torch.special.ndtri(wanted.clamp(min=TAIL).exp())
+    z = torch.where(wanted > TAIL, start, -(u - u.log()).sqrt())
+    for _ in range(2):  # Newton's method for log Φ(z) = l, which is concave in z
+        now = torch.special.log_ndtr(z)
+        z = z - (now - wanted) * (now + z.square() / 2 + LOG_ROOT_2PI).exp()
+    if not _is_differentiated(log_p):
+        return z
+    first = (wanted + z.square() / 2 + LOG_ROOT_2PI).exp()
+    return attach(log_p, z, first, first * (1 + z * first))
 
-    torch.compile can't follow the derivatives of `NormalQuantile`. There two more steps are taken from the
-    result: k steps of Newton's method from the root itself have the root's first 2ᵏ − 1 derivatives.
-    """
-    if not torch.compiler.is_compiling():
-        return NormalQuantile.apply(log_p)
-    with torch.no_grad():
-        z = NormalQuantile.forward(log_p.detach())
-    return _newton(z.detach(), log_p, steps=2)
+
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether a derivative by x may be taken, in whatever way."""
+    if torch.compiler.is_compiling() or x.requires_grad:
+        return True
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def _density(t: Tensor) -> Tensor:
@@ -144,37 +139,85 @@ def _log_sum(p: Tensor, log_q: Tensor) -> Tensor:
     return torch.logsumexp(torch.stack([log_p, log_q]), 0)
 
 
-def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
-    """z and log dz/dx, both (B, d) float64, of x (B, d) noised by σ (B,)."""
+class Curve(NamedTuple):
+    """An increasing map at x, elementwise.
+
+    Attributes:
+        value: z(x).
+        log_slope: l(x) = log dz/dx.
+        first, second: dl/dx and d²l/dx².
+    """
+
+    value: Tensor
+    log_slope: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> Curve:
+    """z of x (B, d) noised by σ (B,): all (B, d) float64.
+
+    With f the density, q = f'/f and r = f''/f: l' = q + z·z' and l'' = r − q² + z'² + z·z'·l', where z' = exp(l).
+    """
     x, sigma = x.double(), sigma.double().reshape(-1, 1)
     edges, masses = marginals.edges.double(), marginals.masses.double()
-    share = (1 - BROAD) * masses / edges.diff()
-    t = (x[..., None] - edges) / sigma[..., None]
+    share = ((1 - BROAD) * masses / edges.diff()).T[:, None]  # (PIECES, 1, d)
+    t = (x - edges[:, None, None]) / sigma
     below, above, density = torch.special.ndtr(t), torch.special.ndtr(-t), _density(t)
-    pdf = (share * (below[..., :-1] - below[..., 1:])).sum(-1)
-    left, right = t * below + density, density - t * above
-    cdf = sigma * (share * (left[..., :-1] - left[..., 1:])).sum(-1)
-    survival = sigma * (share * (right[..., 1:] - right[..., :-1])).sum(-1)
+    pdf = _sum_pieces(share, below)
+    cdf = sigma * _sum_pieces(share, t * below + density)
+    survival = -sigma * _sum_pieces(share, density - t * above)
 
     mean, scale = _broad(sigma, marginals)
     far = (x - mean) / scale
     low = cdf + BROAD * torch.special.ndtr(far) < 0.5
     log_broad = math.log(BROAD) + torch.special.log_ndtr(torch.where(low, far, -far))
     log_tail = _log_sum(torch.where(low, cdf, survival), log_broad)
-    log_pdf = _log_sum(pdf, math.log(BROAD) - 0.5 * far.square() - LOG_ROOT_2PI - scale.log())
+    log_broad_pdf = math.log(BROAD) - 0.5 * far.square() - LOG_ROOT_2PI - scale.log()
+    log_pdf = _log_sum(pdf, log_broad_pdf)
     z = normal_quantile(log_tail)
     z = torch.where(low, z, -z)
-    return z, log_pdf + z.square() / 2 + LOG_ROOT_2PI
+    log_slope = log_pdf + z.square() / 2 + LOG_ROOT_2PI
+
+    of_broad = (log_broad_pdf - log_pdf).exp()  # of the density
+    of_pieces = torch.where(pdf > TINY, (-log_pdf).exp(), 0.0)
+    q = of_pieces * _sum_pieces(share, density) / sigma - of_broad * far / scale
+    r = of_broad * (far.square() - 1) / scale.square() - of_pieces * _sum_pieces(share, t * density) / sigma.square()
+    slope = log_slope.exp()
+    first = torch.addcmul(q, z, slope)
+    second = r - q.square() + slope.square() + z * slope * first
+    return Curve(z, log_slope, first, second)
+
+
+def _sum_pieces(share: Tensor, at_edges: Tensor) -> Tensor:
+    """Σ_j share_j·(v_j − v_{j+1}) of values at the edges (PIECES + 1, B, d)."""
+    return (share * (at_edges[:-1] - at_edges[1:])).sum(0)
 
 
 def pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> tuple[Tensor, Tensor]:
-    """y and log dy/dx, both (B, d) float64, of x (B, d) noised by σ (B,), with a share g (B,)."""
-    z, log_slope = gaussianise(x, sigma, marginals)
+    """y and log dy/dx, both (B, d) float64, of x (B, d) noised by σ (B,), with a share g (B,).
+
+    By x they have a first and a second derivative, in closed form (`attach`); by σ, where it is asked for, all.
+    """
+    if _is_differentiated(sigma):
+        return _pull(x, sigma, marginals, share)[:2]
+    at = _pull(x.detach(), sigma, marginals, share)
+    if not _is_differentiated(x):
+        return at[:2]
+    slope = at.log_slope.exp()
+    return attach(x, at.value, slope, slope * at.first), attach(x, at.log_slope, at.first, at.second)
+
+
+def _pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Curve:
+    """With w = g·(v + σ²)^½·z'/y', z's share in y': (log y')' = w·l', (log y')'' = w·(l'' + (1 − w)·l'²)."""
+    z, log_slope, first, second = gaussianise(x, sigma, marginals)
     g = share.double().reshape(-1, 1)
     mean, deviation = _normal(sigma, marginals)
     y = torch.lerp(x.double(), mean + deviation * z, g)
-    left = (1 - g).clamp(min=1e-12).log()
-    return y, torch.logaddexp(left, g.clamp(min=1e-300).log() + deviation.log() + log_slope)
+    bent = (g.clamp(min=1e-300) * deviation).log() + log_slope
+    found = torch.logaddexp((1 - g).clamp(min=1e-12).log(), bent)
+    w = (bent - found).exp()
+    return Curve(y, found, w * first, w * (second + (1 - w) * first.square()))
 
 
 def pull_inverse(y: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Tensor:

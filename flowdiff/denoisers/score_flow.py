@@ -6,11 +6,13 @@ r"""Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's sample
     s(x; σ, c)     = ∇x log p(x; σ, c)               the exact gradient of an exact density
     D(x; σ, c)     = x + σ² s(x; σ, c)               Tweedie's formula
 
-The score is made in one place, by torch.func.grad of log p summed over the batch (samples do not interact), which
-also works inside no_grad, inference_mode and torch.compile. Fused attention kernels have a first derivative only:
-where a second one may follow (a loss on the score), attention is told to run as plain matrix products.
+The score is the gradient of log p summed over the batch: samples do not interact. It is taken in one place, inside
+no_grad and inference_mode too, where it is not made differentiable itself: that tape is a third of its cost. Fused
+attention kernels have a first derivative only: where a second one may follow (a loss on the score), attention is told
+to run as plain matrix products.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -135,14 +137,13 @@ class ScoreFlow(Denoiser):
         device = x.device.type
         autocast, low = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
-        def summed(points: Tensor) -> tuple[Tensor, Tensor]:
+        def log_prob(points: Tensor) -> Tensor:
             with torch.autocast(device, low, enabled=autocast):
-                log_prob = self._log_prob(points, levels, classes, perturbation)
-            return log_prob.sum(), log_prob
+                return self._log_prob(points, levels, classes, perturbation)
 
         again = attention_for(torch.is_grad_enabled(), x, levels)
         with again, torch.autocast(device, enabled=False):  # or the whitening's backward would be in low precision
-            return torch.func.grad(summed, has_aux=True)(x)
+            return gradient(log_prob, x)
 
     def score(
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
@@ -179,3 +180,25 @@ class ScoreFlow(Denoiser):
         context, _ = self._context(levels, classes)
         u = self.flow.inverse(z, context)
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
+
+
+def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """∇x of log_prob summed over the batch, shape of x, and log_prob (B,).
+
+    Both are differentiable where gradients are enabled. `torch.func.grad`, which other transforms and torch.compile
+    follow, would make them so always.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_inference():
+        value_and_sum = functools.partial(_sum_and_value, log_prob)
+        return torch.func.grad(value_and_sum, has_aux=True)(x)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        points = x if again and x.requires_grad else x.detach().requires_grad_()
+        value = log_prob(points)
+        (found,) = torch.autograd.grad(value.sum(), points, create_graph=again)
+    return (found, value) if again else (found, value.detach())
+
+
+def _sum_and_value(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    value = log_prob(x)
+    return value.sum(), value
