@@ -118,6 +118,7 @@ def test_choices_that_words_lead_to(own: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["flow"] == "spline" and found["sampler"] == "mine" and "autoencoder" not in found
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_choices_of_its_own_words(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

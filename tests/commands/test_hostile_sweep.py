@@ -169,7 +169,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 
 def test_any_number_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[object] = []
-    monkeypatch.setattr(figures, "against", lambda *words: drawn.append(words))
+    monkeypatch.setattr(figures, "plot_against", lambda *words: drawn.append(words))
     for number in (0, 1):
         words = [f"key{i}={number}" for i in range(1000)]
         job(tmp_path, str(number), {"status": "done", "overrides": words}, {"fd": {"value": number, "n": 1}})

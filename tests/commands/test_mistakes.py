@@ -13,6 +13,7 @@ import torch
 from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages
+from flowdiff.training.diffusion import Diffusion
 from tests.commands.conftest import Run
 from tests.helpers.command_lines import BARE, TINY
 from tests.helpers.configs import choices
@@ -80,6 +81,14 @@ TRAIN = {
     "resume=best": "resume=best: must be last",
     "ckpt_path=none.ckpt": "…none.ckpt: no such file",
     "sigma_min=100": "sigma_min=100",
+    "lr=-1": "lr=-1: must be a number above 0",
+    "label_dropout=2": "label_dropout=2: must be a number from 0 to 1",
+    "trainer.max_steps=0": "trainer.max_steps=0: must be a whole number",
+    "num_steps=0": "num_steps=0",
+    "callbacks.ema.decay=1": "callbacks.ema.decay=1",
+    "noise.p_std=-1": "noise.p_std=-1",
+    "schedule.rho=0": "schedule.rho=0",
+    "activation.leak=0 loss=likelihood": "loss=likelihood needs a normalised density",
     "first_stage=autoencoder_kl": "first_stage.path=null: must be an autoencoder's folder",
 }
 #: With nothing else typed: the key is the one that was typed, at whatever depth.
@@ -191,12 +200,15 @@ TABLES: dict[str, tuple[dict[str, str], str, str | None, Sequence[str]]] = {
 
 
 @pytest.mark.parametrize(("table", "words"), [(name, words) for name, table in TABLES.items() for words in table[0]])
-def test_a_mistake_is_one_line(table: str, words: str, run: Run, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(
+    table: str, words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if words in ("trainer=gpu", "device=cuda") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (tmp_path / "afile").touch()
     lines, command, model, before = TABLES[table]
     given = [f"ckpt_path={checkpoint(model)}"] if model else []
+    monkeypatch.setattr(Diffusion, "training_step", lambda *given: pytest.fail("training began"))
     code, out, err = run(command, *given, *before, *words.split(" "))
     assert code == 1
     assert re.match(".*".join(map(re.escape, lines[words].split("…"))), err) and err.count("\n") == 1, err

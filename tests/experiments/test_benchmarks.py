@@ -329,6 +329,7 @@ def test_who_leads_is_said() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", contenders.DATASETS)
 def test_every_contender_composes(dataset: str) -> None:
     everyone = contenders.contenders(dataset, 120.0, 0)

@@ -37,6 +37,7 @@ def nll(model: ScoreFlow, x: Tensor, sigma: float) -> float:
         return -model.log_prob(x, sigma).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", ["linear", "coupling", "spline", "autoregressive", "residual"])
 def test_a_gaussian_reaches_its_entropy(flow: str) -> None:
     torch.manual_seed(0)
@@ -62,6 +63,7 @@ def test_a_gaussian_reaches_its_entropy(flow: str) -> None:
     torch.testing.assert_close(samples.T.cov(), covariance, rtol=0, atol=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flow", "activation", "found"),
     [

@@ -326,6 +326,7 @@ def test_mistakes(make_metric: Any, message: str) -> None:
         make_metric()
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     names = "bits_per_dim,nll_by_sigma,ood_auroc,class_posterior,conservative,fokker_planck"
     few = [f"metrics.{name}.sigmas=[0.1,1]" for name in names.split(",")[1:]]

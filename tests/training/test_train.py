@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from flowdiff.commands import error_messages
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.model import checkpoint
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.objectives.losses import AnnealedMixture
-from flowdiff.training import run
 from flowdiff.training.diffusion import Diffusion
 from tests.helpers.autoencoders import saved
 from tests.helpers.command_lines import BARE, Compose
@@ -340,42 +337,6 @@ def test_seed_decides_and_seed_zero_is_a_seed(config: Compose, tmp_path: Path) -
     assert equal(first, weights("again", 0))
     assert not equal(first, weights("other", 1))
     assert "PL_GLOBAL_SEED" not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("flow.n_flows=0", "flow.n_flows=0"),
-        ("dataset.batch_size=0", "dataset.batch_size=0"),
-        ("lr=-1", "lr=-1: must be a number above 0"),
-        ("label_dropout=2", "label_dropout=2: must be a number from 0 to 1"),
-        ("trainer.max_steps=0", "trainer.max_steps=0: must be a whole number"),
-        ("sigma_min=100", "sigma_min=100"),
-        ("num_steps=0", "num_steps=0"),
-        ("callbacks.ema.decay=1", "callbacks.ema.decay=1"),
-        ("noise.p_std=-1", "noise.p_std=-1"),
-        ("schedule.rho=0", "rho=0"),
-    ],
-)
-def test_wrong_values_are_refused_before_training(
-    word: str, message: str, config: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    def never(*args: object) -> None:
-        raise AssertionError("training began")
-
-    monkeypatch.setattr(run.Run, "fit", never)
-    with pytest.raises((FlowdiffError, InstantiationException)) as caught:
-        train(config(*BARE, word))
-    line = error_messages.explain(caught.value, [word], "config")
-    assert line is not None
-    assert message in line
-    assert "\n" not in line
-
-
-def test_leak_zero_refuses_the_likelihood(config: Compose) -> None:
-    with pytest.raises(FlowdiffError, match="loss=likelihood needs a normalised density"):
-        train(config(*BARE, "activation.leak=0", "loss=likelihood"))
 
 
 @pytest.mark.parametrize("word", ["conditioning=concat", "denoiser=unet", "activation.leak=0"])
