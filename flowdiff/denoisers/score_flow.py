@@ -27,7 +27,7 @@ from flowdiff.flows.base import Flow
 from flowdiff.flows.context import Context
 from flowdiff.nn.attention import attention_for
 from flowdiff.nn.embeddings import Conditioning
-from flowdiff.tensors import per_sample
+from flowdiff.tensors import per_sample, sum_per_sample
 
 
 class ScoreFlow(Denoiser):
@@ -110,7 +110,7 @@ class ScoreFlow(Denoiser):
             u, logdet = self.precondition(x.flatten(1), sigma, classes)
         h = torch.cat([u, joined], 1) if self.embed.joint else u.reshape(x.shape)
         z, change = self.flow(h, context)
-        return z.flatten(1), logdet + change
+        return z.flatten(1), logdet + sum_per_sample(change)
 
     def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor, perturbation: Perturbation) -> Tensor:
         z, logdet = self._latent(x, sigma, classes, perturbation)

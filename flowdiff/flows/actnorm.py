@@ -52,7 +52,7 @@ class ActNorm(Flow):
         if context.first_batch and self.wants_first_batch:
             self._initialise(x.detach(), context.kappa.detach())
         log_scale, shift = self._terms(context, x)
-        return torch.addcmul(shift, log_scale.exp(), x), x[0, 0].numel() * log_scale.flatten(1).sum(1)
+        return torch.addcmul(shift, log_scale.exp(), x), x[0, 0].numel() * log_scale
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         log_scale, shift = self._terms(context, z)

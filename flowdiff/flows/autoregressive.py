@@ -95,7 +95,7 @@ class Autoregressive(Flow):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         parameters = context.kappa[:, None, None] * self.network(x, context.embedding, context.dropout)
         z, log_slope = self.transform.forward(x, parameters)
-        return z, log_slope.sum(1)
+        return z, log_slope
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, exactly, in d passes of the network."""

@@ -23,7 +23,7 @@ class Flow(nn.Module):
     """An invertible map of (B, *shape) to (B, *shape), given a `Context`. What it is, its flows inside say together."""
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """x to z, same shape, and log|det dz/dx| (B,)."""
+        """x to z, same shape, and log|det dz/dx| (B,); or (B, …), whose sum over a sample it is."""
         raise NotImplementedError
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
@@ -75,11 +75,11 @@ class Composite(Flow):
         self.inner_shape = tuple(inner_shape)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        h, logdet = x.reshape(len(x), *self.inner_shape), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        h, terms = x.reshape(len(x), *self.inner_shape), []
         for step in self.steps:
             h, change = step(h, context)
-            logdet = logdet + change
-        return h.reshape(x.shape), logdet
+            terms.append(change.reshape(len(x), -1))
+        return h.reshape(x.shape), torch.cat(terms, 1).sum(1)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         h = z.reshape(len(z), *self.inner_shape)

@@ -86,7 +86,7 @@ class ConvCoupling(Flow):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         seen, moved = self._split(x)
         s, t = self._terms(seen, context)
-        return self._join(seen, s.exp() * moved + t), s.flatten(1).sum(1)
+        return self._join(seen, torch.addcmul(t, s.exp(), moved)), s
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         seen, moved = self._split(z)

@@ -52,15 +52,15 @@ class Coupling(Flow):
         self.network = ResidualMLP(len(self.seen), transform.size * len(self.moved), context_dim, width, depth)
 
     def _theta(self, x: Tensor, context: Context) -> Tensor:
-        theta = context.kappa[:, None] * self.network(x[:, self.seen], context.embedding, context.dropout)
+        theta = context.kappa[:, None] * self.network(x.index_select(1, self.seen), context.embedding, context.dropout)
         return theta.view(len(x), self.transform.size, len(self.moved))
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.transform.forward(x[:, self.moved], self._theta(x, context))
-        return x.index_copy(1, self.moved, y), log_slope.sum(1)
+        y, log_slope = self.transform.forward(x.index_select(1, self.moved), self._theta(x, context))
+        return x.index_copy(1, self.moved, y), log_slope
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
-        x = self.transform.inverse(z[:, self.moved], self._theta(z, context))
+        x = self.transform.inverse(z.index_select(1, self.moved), self._theta(z, context))
         return z.index_copy(1, self.moved, x)
 
 

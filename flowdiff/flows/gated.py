@@ -44,7 +44,7 @@ class GatedActivation(Flow):
         y, slope = self.activation.mix(x, self._strength(context, x))
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)
-        return y, slope.log().flatten(1).sum(1)
+        return y, slope.log()
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         return self.activation.unmix(z, self._strength(context, z))

@@ -57,11 +57,9 @@ class PLULinear(Flow):
         self.max_log_scale = max_log_scale
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """PᵀL̃P, PᵀŨP and s in the order of the coordinates."""
-        back = self.permutation.argsort()
-        lower = (self.lower * self.strict_lower)[back][:, back]
-        upper = (self.upper * self.strict_lower.T)[back][:, back]
-        return lower, upper, soft_bound(self.log_diagonal, self.max_log_scale)[back]
+        """L̃, Ũ and s, in the order that P gives the coordinates."""
+        upper = self.upper * self.strict_lower.T
+        return self.lower * self.strict_lower, upper, soft_bound(self.log_diagonal, self.max_log_scale)
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         lower, upper, log_diagonal = self._parts()
@@ -69,14 +67,15 @@ class PLULinear(Flow):
         log_scale = kappa * log_diagonal
         places = x[0, ..., 0].numel()
         with torch.autocast(x.device.type, enabled=False):
-            h = log_scale.exp() * x + kappa * (x @ upper.T)
-            return h + kappa * (h @ lower.T), places * log_scale.flatten(1).sum(1)
+            x = x.index_select(-1, self.permutation)
+            h = torch.addcmul(log_scale.exp() * x, kappa, x @ upper.T)
+            h = torch.addcmul(h, kappa, h @ lower.T)
+            return h.index_select(-1, self.permutation.argsort()), places * log_scale
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         x = torch.empty_like(z)
         order = self.permutation
         lower, upper, log_diagonal = self._parts()
-        lower, upper, log_diagonal = lower[order][:, order], upper[order][:, order], log_diagonal[order]
         levels, member = context.kappa.unique(return_inverse=True)
         for i, kappa in enumerate(levels):  # one pair of triangular solves for each noise level in the batch
             rows = member == i
@@ -110,7 +109,7 @@ class AffineFiLM(Flow):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._terms(context, x)
-        return log_scale.exp() * x + shift, log_scale.expand_as(x).flatten(1).sum(1)
+        return torch.addcmul(shift, log_scale.exp(), x), x[0].numel() / math.prod(self.shape) * log_scale
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         log_scale, shift = self._terms(context, z)

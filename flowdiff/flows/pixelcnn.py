@@ -166,7 +166,7 @@ class MaskedConvolutions(Flow):
         theta = self.network(x, context.embedding, context.dropout)
         theta = per_sample(context.kappa, theta) * theta
         z, log_slope = self.transform.forward(x.flatten(1), theta.flatten(2))
-        return self._turn(z.view_as(x)), log_slope.sum(1)
+        return self._turn(z.view_as(x)), log_slope
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, exactly: a row takes C·W passes over itself."""

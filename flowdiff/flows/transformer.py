@@ -63,7 +63,7 @@ class AutoregressiveBlock(Flow):
         x = self._order(x)
         output = self.network(x, context.embedding, context.dropout)
         alpha, mu = self._terms(output, context.kappa[:, None, None])
-        return self._order((x - mu) * (-alpha).exp()), -alpha.flatten(1).sum(1)
+        return self._order((x - mu) * (-alpha).exp()), -alpha
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z, without gradients."""

@@ -95,7 +95,7 @@ class Optimised(LightningModule):
 
     def configure_optimizers(self) -> Any:
         lr, decay = self.request.lr, self.request.weight_decay
-        optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay)
+        optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay, fused=True)
         schedule = LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
