@@ -72,7 +72,11 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
     try:
         with Interrupts() as signals, sweeps.held:
             try:
-                words += _arrange(sys.argv)
+                typed, options = _arrange(sys.argv)
+                words += typed
+                if options.help:
+                    help_texts.print_help(words, config_name, options.resolve)
+                    sys.exit()
                 sweeps.prepare(words, sys.argv, config_name)
                 hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
             except Exception as error:
@@ -110,11 +114,11 @@ def run(task: Task, config_name: str = "config", exclusive: bool = False) -> Non
     sys.exit(code)
 
 
-def _arrange(arguments: list[str]) -> list[str]:
+def _arrange(arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
     """Put options before words, as Hydra wants them; refuse in one line what it would answer with its usage.
 
     Returns:
-        The words.
+        The words, and the options.
 
     Raises:
         FlowdiffError: an option that there isn't, or a folder that is an empty word.
@@ -147,7 +151,7 @@ def _arrange(arguments: list[str]) -> list[str]:
         if key in FOLDERS and (value in ("", "null") or value.startswith(("[", "{"))):
             raise ConfigError(key, value, "must be a folder; is a variable of the shell not set?")
     arguments[1:] = [*(each for each in arguments[1:] if each not in words), *words]
-    return words
+    return words, found
 
 
 def _refuse(message: str) -> NoReturn:

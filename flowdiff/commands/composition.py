@@ -34,9 +34,14 @@ def compose(words: Sequence[str], config_name: str) -> DictConfig:
     return _compose(words, config_name, with_hydra=False)
 
 
+def compose_with_hydra(words: Sequence[str], config_name: str) -> DictConfig:
+    """The same with Hydra's own node, `hydra`."""
+    return _compose(words, config_name, with_hydra=True)
+
+
 def find_choices(words: Sequence[str], config_name: str) -> dict[str, str]:
     """The choice of each group that the words of a command line lead to, as `flow` to `coupling`."""
-    return read_choices(_compose(words, config_name, with_hydra=True).hydra)
+    return read_choices(compose_with_hydra(words, config_name).hydra)
 
 
 def read_choices(hydra_cfg: Any) -> dict[str, str]:
