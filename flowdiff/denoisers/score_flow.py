@@ -27,7 +27,7 @@ from flowdiff.flows.base import Flow
 from flowdiff.flows.context import Context
 from flowdiff.nn.attention import attention_for
 from flowdiff.nn.embeddings import Conditioning
-from flowdiff.tensors import per_sample, sum_per_sample
+from flowdiff.tensors import per_sample
 
 
 class ScoreFlow(Denoiser):
@@ -110,7 +110,7 @@ class ScoreFlow(Denoiser):
             u, logdet = self.precondition(x.flatten(1), sigma, classes)
         h = torch.cat([u, joined], 1) if self.embed.joint else u.reshape(x.shape)
         z, change = self.flow(h, context)
-        return z.flatten(1), logdet + sum_per_sample(change)
+        return z.flatten(1), logdet + change
 
     def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor, perturbation: Perturbation) -> Tensor:
         z, logdet = self._latent(x, sigma, classes, perturbation)
@@ -188,7 +188,7 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     Both are differentiable where gradients are enabled. `torch.func.grad`, which other transforms and torch.compile
     follow, would make them so always.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_inference():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
         value_and_sum = functools.partial(_sum_and_value, log_prob)
         return torch.func.grad(value_and_sum, has_aux=True)(x)
     again = torch.is_grad_enabled()

@@ -16,7 +16,7 @@ function of its input.
 import torch
 from torch import Tensor, nn
 
-from flowdiff.flows.base import Flow
+from flowdiff.flows.base import Step
 from flowdiff.flows.context import Context
 from flowdiff.nn.bounds import soft_bound
 from flowdiff.tensors import per_sample
@@ -24,7 +24,7 @@ from flowdiff.tensors import per_sample
 BOUND, LIMIT = 4.0, 3.0  # of |s|: what training can reach, and what data may set
 
 
-class ActNorm(Flow):
+class ActNorm(Step):
     """y = exp(κ·s)·x + κ·b on (B, C, …), one s and b per channel; the identity until data initialise it.
 
     Args:
@@ -48,7 +48,7 @@ class ActNorm(Flow):
         kappa, shape = per_sample(context.kappa, like), (1, -1, *[1] * (like.dim() - 2))
         return kappa * soft_bound(self.log_scale, BOUND).view(shape), kappa * self.shift.view(shape)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if context.first_batch and self.wants_first_batch:
             self._initialise(x.detach(), context.kappa.detach())
         log_scale, shift = self._terms(context, x)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.networks import ResidualMLP
@@ -74,7 +74,7 @@ class MADE(ResidualMLP):
         return F.linear(self.hidden(x, embedding), weight, self.last.bias[rows]).to(x.dtype)
 
 
-class Autoregressive(Flow):
+class Autoregressive(Step):
     """One autoregressive step on vectors (B, d).
 
     Args:
@@ -92,7 +92,7 @@ class Autoregressive(Flow):
         self.transform = transform
         self.network = MADE(order, transform.size, context_dim, width, depth)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         parameters = context.kappa[:, None, None] * self.network(x, context.embedding, context.dropout)
         z, log_slope = self.transform.forward(x, parameters)
         return z, log_slope

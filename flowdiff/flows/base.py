@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flowdiff.bijections.activations import Activation
 from flowdiff.flows.context import Context, Moments
+from flowdiff.tensors import sum_per_sample
 
 ActivationFactory = Callable[[], Activation]
 
@@ -23,8 +24,12 @@ class Flow(nn.Module):
     """An invertible map of (B, *shape) to (B, *shape), given a `Context`. What it is, its flows inside say together."""
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """x to z, same shape, and log|det dz/dx| (B,); or (B, …), whose sum over a sample it is."""
+        """x to z, same shape, and log|det dz/dx| (B,)."""
         raise NotImplementedError
+
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """z, and log|det dz/dx| as the terms (B, …) whose sum over a sample it is."""
+        return self(x, context)
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         """The x with forward(x) = z."""
@@ -61,6 +66,17 @@ class Flow(nn.Module):
                 flow.fit(statistics)
 
 
+class Step(Flow):
+    """A flow that gives the terms of its log-determinant; a `Composite` sums those of all its steps at once."""
+
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        z, terms = self.terms(x, context)
+        return z, sum_per_sample(terms)
+
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
 class Composite(Flow):
     """Steps one after the other, on samples viewed as `inner_shape`.
 
@@ -77,7 +93,7 @@ class Composite(Flow):
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         h, terms = x.reshape(len(x), *self.inner_shape), []
         for step in self.steps:
-            h, change = step(h, context)
+            h, change = step.terms(h, context)  # type: ignore[operator]
             terms.append(change.reshape(len(x), -1))
         return h.reshape(x.shape), torch.cat(terms, 1).sum(1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM, PLULinear
@@ -26,22 +26,22 @@ from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 from flowdiff.tensors import per_sample
 
 
-class ChannelMixing(Flow):
+class ChannelMixing(Step):
     """A 1×1 convolution in PLU form on (B, C, H, W)."""
 
     def __init__(self, channels: int, seed: int) -> None:
         super().__init__()
         self.linear = PLULinear(channels, seed)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        y, logdet = self.linear(x.movedim(1, -1), context)
-        return y.movedim(-1, 1), logdet
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        y, terms = self.linear.terms(x.movedim(1, -1), context)
+        return y.movedim(-1, 1), terms
 
     def inverse(self, z: Tensor, context: Context) -> Tensor:
         return self.linear.inverse(z.movedim(1, -1), context).movedim(-1, 1)
 
 
-class ConvCoupling(Flow):
+class ConvCoupling(Step):
     """y_b = exp(s)·x_b + t with (s, t) = κ·network(x_a), for two halves a, b of the channels.
 
     Args:
@@ -83,7 +83,7 @@ class ConvCoupling(Flow):
         s, t = terms.chunk(2, 1)
         return soft_bound(s, self.max_log_scale), t
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         seen, moved = self._split(x)
         s, t = self._terms(seen, context)
         return self._join(seen, torch.addcmul(t, s.exp(), moved)), s

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.networks import ResidualMLP
 from flowdiff.options import Layers, LogScale, Size, checked
 
 
-class Coupling(Flow):
+class Coupling(Step):
     """One coupling of vectors (B, d).
 
     Args:
@@ -55,7 +55,7 @@ class Coupling(Flow):
         theta = context.kappa[:, None] * self.network(x.index_select(1, self.seen), context.embedding, context.dropout)
         return theta.view(len(x), self.transform.size, len(self.moved))
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         y, log_slope = self.transform.forward(x.index_select(1, self.moved), self._theta(x, context))
         return x.index_copy(1, self.moved, y), log_slope
 

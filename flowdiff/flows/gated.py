@@ -9,12 +9,12 @@ always increasing, as a convex mix of increasing bijections is.
 import torch
 from torch import Tensor, nn
 
-from flowdiff.flows.base import ActivationFactory, Flow
+from flowdiff.flows.base import ActivationFactory, Step
 from flowdiff.flows.context import Context
 from flowdiff.tensors import per_sample
 
 
-class GatedActivation(Flow):
+class GatedActivation(Step):
     """y = x + g·κ(σ)·(a(x) − x).
 
     The gate is the learned number clamped to [0, 1]; its gradient passes the clamp unchanged (a straight-through
@@ -40,7 +40,7 @@ class GatedActivation(Flow):
         gate = self.gate + (self.gate.clamp(0, 1) - self.gate).detach()
         return (1 - self.activation.leak) * gate * per_sample(context.kappa, x)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         y, slope = self.activation.mix(x, self._strength(context, x))
         if not self.normalized:
             slope = slope.clamp(min=torch.finfo(slope.dtype).tiny)

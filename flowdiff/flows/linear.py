@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.bounds import soft_bound, zero_linear
@@ -24,7 +24,7 @@ from flowdiff.tensors import per_sample
 MOST_DIM = 8192  # of one PLU map: 0.5 GB
 
 
-class PLULinear(Flow):
+class PLULinear(Step):
     """W = Pᵀ L U P on the last axis of (B, …, d): on vectors, or as a 1×1 convolution with channels last.
 
     Args:
@@ -61,7 +61,7 @@ class PLULinear(Flow):
         upper = self.upper * self.strict_lower.T
         return self.lower * self.strict_lower, upper, soft_bound(self.log_diagonal, self.max_log_scale)
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         lower, upper, log_diagonal = self._parts()
         kappa = per_sample(context.kappa, x)
         log_scale = kappa * log_diagonal
@@ -86,7 +86,7 @@ class PLULinear(Flow):
         return x
 
 
-class AffineFiLM(Flow):
+class AffineFiLM(Step):
     """y = exp(κ·a(e))·x + κ·b(e), one scale and shift per entry of `shape`, broadcast over the sample.
 
     Args:
@@ -107,7 +107,7 @@ class AffineFiLM(Flow):
         kappa = per_sample(context.kappa, like)
         return kappa * soft_bound(a, self.max_log_scale), kappa * b
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._terms(context, x)
         return torch.addcmul(shift, log_scale.exp(), x), x[0].numel() / math.prod(self.shape) * log_scale
 

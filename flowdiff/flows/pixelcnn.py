@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from flowdiff.bijections.transforms import AffineTransform, Transform, TransformFactory, build
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.conv import Unshuffled
 from flowdiff.flows.gated import GatedActivation
@@ -133,7 +133,7 @@ class PixelCNN(nn.Module):
         return out.unflatten(1, (-1, self.size)).transpose(1, 2), below
 
 
-class MaskedConvolutions(Flow):
+class MaskedConvolutions(Step):
     """One autoregressive step on images (B, C, H, W).
 
     Args:
@@ -161,7 +161,7 @@ class MaskedConvolutions(Flow):
     def _turn(self, x: Tensor) -> Tensor:
         return x.flip(1, 2, 3) if self.backwards else x
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = self._turn(x)
         theta = self.network(x, context.embedding, context.dropout)
         theta = per_sample(context.kappa, theta) * theta

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
-from flowdiff.flows.base import ActivationFactory, Composite, Flow
+from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.nn.attention import CausalTransformer, Decoder
@@ -32,7 +32,7 @@ from flowdiff.options import Count, Layers, LogScale, Positive, Size, checked
 MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample
 
 
-class AutoregressiveBlock(Flow):
+class AutoregressiveBlock(Step):
     """One TarFlow block on patches (B, T, P).
 
     Args:
@@ -59,7 +59,7 @@ class AutoregressiveBlock(Flow):
         alpha, mu = (kappa * output).chunk(2, -1)
         return soft_bound(alpha, self.max_log_scale), mu
 
-    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def terms(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         x = self._order(x)
         output = self.network(x, context.embedding, context.dropout)
         alpha, mu = self._terms(output, context.kappa[:, None, None])
