@@ -188,7 +188,8 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     Both are differentiable where gradients are enabled. `torch.func.grad`, which other transforms and torch.compile
     follow, would make them so always.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or torch.is_inference_mode_enabled():
         value_and_sum = functools.partial(_sum_and_value, log_prob)
         return torch.func.grad(value_and_sum, has_aux=True)(x)
     again = torch.is_grad_enabled()
