@@ -12,7 +12,8 @@ Denoising score matching (Vincent 2011) is blind to what only shifts log p, so t
 """
 
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -24,7 +25,8 @@ from flowdiff.options import Length, NonNegative, Positive, Power, checked, snak
 from flowdiff.tensors import per_sample
 
 
-class Noised(NamedTuple):
+@dataclass(frozen=True)
+class Noised:
     """A batch of clean data and the noise that is put on it.
 
     Attributes:
