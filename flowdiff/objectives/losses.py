@@ -12,8 +12,7 @@ Denoising score matching (Vincent 2011) is blind to what only shifts log p, so t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
@@ -25,8 +24,7 @@ from flowdiff.options import Length, NonNegative, Positive, Power, checked, snak
 from flowdiff.tensors import per_sample
 
 
-@dataclass(frozen=True)
-class Noised:
+class Noised(NamedTuple):
     """A batch of clean data and the noise that is put on it.
 
     Attributes:

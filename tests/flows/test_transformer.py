@@ -19,7 +19,7 @@ from flowdiff.flows.context import Context
 from flowdiff.flows.transformer import AutoregressiveBlock, TransformerFlow, patch_size
 from flowdiff.nn.attention import CausalTransformer
 from tests.helpers.configs import build
-from tests.helpers.models import SAME_IN_INFERENCE_MODE, make, points, random_flow, randomise, statistics
+from tests.helpers.models import make, points, random_flow, randomise, statistics
 
 IMAGE = (1, 8, 8)  # 16 patches of 4 pixels
 
@@ -257,7 +257,7 @@ def test_the_fused_kernel_runs_where_one_derivative_is_enough(loss: str, count: 
         build("loss", loss)(model, x, labels, sigma, torch.ones_like(x))["loss"].mean().backward()
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode] if SAME_IN_INFERENCE_MODE else [torch.no_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_sampling_and_measuring_run_the_fused_kernel(mode: Callable[[], Any]) -> None:
     model, x, sigma, labels = case()
     expected = model.score(x, sigma, labels).detach()

@@ -22,9 +22,6 @@ CLASSES = 3
 SMALL = {"n_flows": 3, "width": 12, "leading": 10, "sigma_embed_dim": 8, "cond_embed_dim": 6}
 SMALL |= {"width_factor": 0.03, "transformer_layers": [1, 1, 1]}
 
-#: Before torch 2.12 the score's attention takes another kernel in inference mode, and rounds otherwise.
-SAME_IN_INFERENCE_MODE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
-
 PLANE = SMALL | {"n_flows": 2}  # few enough for a density that a grid can integrate
 
 
