@@ -14,8 +14,7 @@ from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages
 from flowdiff.training.diffusion import Diffusion
-from tests.commands.conftest import Run
-from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.command_lines import BARE, TINY, Run
 from tests.helpers.configs import choices
 from tests.helpers.trained import checkpoint
 
