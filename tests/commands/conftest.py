@@ -2,12 +2,11 @@
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Run = Callable[..., tuple[int, str, str]]
+from tests.helpers.command_lines import Run
 
 
 @pytest.fixture

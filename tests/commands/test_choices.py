@@ -11,7 +11,7 @@ from flowdiff.commands import composition, error_messages
 from flowdiff.errors import FlowdiffError
 from flowdiff.model import vocabulary
 from flowdiff.training import run as training
-from tests.commands.conftest import Run
+from tests.helpers.command_lines import Run
 from tests.helpers.configs import CONF
 from tests.helpers.trained import checkpoint, edited
 

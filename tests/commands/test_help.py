@@ -11,8 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from flowdiff.model import vocabulary
 from flowdiff.model.vocabulary import config_dir
-from tests.commands.conftest import Run
-from tests.helpers.command_lines import environment
+from tests.helpers.command_lines import Run, environment
 
 
 @pytest.mark.slow

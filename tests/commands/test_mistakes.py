@@ -14,8 +14,7 @@ from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages
 from flowdiff.training.diffusion import Diffusion
-from tests.commands.conftest import Run
-from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.command_lines import BARE, TINY, Run
 from tests.helpers.configs import choices
 from tests.helpers.trained import checkpoint
 
@@ -199,6 +198,7 @@ TABLES: dict[str, tuple[dict[str, str], str, str | None, Sequence[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "words"), [(name, words) for name, table in TABLES.items() for words in table[0]])
 def test_a_mistake_is_one_line(
     table: str, words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,8 +7,7 @@ import pytest
 from flowdiff.commands.configuration import to_plain
 from flowdiff.model import checkpoint
 from flowdiff.training import building
-from tests.commands.conftest import Run
-from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.command_lines import BARE, TINY, Run
 from tests.helpers.configs import composed
 
 pytestmark = pytest.mark.slow

@@ -32,6 +32,7 @@ BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
 
 Compose = Callable[..., DictConfig]
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., tuple[int, str, str]]
 
 
 def environment() -> dict[str, str]:

@@ -80,6 +80,7 @@ def pictures() -> dict[str, tuple[Callable[[Path], object], Pixels]]:
     twelve.flat[:2] = 0, 4095
     clear = np.where(base(5, (H, W)) < 100, 0, 255).astype(np.uint8)
     over_white = np.where(clear[..., None] == 0, WHITE, rgb)
+    ycbcr = Image.fromarray(rgb).convert("YCbCr" if READS_YCBCR else "RGB")
     palette = Image.fromarray(rgb).quantize(16)
     of_palette = np.asarray(palette.convert("RGB"))
     index = np.asarray(palette)
@@ -91,7 +92,7 @@ def pictures() -> dict[str, tuple[Callable[[Path], object], Pixels]]:
     flat = np.full((H, W, 3), (200, 100, 50), np.uint8)
     cmyk = Image.fromarray(np.dstack([255 - rgb, np.zeros((H, W), np.uint8)]), "CMYK")
     image, mono = Image.fromarray(rgb), Image.fromarray(one)
-    found = {
+    return {
         "rgb.png": (saved(image), rgb),
         "gray.png": (saved(mono), gray(one)),
         "SHOUTED.PNG": (saved(image, format="PNG"), rgb),
@@ -150,7 +151,7 @@ def pictures() -> dict[str, tuple[Callable[[Path], object], Pixels]]:
         "palette_clear.png": (saved(palette, transparency=3), np.where(index[..., None] == 3, WHITE, of_palette)),
         "palette_clear.gif": (saved(palette, transparency=3), np.where(index[..., None] == 3, WHITE, of_palette)),
         "cmyk.tif": (saved(cmyk), rgb),
-        "ycbcr.tif": (saved(image.convert("YCbCr")), np.asarray(image.convert("YCbCr").convert("RGB"))),
+        "ycbcr.tif": (saved(ycbcr), np.asarray(ycbcr.convert("RGB"))),
         "lab.tif": (saved(Image.new("LAB", (W, H), (255, 128, 128))), np.full((H, W, 3), 255, np.uint8)),
         "turned.png": (saved(turned[6][0], **turned[6][1]), turned[6][2]),
         "turned.webp": (saved(turned[8][0], lossless=True, **turned[8][1]), turned[8][2]),
@@ -163,7 +164,6 @@ def pictures() -> dict[str, tuple[Callable[[Path], object], Pixels]]:
         "animated.apng": (saved(pages[0], format="PNG", save_all=True, append_images=pages[1:]), base(30)),
         "pages.tiff": (saved(pages[0], save_all=True, append_images=pages[1:]), base(30)),
     }
-    return {name: entry for name, entry in found.items() if name != "ycbcr.tif" or READS_YCBCR}
 
 
 def packed(values: Pixels) -> Pixels:

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import Command
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.runs import lock
-from tests.helpers.command_lines import BARE, Compose, environment
+from tests.helpers.command_lines import BARE, Command, Compose, environment
 from tests.helpers.runs import train
 
 HOLD = """
