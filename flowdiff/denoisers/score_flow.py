@@ -15,6 +15,7 @@ to run as plain matrix products.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,6 +134,10 @@ class ScoreFlow(Denoiser):
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
     ) -> tuple[Tensor, Tensor]:
         """s(x; σ, c), shape of x, and log p(x; σ, c), (B,), from one pass."""
+        if torch.is_inference_mode_enabled():
+            x, sigma, labels, *moved = (_out_of_inference(given) for given in (x, sigma, labels, *perturbation))
+            with torch.inference_mode(False), torch.no_grad():
+                return self.score_and_log_prob(x, sigma, labels, Perturbation(*moved))
         levels, classes = batch_sigma(sigma, x), self._classes(x, labels, perturbation.drop)
         device = x.device.type
         autocast, low = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -188,8 +193,7 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     Both are differentiable where gradients are enabled. `torch.func.grad`, which other transforms and torch.compile
     follow, would make them so always.
     """
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         value_and_sum = functools.partial(_sum_and_value, log_prob)
         return torch.func.grad(value_and_sum, has_aux=True)(x)
     again = torch.is_grad_enabled()
@@ -198,6 +202,12 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
         value = log_prob(points)
         (found,) = torch.autograd.grad(value.sum(), points, create_graph=again)
     return (found, value) if again else (found, value.detach())
+
+
+def _out_of_inference(given: Any) -> Any:
+    """A tensor that a tape may keep, of one that was made in inference mode; anything else as it is."""
+    with torch.inference_mode(False):
+        return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
 
 
 def _sum_and_value(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
