@@ -12,7 +12,6 @@ attention kernels have a first derivative only: where a second one may follow (a
 to run as plain matrix products.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -134,7 +133,7 @@ class ScoreFlow(Denoiser):
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
     ) -> tuple[Tensor, Tensor]:
         """s(x; σ, c), shape of x, and log p(x; σ, c), (B,), from one pass."""
-        if torch.is_inference_mode_enabled():
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             x, sigma, labels, *moved = (_out_of_inference(given) for given in (x, sigma, labels, *perturbation))
             with torch.inference_mode(False), torch.no_grad():
                 return self.score_and_log_prob(x, sigma, labels, Perturbation(*moved))
@@ -194,8 +193,12 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     follow, would make them so always.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        value_and_sum = functools.partial(_sum_and_value, log_prob)
-        return torch.func.grad(value_and_sum, has_aux=True)(x)
+
+        def summed(points: Tensor) -> tuple[Tensor, Tensor]:
+            value = log_prob(points)
+            return value.sum(), value
+
+        return torch.func.grad(summed, has_aux=True)(x)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         points = x if again and x.requires_grad else x.detach().requires_grad_()
@@ -208,8 +211,3 @@ def _out_of_inference(given: Any) -> Any:
     """A tensor that a tape may keep, of one that was made in inference mode; anything else as it is."""
     with torch.inference_mode(False):
         return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
-
-
-def _sum_and_value(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    value = log_prob(x)
-    return value.sum(), value
