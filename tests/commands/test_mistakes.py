@@ -198,6 +198,7 @@ TABLES: dict[str, tuple[dict[str, str], str, str | None, Sequence[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "words"), [(name, words) for name, table in TABLES.items() for words in table[0]])
 def test_a_mistake_is_one_line(
     table: str, words: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

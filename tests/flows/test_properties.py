@@ -205,6 +205,7 @@ def test_alone_in_a_batch_and_in_either_mode(flow: str, activation: str, precond
     torch.testing.assert_close(model.score_and_log_prob(x, sigma, labels), (score, log_prob))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flow", "activation", "precondition"),
     each(PLANAR),

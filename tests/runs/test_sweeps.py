@@ -111,6 +111,7 @@ def test_only_with_multirun() -> None:
 ABLATIONS = sorted(file.stem for file in (config_dir() / "experiment" / "ablation").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_compose_and_sweep_over_three_seeds(name: str) -> None:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

@@ -54,6 +54,7 @@ def test_gaussian(sampler: str, schedule: str) -> None:
     torch.testing.assert_close(x.T.cov(), gaussian().covariance, rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), CASES)
 def test_mixture(sampler: str, schedule: str) -> None:
     x = draw(sampler, schedule, mixture())
