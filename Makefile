@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorde
 REFERENCES := k-diffusion==0.1.1.post1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev train dashboard test test-fast bench bench-guide lint format clean
+.PHONY: help install dev train dashboard test test-fast bench bench-guide bench-speed lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -52,6 +52,9 @@ bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: 
 
 bench-guide: install ## speed of the guide's flow, the default and the UNet, side by side: ARGS="--dataset mnist"
 	$(BIN)/python -m experiments.benchmarks.guide $(ARGS)
+
+bench-speed: $(VENV)/.installed-peers ## what a step costs, for every flow and beside other libraries: ARGS="--dataset mnist"
+	$(BIN)/python -m experiments.speed $(ARGS)
 
 lint: dev ## ruff (lint and format), mypy, and the order of the imports
 	$(BIN)/ruff check .

@@ -21,6 +21,16 @@ from tests.helpers.runs import train
 from tests.helpers.trained import checkpoint
 
 QUICK = (*TINY, "callbacks=minimal", "logger=default", "evaluate=null", "trainer.max_steps=100000")
+HELD = """import time
+from flowdiff.export import main
+from flowdiff.model import export
+
+def read_model(*given):
+    time.sleep(100)
+
+export.read_model = read_model
+main()
+"""  # an export takes less than a second, which a busy machine may not give a test in time
 NOISE = ("Traceback", "KeyboardInterrupt", "graceful", "leaked", "resource_tracker", "Exception ignored", "Fatal")
 
 
@@ -67,7 +77,9 @@ def test_other_commands_end_in_one_line(module: str, tmp_path: Path) -> None:
     words += ("num_samples=400", "num_steps=5000") if module == "sample" else ()
     words += ("metrics=[fd]", "num_steps=5000") if module == "evaluate" else ()
     said = (tmp_path / "said.out", tmp_path / "said.err")
-    process = forked.Forked(f"flowdiff.{module}", words, tmp_path, environment(), said)
+    (tmp_path / "held_export.py").write_text(HELD)
+    name = "held_export" if module == "export" else f"flowdiff.{module}"
+    process = forked.Forked(name, words, tmp_path, environment(), said)
     wait_for((tmp_path / "out" / "status.json").exists, process)
     for _ in range(3):
         process.send_signal(signal.SIGINT)
