@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.common.counting import count_calls, count_flop, count_kept
-from experiments.speed.__main__ import build_contender
+from experiments.speed.models import build_model, step_of
 from tests.helpers.configs import choices
 
 CPU = torch.device("cpu")
@@ -36,11 +36,11 @@ def test_counts_are_those_of_a_product() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("flow", sorted({*choices("flow")} - OF_OTHERS))
 def test_a_step_has_a_budget_of_calls(flow: str) -> None:
-    likelihood, mixture = (build_contender(flow, loss, "digits", CPU, False) for loss in ("likelihood", "mixture"))
-    assert likelihood.log_prob is not None
-    for work in (likelihood.step, mixture.step):
-        work()  # the optimiser's moments are made
-    found = tuple(count_calls(work) for work in (likelihood.log_prob, likelihood.step, mixture.step))
+    models = [build_model(flow, loss, "digits", CPU) for loss in ("likelihood", "mixture")]
+    steps = [step_of(model, model.loss) for model in models]
+    for step in steps:
+        step()  # the optimiser's moments are made
+    found = tuple(count_calls(work) for work in (models[0].log_prob, *steps))
     allowed = BUDGET[flow]
     assert all(n <= most for n, most in zip(found, allowed, strict=True)), f"{found} calls, the budget is {allowed}"
     assert all(n > 0.9 * most for n, most in zip(found, allowed, strict=True)), f"lower the budget to {found}"
