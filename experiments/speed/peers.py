@@ -108,9 +108,23 @@ def of_zuko(flow: Any, n: int) -> Contender:
     return Contender(flow, lambda x: flow().log_prob(x), lambda: flow().sample((n,)))
 
 
-def of_others(flow: Any, n: int) -> Contender:
-    """One of nflows or of normflows."""
+def of_nflows(transforms: Sequence[nn.Module], n: int) -> Contender:
+    """One of nflows, made of its transforms."""
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform
+
+    flow = Flow(CompositeTransform(transforms), StandardNormal([DIM]))
     return Contender(flow, flow.log_prob, lambda: flow.sample(n))
+
+
+def of_normflows(steps: Sequence[nn.Module], n: int) -> Contender:
+    """One of normflows, made of its flows."""
+    from normflows import NormalizingFlow
+    from normflows.distributions import DiagGaussian
+
+    flow = NormalizingFlow(DiagGaussian(DIM, trainable=False), list(steps))
+    return Contender(flow, flow.log_prob, lambda: flow.sample(n)[0])
 
 
 def residual_net(inputs: int, outputs: int, size: Size) -> nn.Module:
@@ -122,8 +136,7 @@ def residual_net(inputs: int, outputs: int, size: Size) -> nn.Module:
 
 def nflows_couplings(spline: bool, size: Size, n: int) -> Contender:
     """Its couplings with alternating masks."""
-    from nflows import flows, transforms
-    from nflows.distributions import StandardNormal
+    from nflows import transforms
     from nflows.utils import create_alternating_binary_mask
 
     settings: dict[str, Any] = {}
@@ -135,19 +148,18 @@ def nflows_couplings(spline: bool, size: Size, n: int) -> Contender:
         make(create_alternating_binary_mask(DIM, even=i % 2 == 0), lambda a, b: residual_net(a, b, size), **settings)
         for i in range(size.transforms)
     ]
-    return of_others(flows.Flow(transforms.CompositeTransform(steps), StandardNormal([DIM])), n)
+    return of_nflows(steps, n)
 
 
 def nflows_autoregressive(size: Size, n: int) -> Contender:
     """Its masked autoregressive maps, with the order reversed between them."""
-    from nflows import flows, transforms
-    from nflows.distributions import StandardNormal
+    from nflows import transforms
 
     steps: list[nn.Module] = []
     for _ in range(size.transforms):
         made = transforms.MaskedAffineAutoregressiveTransform(DIM, size.width, num_blocks=(size.linear - 2) // 2)
         steps += [made, transforms.ReversePermutation(DIM)]
-    return of_others(flows.Flow(transforms.CompositeTransform(steps), StandardNormal([DIM])), n)
+    return of_nflows(steps, n)
 
 
 def normflows_affine(size: Size, n: int) -> Contender:
@@ -158,7 +170,7 @@ def normflows_affine(size: Size, n: int) -> Contender:
     for _ in range(size.transforms):
         network = nf.nets.MLP([DIM // 2, *size.hidden, DIM])
         steps += [nf.flows.AffineCouplingBlock(network), nf.flows.Permute(DIM, mode="swap")]
-    return of_others(nf.NormalizingFlow(nf.distributions.DiagGaussian(DIM, trainable=False), steps), n)
+    return of_normflows(steps, n)
 
 
 def normflows_splines(size: Size, n: int) -> Contender:
@@ -168,7 +180,7 @@ def normflows_splines(size: Size, n: int) -> Contender:
     make, blocks = nf.flows.CoupledRationalQuadraticSpline, (size.linear - 2) // 2
     settings = {"num_bins": BINS, "tail_bound": BOUND}
     steps = [make(DIM, blocks, size.width, reverse_mask=i % 2 == 1, **settings) for i in range(size.transforms)]
-    return of_others(nf.NormalizingFlow(nf.distributions.DiagGaussian(DIM, trainable=False), steps), n)
+    return of_normflows(steps, n)
 
 
 def contenders(kind: str, n: int) -> dict[str, Contender]:
