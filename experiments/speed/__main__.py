@@ -14,6 +14,7 @@ can't. Written to results/DEVICE/PART-DATASET.json and .md, and printed row by r
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if wrong or ("versions" in parts) != (given.against is not None):
         parser.error(f"{', '.join(wrong)} is not known" if wrong else "versions and --against need each other")
     torch.set_num_threads(1)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is to be silent
     for part in parts:
         print(f"{part}:", flush=True)
         machine = describe_machine()

@@ -5,6 +5,7 @@ calls          of ATen in a step
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -43,8 +44,8 @@ class Worker:
 
     def __init__(self, checkout: Path) -> None:
         command = [sys.executable, str(Path(__file__).with_name("worker.py"))]
-        pipe, text = subprocess.PIPE, True
-        self.process = subprocess.Popen(command, cwd=checkout, stdin=pipe, stdout=pipe, text=text)
+        pipe, settings = subprocess.PIPE, os.environ | {"KINETO_LOG_LEVEL": "99"}  # the profiler is to be silent
+        self.process = subprocess.Popen(command, cwd=checkout, env=settings, stdin=pipe, stdout=pipe, text=True)
 
     def __enter__(self) -> "Worker":
         return self
