@@ -16,7 +16,7 @@ from flowdiff.denoisers.base import UNPERTURBED, Denoiser
 from flowdiff.model.construction import build
 from flowdiff.training.building import seed_all
 
-UNETS = ("unet",)  # their loss is denoising
+UNETS = ("unet", "unet_diffusers")  # their loss is denoising
 Work = Callable[[], object]
 Terms = Callable[..., dict[str, Tensor]]
 
