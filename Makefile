@@ -53,7 +53,7 @@ bench: $(VENV)/.installed-peers ## flowdiff beside other libraries, 2 min each: 
 bench-guide: install ## speed of the guide's flow, the default and the UNet, side by side: ARGS="--dataset mnist"
 	$(BIN)/python -m experiments.benchmarks.guide $(ARGS)
 
-bench-speed: $(VENV)/.installed-peers ## what a step costs, for every flow and beside other libraries: ARGS="--dataset mnist"
+bench-speed: dev ## what speed is made of: steps, other libraries' too, sampling, a run, the start: ARGS="--parts steps"
 	$(BIN)/python -m experiments.speed $(ARGS)
 
 lint: dev ## ruff (lint and format), mypy, and the order of the imports

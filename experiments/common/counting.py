@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,6 +28,13 @@ def count_calls(work: Callable[[], object]) -> int:
     with CallCounter() as counter:
         work()
     return counter.calls.total()
+
+
+def count_events(work: Callable[[], object]) -> int:
+    """How many operations of ATen the profiler sees: those that ATen calls for another of its own too."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    return sum(event.name.startswith("aten::") for event in profiler.events() or ())
 
 
 def count_flop(work: Callable[[], object]) -> int:

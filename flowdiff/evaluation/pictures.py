@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn import functional as F
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.text import to_label
@@ -33,7 +33,31 @@ def image_grid(images: Tensor, columns: int | None = None, min_side: int = 640) 
     longest = max(columns * images.shape[3], ceil(n / columns) * images.shape[2])
     scale = max(1, round(min_side / longest))
     big = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    return make_grid(big, nrow=columns, padding=max(2, scale // 2), pad_value=96)
+    return set_side_by_side(big, columns, gap=max(2, scale // 2))
+
+
+def set_side_by_side(images: Tensor, columns: int, gap: int, grey: int = 96) -> Tensor:
+    """Images in rows, with grey between and around them; one alone without.
+
+    torchvision's `make_grid` does the same, and its import takes longer than that of the rest of this package.
+
+    Args:
+        images: (N, C, H, W) uint8, C = 1 or 3.
+        columns: images in a row.
+        gap: pixels between them.
+        grey: level of what is no image.
+
+    Returns:
+        (3, H', W') uint8.
+    """
+    n, rows = len(images), ceil(len(images) / columns)
+    images = images.expand(-1, 3, -1, -1)
+    if n == 1:
+        return images[0]
+    cells = F.pad(images, (gap, 0, gap, 0), value=grey)
+    cells = torch.cat([cells, torch.full_like(cells[:1], grey).expand(rows * columns - n, -1, -1, -1)])
+    grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return F.pad(grid, (0, gap, 0, gap), value=grey)
 
 
 def denoising_strip(

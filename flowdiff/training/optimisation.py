@@ -61,7 +61,10 @@ class Optimised(LightningModule):
         self._seed(VALIDATION + batch_idx)
 
     def _seed(self, step: int) -> None:
-        torch.manual_seed((self.request.seed * 1_000_003 + step * 1009 + self.global_rank) % 2**63)
+        seed = (self.request.seed * 1_000_003 + step * 1009 + self.global_rank) % 2**63
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes milliseconds to ask after every device
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def need_finite(self, loss: Tensor) -> Tensor:
         """The loss. Of several processes all stop together, at the gradient that they share.
@@ -151,9 +154,9 @@ class Optimised(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip to a total norm, and stop before a gradient that isn't finite reaches the weights."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        self.last_grad_norm = torch.nn.utils.get_total_norm(grads)
+        (group,) = optimizer.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        self.last_grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself
         if not scaled and not torch.isfinite(self.last_grad_norm):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from flowdiff import samplers
 from flowdiff.commands.sample import sample
@@ -314,6 +315,15 @@ def test_grid_keeps_every_pixel() -> None:
     assert grid.shape[0] == 3
     first = grid[0, 2 : 2 + 32, 2 : 2 + 32]
     assert torch.equal(first[::4, ::4], images[0, 0]) and torch.equal(first[3::4, 3::4], images[0, 0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_is_torchvisions(n: int, channels: int) -> None:
+    images = torch.randint(0, 256, (n, channels, 7, 5), dtype=torch.uint8)
+    for columns in {1, min(n, 3), n}:
+        expected = make_grid(images, nrow=columns, padding=2, pad_value=96)
+        assert torch.equal(pictures.set_side_by_side(images, columns, gap=2), expected)
 
 
 def test_density_is_drawn_where_it_is() -> None:

@@ -14,6 +14,7 @@ from experiments.compile import __main__ as compilation
 from experiments.flow_table import __main__ as flow_table
 from experiments.main_job import table
 from experiments.sdxl_latent import __main__ as sdxl_latent
+from experiments.speed import __main__ as speed
 
 FOLDER = Path(experiments.__file__).parent
 
@@ -48,6 +49,15 @@ def test_compiled_steps() -> None:
     folder = FOLDER / "compile" / "results" / "cpu"
     found = columns.to_markdown(compilation.COLUMNS, rows(folder))
     assert found == (folder / "compile.md").read_text() and found in (FOLDER / "compile" / "README.md").read_text()
+
+
+SPEED = FOLDER / "speed" / "results"
+
+
+@pytest.mark.parametrize("file", sorted(SPEED.glob("*/*.json")), ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_what_speed_is_made_of(file: Path, tmp_path: Path) -> None:
+    speed.report(file.stem.split("-")[0], json.loads(file.read_text()), tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text() == file.with_suffix(".md").read_text()
 
 
 def test_steps_on_latents(tmp_path: Path) -> None:

@@ -1,18 +1,5 @@
-"""k-diffusion's own `sampling` module, as PyPI has it, without the rest of its package.
+"""k-diffusion's `sampling` module, which the tests compare with."""
 
-The package needs numpy below 2, CLIP, kornia and wandb; `sampling` needs torch, scipy, tqdm, torchdiffeq, torchsde and
-its neighbour `utils`. `make dev` therefore puts k-diffusion into `.venv/references`, without what it asks for and where
-neither Python nor pip looks, and here its modules are imported under a package that is only that path: its `__init__`,
-which imports all of it, is not run.
-"""
+from experiments.common.k_diffusion import load_sampling
 
-import importlib
-import importlib.machinery
-import importlib.util
-import sys
-from pathlib import Path
-
-spec = importlib.machinery.PathFinder.find_spec("k_diffusion", [str(Path(sys.prefix) / "references"), *sys.path])
-assert spec is not None, "k-diffusion is not here: make dev"
-sys.modules.setdefault("k_diffusion", importlib.util.module_from_spec(spec))
-sampling = importlib.import_module("k_diffusion.sampling")
+sampling = load_sampling()

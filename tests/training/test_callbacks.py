@@ -2,11 +2,12 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowdiff.errors import ConfigError
@@ -94,6 +95,13 @@ def test_a_wrong_decay_is_refused(decay: float) -> None:
         EMA(decay)
     with pytest.raises(ConfigError, match="every_n_steps=0"):
         Checkpoints("x", every_n_steps=0)
+
+
+def test_the_average_lies_where_the_model_will_be_trained() -> None:
+    average, trainer = EMA(), SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, LightningModule(), "fit")  # type: ignore[arg-type]
+    assert average._average_model is not None
+    assert average._average_model.n_averaged.device.type == "meta", "at this time the model is still on the CPU"
 
 
 def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: Compose, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowdiff.options import Range, checked
 
@@ -22,6 +22,7 @@ class EMA(EMAWeightAveraging):
 
     Validation and the callbacks before this one see the average, checkpoints hold both. When training ends
     the model keeps its raw weights (Lightning's class overwrites them: the last checkpoint would lose them).
+    The average lies where the model is trained (Lightning's lies where the model is before that, on the CPU).
 
     Args:
         decay: in [0, 1).
@@ -30,13 +31,51 @@ class EMA(EMAWeightAveraging):
     @checked
     def __init__(self, decay: Annotated[float, Range(0, 1, below=True)] = 0.999) -> None:
         super().__init__(decay=decay, use_buffers=False)  # buffers are copied, not averaged
-        self._kwargs = {"multi_avg_fn": self._average}
         self.decay = decay
+        self._pairs: Pairs | None = None
 
-    @torch.no_grad()
-    def _average(self, averages: Any, weights: Any, updates: Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + n) / (10 + n)))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        self._pairs = None
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._latest_update_step:  # with accumulated gradients not every batch ends in a step
+            self._latest_update_step = trainer.global_step
+            if self._pairs is None:  # what a checkpoint holds is restored by now
+                self._pairs = Pairs(self._average_model, pl_module)
+            self._pairs.update(self.decay)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the raw weights in the model."""
+
+
+class Pairs:
+    """The tensors of an average and those of a model, listed once: to walk over the modules takes longer than to
+    average.
+
+    Args:
+        average: torch's `AveragedModel`, which counts its updates.
+        model: averaged by it.
+    """
+
+    def __init__(self, average: Any, model: nn.Module) -> None:
+        self.counter: Tensor = average.n_averaged
+        self.updates = int(self.counter)
+        self.averages, self.weights = ([p.detach() for p in m.parameters()] for m in (average.module, model))
+        self.copies, self.buffers = (list(m.buffers()) for m in (average.module, model))
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """After a step: the weights into the average, buffers as they are."""
+        n = self.updates
+        if n == 0:
+            torch._foreach_copy_(self.averages, self.weights)
+        else:
+            torch._foreach_lerp_(self.averages, self.weights, 1 - min(decay, (1 + n) / (10 + n)))
+        if self.buffers:
+            torch._foreach_copy_(self.copies, self.buffers)
+        self.updates += 1
+        self.counter += 1

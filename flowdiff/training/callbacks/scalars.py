@@ -91,7 +91,7 @@ class Scalars(Callback):
             self._forget()
 
     def _fill_buckets(self, sigma: Tensor, loss: Tensor) -> None:
-        edges = self.edges.to(sigma.device)
+        edges = self.edges = self.edges.to(sigma.device)
         index = torch.bucketize(sigma, edges)
         totals = torch.zeros(2, len(edges) + 1, device=sigma.device)
         totals[0].index_add_(0, index, loss.float())
