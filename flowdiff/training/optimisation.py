@@ -20,6 +20,7 @@ from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
 from flowdiff.model.reading import check_types
 from flowdiff.training.data_module import DataModule
 from flowdiff.training.request import TrainRequest
+from flowdiff.training.sharding import gather
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
 
@@ -153,7 +154,7 @@ class Optimised(LightningModule):
         """Clip to a total norm, and stop before a gradient that isn't finite reaches the weights."""
         parameters = [p for p in self.parameters() if p.grad is not None]
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        self.last_grad_norm = torch.nn.utils.get_total_norm(grads)
+        self.last_grad_norm = gather(torch.nn.utils.get_total_norm(grads))
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself
         if not scaled and not torch.isfinite(self.last_grad_norm):

@@ -135,6 +135,7 @@ class Run:
         # now: wrong settings are refused before the training
         metrics = build_metrics(request.metrics or {})
         callbacks = [build(c, Callback) for c in (request.callbacks or {}).values() if c]
+        strategies.check(request, callbacks)
         callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
         loggers = [build(c, Logger) for c in (request.logger or {}).values() if c]
         step = -1 if self.content is None else int(self.content["global_step"])  # the last one behind the run

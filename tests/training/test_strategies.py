@@ -2,14 +2,19 @@
 
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 
+from flowdiff.commands.train import request_of
 from flowdiff.denoisers.base import Perturbation
-from flowdiff.errors import FlowdiffError
-from flowdiff.training.strategies import NAMES, SEARCHING, explain, find_strategy
+from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model.construction import build as build_part
+from flowdiff.training.callbacks import EMA
+from flowdiff.training.strategies import NAMES, SEARCHING, check, explain, find_strategy
 from tests.helpers.configs import build, choices
 from tests.helpers.models import CLASSES, IMAGE, make, statistics
 
@@ -80,3 +85,28 @@ def test_a_parameter_without_a_part_is_said(name: str, process: None) -> None:
 
 def test_other_strategies_are_lightnings() -> None:
     assert find_strategy("auto") is None and explain(RuntimeError("something else")) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["callbacks=default"], "no process has the whole model for pictures and metrics during training"),
+        (["callbacks=minimal", "compile=true"], "not with compile=true"),
+    ],
+)
+def test_what_shares_of_a_model_cannot_do_is_refused(words: list[str], said: str) -> None:
+    request = request_of("trainer=fsdp", "run_dir=.", *words)
+    callbacks = [build_part(c) for c in (request.callbacks or {}).values() if c]
+    with pytest.raises(ConfigError, match=f"trainer.strategy=fsdp: {said}"):
+        check(request, callbacks)
+    check(request_of("trainer=ddp", "run_dir=.", *words), callbacks)
+
+
+def test_the_average_is_where_the_weights_will_be() -> None:
+    module, average = LightningModule(), EMA(0.5)
+    module.weight = nn.Parameter(torch.ones(2))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    assert average._average_model is not None
+    assert {p.device.type for p in average._average_model.module.parameters()} == {"meta"}
+    assert average._average_model.n_averaged.device.type == "cpu"
