@@ -86,7 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for row in measure(given.rounds):
             rows.append(row)
             print(to_markdown(columns, [row]).splitlines()[-1], flush=True)
-        write_json(OUT / f"{study}.json", {"machine": machine, "rounds": given.rounds, "rows": rows})
+            write_json(OUT / f"{study}.json", {"machine": machine, "rounds": given.rounds, "rows": rows})
     report(OUT)
     return 0
 

@@ -1,6 +1,7 @@
 """How a training step and a sampling grow: side of the images, number of steps of a flow, batch, samples drawn."""
 
-import math
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -144,6 +145,8 @@ def peak(work: Callable[[], object]) -> int:
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return 0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what an earlier part has freed
     clear.write_text("5")
     before = resident("VmRSS")
     work()
@@ -154,9 +157,3 @@ def resident(what: str) -> int:
     """An entry of /proc/self/status, in bytes."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{what}:")]
     return 1024 * int(line.split()[1])
-
-
-def exponent(rows: Sequence[Row], value: str) -> float:
-    """The slope of the last two points on logarithmic axes: 1 is proportional."""
-    (a, b) = rows[-2:]
-    return math.log(b[value] / a[value]) / math.log(b["at"] / a["at"])

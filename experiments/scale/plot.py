@@ -31,6 +31,7 @@ def plot(grown: Mapping[str, Sequence[Row]], path: Path) -> None:
         panels[1][i].set_xlabel(label)
         panels[0][i].set_title("a sampling" if study == "samples" else "a training step", fontsize=10)
         panels[0][i].legend(fontsize=8)
+    figure.suptitle("dotted: proportional to the value below, to the number of pixels in the first column", fontsize=9)
     save_figure(figure, path)
 
 

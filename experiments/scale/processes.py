@@ -12,7 +12,7 @@ from typing import Any
 from experiments.common.spread import Spread
 
 Row = dict[str, Any]
-WARM, STEPS = 3, 8
+WARM, STEPS = 2, 6
 #: Name, words of the command line, rows a step of all processes together.
 TRAININGS: tuple[tuple[str, list[str], int], ...] = (
     ("coupling, mixture, digits", ["experiment=digits"], 1024),
