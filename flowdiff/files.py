@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -120,6 +121,19 @@ def make_folder(folder: str | os.PathLike[str], key: str) -> Path:
     except OSError as error:
         raise FlowdiffError(f"can't write to {key}={folder}: {error.strerror}") from error
     return path
+
+
+def cache_folder() -> Path:
+    """`FLOWDIFF_CACHE`, or ~/.cache/flowdiff."""
+    return Path(os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff").expanduser()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Within it no other process is within it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def require_folder(folder: str | os.PathLike[str]) -> None:

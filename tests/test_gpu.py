@@ -107,9 +107,7 @@ def test_a_training_is_that_of_the_cpu(loss: str, config: Compose, tmp_path: Pat
     assert gpu["val/bits_per_dim"] == pytest.approx(cpu["val/bits_per_dim"], abs=0.1)
 
 
-@pytest.mark.parametrize(
-    "words", [["trainer.precision=bf16-mixed"], ["trainer.strategy=ddp_find_unused_parameters_true"]]
-)
+@pytest.mark.parametrize("words", [["trainer.precision=bf16-mixed"], ["trainer.strategy=ddp"]])
 def test_bf16_and_ddp(words: list[str], config: Compose, tmp_path: Path) -> None:
     plain = trained(config, tmp_path / "plain", "trainer=gpu")
     other = trained(config, tmp_path / "other", "trainer=gpu", *words)

@@ -53,32 +53,68 @@ class Marginals(NamedTuple):
         quantiles of all values together. Half a sample is added to each piece, in proportion to all coordinates.
         """
         x = x.double()
-        low, high = x.min().item() - bin_width / 2, x.max().item() + bin_width / 2
-        if high <= low:
-            low, high = low - 0.5, high + 0.5
+        low, high = _widen(x.min().item() - bin_width / 2, x.max().item() + bin_width / 2)
         inner = x[(x > low + bin_width) & (x < high - bin_width)]
-        shares = torch.arange(1, PIECES - 2, dtype=torch.float64) / (PIECES - 2)
-        cuts = {low, low + bin_width, high - bin_width, high}
-        if len(inner):
-            values = inner.sort().values  # torch.quantile has a limit on the number of values
-            cuts |= set((values[(shares * (len(values) - 1)).long()] + bin_width / 2).tolist())
-        edges = sorted(cut for cut in cuts if low <= cut <= high)
-        edges = [a for a, b in zip(edges, [*edges[1:], math.inf], strict=True) if b - a > 1e-9]
-        while len(edges) < PIECES + 1:  # halve the widest piece
-            wide = max(range(len(edges) - 1), key=lambda j: edges[j + 1] - edges[j])
-            edges.insert(wide + 1, (edges[wide] + edges[wide + 1]) / 2)
-        found = torch.tensor(edges, dtype=torch.float64)
-        piece = torch.bucketize(x, found[1:-1])
+        values = inner.sort().values  # torch.quantile has a limit on the number of values
+        quantiles = values[_ranks(len(values))] + bin_width / 2 if len(values) else values
+        edges = _choose_edges(low, high, bin_width, quantiles.tolist())
+        piece = torch.bucketize(x, edges[1:-1])
         counts = torch.stack([(piece == j).sum(0) for j in range(PIECES)], 1).double()
-        pooled = counts.sum(0) / counts.sum()
-        extra = 0.5 * PIECES
-        return cls(found, (counts + extra * pooled) / (len(x) + extra))
+        return cls(edges, _smooth(counts))
+
+    @classmethod
+    def from_counts(cls, values: Tensor, counts: Tensor, bin_width: float = 0.0) -> "Marginals":
+        """`from_data`, from how often each coordinate has each of few values.
+
+        Args:
+            values: (L,), increasing.
+            counts: (d, L) int64; each row has the same sum, N.
+            bin_width: as for `from_data`.
+        """
+        pooled = counts.sum(0)
+        values, counts, pooled = values[pooled > 0].double(), counts[:, pooled > 0], pooled[pooled > 0]
+        low, high = _widen(values[0].item() - bin_width / 2, values[-1].item() + bin_width / 2)
+        is_inner = (values > low + bin_width) & (values < high - bin_width)
+        inner, until = values[is_inner], pooled[is_inner].cumsum(0)
+        ranks = _ranks(int(until[-1])) if len(until) else until
+        quantiles = inner[torch.searchsorted(until, ranks, right=True)] + bin_width / 2
+        edges = _choose_edges(low, high, bin_width, quantiles.tolist())
+        piece = torch.bucketize(values, edges[1:-1])
+        found = torch.zeros(len(counts), PIECES, dtype=torch.int64).index_add_(1, piece, counts)
+        return cls(edges, _smooth(found.double()))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each coordinate, (d,)."""
         a, b = self.edges[:-1], self.edges[1:]
         mean = self.masses @ ((a + b) / 2)
         return mean, self.masses @ ((a * a + a * b + b * b) / 3) - mean.square()
+
+
+def _widen(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _ranks(n: int) -> Tensor:
+    """Of the inner edges among n sorted values."""
+    return (torch.arange(1, PIECES - 2, dtype=torch.float64) / (PIECES - 2) * (n - 1)).long()
+
+
+def _choose_edges(low: float, high: float, bin_width: float, quantiles: list[float]) -> Tensor:
+    """(PIECES + 1,) float64: the ends, a bin beside each, and quantiles; where they coincide, the widest is halved."""
+    cuts = {low, low + bin_width, high - bin_width, high, *quantiles}
+    edges = sorted(cut for cut in cuts if low <= cut <= high)
+    edges = [a for a, b in zip(edges, [*edges[1:], math.inf], strict=True) if b - a > 1e-9]
+    while len(edges) < PIECES + 1:
+        wide = max(range(len(edges) - 1), key=lambda j: edges[j + 1] - edges[j])
+        edges.insert(wide + 1, (edges[wide] + edges[wide + 1]) / 2)
+    return torch.tensor(edges, dtype=torch.float64)
+
+
+def _smooth(counts: Tensor) -> Tensor:
+    """Masses (d, PIECES) of counts (d, PIECES) of N values each, with half a value more a piece."""
+    extra = 0.5 * PIECES
+    pooled = counts.sum(0) / counts.sum()
+    return (counts + extra * pooled) / (counts[0].sum() + extra)
 
 
 def attach(x: Tensor, value: Tensor, first: Tensor, second: Tensor) -> Tensor:

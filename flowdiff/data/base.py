@@ -1,18 +1,23 @@
-"""What every dataset is to the rest of the package: integer images, or points, in three splits held in memory."""
+"""What every dataset is to the rest of the package: integer images, or points, in three splits."""
 
+import functools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowdiff.data.level_statistics import measure_levels, measure_marginals
 from flowdiff.data.loader import Rows, TensorLoader
 from flowdiff.data.quantise import centres, dequantise, to_levels, to_uint8
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.options import Count, Seed, Workers, checked
 
+LARGE = 1 << 26  # numbers in a split from which on it is measured block by block
 SPLITS = ("train", "val", "test")
 Split = tuple[Tensor, Tensor]
 
@@ -129,14 +134,29 @@ class ImageData:
 
     def measured_rows(self) -> tuple[Tensor, Tensor, float]:
         """What the moments are those of: x (N, *shape) of the training split in model space, labels (N,), and the
-        variance of the noise that is added to each coordinate afterwards, dequantisation's."""
-        k, labels = self.images("train")
+        variance of the noise that is added to each coordinate afterwards, dequantisation's. Of more than LARGE
+        numbers, as many rows as have them."""
+        rows, labels = self.encoded("train")
+        n = max(2, LARGE // math.prod(self.shape))
+        if len(rows) > n:
+            index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:n].sort().values
+            k, labels = rows[index], labels[index]
+        else:
+            k = self.images("train")[0]
         return self.to_centres(k), labels, 0.0 if self.levels is None else (2 / self.levels) ** 2 / 12
 
     def statistics(self, num_classes: int) -> DataStatistics:
         """Moments of the dequantised training split; with `num_classes` 0 the labels are not looked at."""
+        rows, labels = self.encoded("train")
+        if self.levels is not None and len(rows) * math.prod(self.shape) > LARGE:
+            given = labels if num_classes else None
+            return measure_levels(rows, self.shape, given, num_classes, self.levels)
         x, labels, noise_variance = self.measured_rows()
-        return DataStatistics.from_data(x, labels if num_classes else None, num_classes, noise_variance)
+        found = DataStatistics.from_data(x, labels if num_classes else None, num_classes, noise_variance)
+        if self.levels is None:
+            return found
+        marginals = functools.partial(measure_marginals, rows, math.prod(self.shape), self.levels)
+        return replace(found, marginals=marginals)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Model space (N, C, H, W) to uint8 images of the same shape, by way of the levels."""
@@ -185,7 +205,7 @@ class ImageData:
                 raise FlowdiffError(
                     f"dataset={self.name}: sample {row} of the {split} split is not finite (NaN or inf)"
                 )
-        elif int(k.max()) >= self.levels:
+        elif self.levels <= 255 and int(k.max()) >= self.levels:
             raise FlowdiffError(
                 f"dataset={self.name}: a pixel is {int(k.max())}, but levels={self.levels} allows 0..{self.levels - 1}"
             )

@@ -111,9 +111,10 @@ def files_below(folder: Path, root: Path) -> Iterator[Path]:
     seen, waiting = {folder.resolve()}, [folder]
     while waiting:
         found = entries(waiting.pop())
-        yield from (entry for entry in found if not entry.is_dir())
-        for entry in reversed(found):
-            if entry.is_dir() and entry.resolve() not in seen and not _leads_back(entry, root):
+        is_folder = [entry.is_dir() for entry in found]
+        yield from (entry for entry, inner in zip(found, is_folder, strict=True) if not inner)
+        for entry in reversed([entry for entry, inner in zip(found, is_folder, strict=True) if inner]):
+            if entry.resolve() not in seen and not _leads_back(entry, root):
                 seen.add(entry.resolve())
                 waiting.append(entry)
 

@@ -3,23 +3,65 @@
 import math
 import os
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
+from torch import Tensor
 
-from flowdiff.data.base import ImageData, Split
+from flowdiff.data.base import LARGE, ImageData, Split
 from flowdiff.data.folders import clean_name, left_out_line, list_names, scan
+from flowdiff.data.loader import Rows
 from flowdiff.data.pictures import Picture, colour, read_picture
+from flowdiff.data.pixel_cache import PixelCache, StoredRows, fingerprint
 from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.files import cache_folder
 from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
 
 Fraction = Annotated[float, Range(0, 0.5, above=True, below=True)]
 FEWEST = 10
 DIM = 4095.0  # a picture of 16 bits that stays below is nearly black, or has fewer bits
+
+
+@dataclass
+class Reading:
+    """What many files have shown, but for their pixels.
+
+    Attributes:
+        turned: the first was turned upright.
+        frames: how many have more than one frame or page.
+        deep: the number of the first of 16 bits.
+        peak: the largest value in those.
+        whites: of integers of 32 bits, what was taken for white, and in how many files.
+    """
+
+    turned: bool = False
+    frames: int = 0
+    deep: int | None = None
+    peak: float = 0.0
+    whites: Counter[str] = field(default_factory=Counter)
+
+    def add(self, i: int, picture: Picture) -> None:
+        """File number i."""
+        self.turned = picture.turned if i == 0 else self.turned
+        self.frames += picture.frames
+        if picture.bits == 16:
+            self.deep, self.peak = (i if self.deep is None else self.deep), max(self.peak, picture.peak or 0)
+        if picture.bits == 32:
+            self.whites[f"{picture.white:.10g}"] += 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """What is said of the files later."""
+        return {"frames": self.frames, "whites": dict(self.whites)}
+
+    @classmethod
+    def from_plain(cls, content: Any) -> "Reading":
+        """The inverse of `to_plain`."""
+        return cls(frames=int(content["frames"]), whites=Counter(content["whites"]))
 
 
 class ImageFolder(ImageData):
@@ -37,6 +79,8 @@ class ImageFolder(ImageData):
         background: the colour behind transparent pixels.
         white: the value of gray of more than 8 bits, or of floats, that is white; None: as the file says it.
         extractor: a small extractor for the images, if one fits.
+        cache: folder for the pixels as they were read (`data.pixel_cache`); None: they are held in memory up to LARGE
+            bytes, and more of them kept in FLOWDIFF_CACHE, or ~/.cache/flowdiff.
     """
 
     @checked
@@ -52,7 +96,10 @@ class ImageFolder(ImageData):
         seed: Seed = 0,
         num_workers: Workers = 0,
         extractor: str | None = None,
+        cache: Annotated[str | None, OUTSIDE] = None,
     ) -> None:
+        self.cache = cache
+        self._stored: dict[str, StoredRows] = {}
         self.root = require_folder(root)
         self.fractions = (val_fraction, test_fraction)
         self.channels, self.background, self.white = int(channels), colour("dataset.background", background), white
@@ -84,7 +131,7 @@ class ImageFolder(ImageData):
         return read_picture(path, self.channels, self.background, self.white)
 
     def load(self) -> dict[str, Split]:
-        """Read all files and split them."""
+        """Read all files, or find what was read of them before, and split them."""
         y = torch.tensor([label for _, label in self.files])
         rows = split_by_class(y, *self.fractions)
         if rows is None:
@@ -94,42 +141,68 @@ class ImageFolder(ImageData):
                 f"{len(y)} images of {self.num_classes} classes: none is left for validation and test when each class "
                 "has one to train on; add images, or put all into one folder (no classes)",
             )
-        size = len(y) * math.prod(self.shape)
-        if size > memory():
-            raise ConfigError(
-                "dataset.root",
-                self.root,
-                f"{len(y):,} images of {area(self.shape)} take {size / 1e9:,.0f} GB of memory, more than there is: "
-                "scale them down",
-            )
-        pictures: list[Picture] = []  # without their pixels
-        k = torch.empty(len(y), *self.shape, dtype=torch.uint8)
-        with Progress(f"reading {self.name}", len(y)) as progress:
+        if self.cache is None and len(y) * math.prod(self.shape) <= LARGE:
+            reading, k = Reading(), torch.empty(len(y), *self.shape, dtype=torch.uint8)
+            for row, pixels in zip(k, self._read_all(reading), strict=True):
+                row[:] = pixels
+            whole = {split: k[index] for split, index in rows.items()}
+        else:
+            self._stored, reading = self._open_cache(rows)
+            whole = {split: stored.tensor for split, stored in self._stored.items()}
+        self.notes = self._notes(reading, y, rows)
+        return {split: (k, y[rows[split]]) for split, k in whole.items()}
+
+    def encoded(self, split: str) -> tuple[Rows, Tensor]:
+        """The images, by way of the file if they are in one: what was read is not kept in memory."""
+        k, labels = self.images(split)
+        return self._stored.get(split, k), labels
+
+    def _read_all(self, reading: Reading) -> Iterator[Tensor]:
+        """The pixels of each file, in order; `reading` is filled."""
+        with Progress(f"reading {self.name}", len(self.files)) as progress:
             for i, (path, _) in enumerate(self.files):
                 picture = self.read(path)
                 if tuple(picture.pixels.shape) != self.shape:
-                    raise self._other_size(path, picture, pictures[0])
-                k[i] = picture.pixels
-                pictures.append(replace(picture, pixels=torch.empty(0)))
+                    raise self._other_size(path, picture, reading)
+                reading.add(i, picture)
+                yield picture.pixels
                 progress.advance()
-        self.notes = self._notes(pictures, y, rows)
-        return {split: (k[index], y[index]) for split, index in rows.items()}
+        self._check_depth(reading)
 
-    def _other_size(self, path: Path, picture: Picture, first: Picture) -> FlowdiffError:
-        turned = [" (turned upright)" if each.turned else "" for each in (picture, first)]
+    def _open_cache(self, rows: dict[str, Tensor]) -> tuple[dict[str, StoredRows], Reading]:
+        """The pixels of each split in a file, written if that was not done before."""
+        settings = [*self.shape, self.background, self.white, *self.fractions]
+        digest = fingerprint(self.files, self.root, {"settings": settings})
+        shapes = {split: (len(index), *self.shape) for split, index in rows.items()}
+        parent = (Path(self.cache).expanduser() if self.cache else cache_folder()) / "pixels"
+
+        def write(files: Mapping[str, BinaryIO]) -> dict[str, Any]:
+            goes_to: list[BinaryIO] = [files["train"]] * len(self.files)
+            for split, index in rows.items():
+                for i in index.tolist():
+                    goes_to[i] = files[split]
+            reading = Reading()
+            for file, pixels in zip(goes_to, self._read_all(reading), strict=True):
+                file.write(pixels.contiguous().numpy().tobytes())
+            return reading.to_plain()
+
+        stored, facts = PixelCache(parent, self.name, digest, shapes).open_or_make(write)
+        return stored, Reading.from_plain(facts)
+
+    def _other_size(self, path: Path, picture: Picture, reading: Reading) -> FlowdiffError:
+        turned = [" (turned upright)" if is_turned else "" for is_turned in (picture.turned, reading.turned)]
         return FlowdiffError(
             f"{path}: is {area(picture.pixels.shape)}{turned[0]}, but {self.files[0][0]} is {area(self.shape)}"
             f"{turned[1]}; all images must have one size: crop or scale them to it"
         )
 
-    def _notes(self, pictures: list[Picture], y: torch.Tensor, rows: dict[str, torch.Tensor]) -> list[str]:
+    def _notes(self, reading: Reading, y: Tensor, rows: dict[str, Tensor]) -> list[str]:
         """What a user should know of the files, in a few lines."""
         counts = y.bincount(minlength=self.num_classes).tolist()
         names = [f"{c} = {name} ({counts[c]})" for c, name in enumerate(self.class_names)]
         lines = [f"classes: {list_names(names)}"] if names else ["no classes: the images lie in no subfolders"]
-        frames = sum(picture.frames for picture in pictures)
-        parts = [left_out_line(self.found), f"the first frame or page of {frames} files" if frames else None]
-        lines += ["; ".join(filter(None, [*parts, *self._whites(pictures)]))]
+        first = f"the first frame or page of {reading.frames} files" if reading.frames else None
+        lines += ["; ".join(filter(None, [left_out_line(self.found), first, self._whites(reading)]))]
         small = [
             f"{self.class_names[c]} ({counts[c]})"
             for c in range(self.num_classes)
@@ -139,26 +212,20 @@ class ImageFolder(ImageData):
             lines.append(f"warning: too few images for one in validation and one in the test: {list_names(small, 8)}")
         return [line for line in lines if line]
 
-    def _whites(self, pictures: list[Picture]) -> list[str]:
-        """What was taken for white where the files leave it open.
-
-        Raises:
-            FlowdiffError: by what the files say, all of 16 bits would be nearly black.
-        """
-        if self.white is not None:
-            return []
-        deep = [i for i, picture in enumerate(pictures) if picture.bits == 16]
-        peak = max((pictures[i].peak or 0 for i in deep), default=0)
-        if 0 < peak <= DIM:
+    def _check_depth(self, reading: Reading) -> None:
+        """Raise if by what the files say, all of 16 bits would be nearly black."""
+        if self.white is None and reading.deep is not None and 0 < reading.peak <= DIM:
             raise FlowdiffError(
-                f"{self.files[deep[0]][0]}: of 16 bits, but no such file here has a value above {peak:g}: give "
-                "dataset.white=N, the value that is white (4095 of a camera of 12 bits; 65535: they are that dark)"
+                f"{self.files[reading.deep][0]}: of 16 bits, but no such file here has a value above {reading.peak:g}: "
+                "give dataset.white=N, the value that is white (4095 of a camera of 12 bits; 65535: they are that dark)"
             )
-        guessed = Counter(f"{picture.white:.10g}" for picture in pictures if picture.bits == 32)
-        if not guessed:
-            return []
-        said = ", ".join(f"{white} in {count}" for white, count in guessed.items())
-        return [f"of integers of 32 bits, white was taken to be {said} files (dataset.white=N)"]
+
+    def _whites(self, reading: Reading) -> str | None:
+        """What was taken for white where the files leave it open."""
+        if self.white is not None or not reading.whites:
+            return None
+        said = ", ".join(f"{white} in {count}" for white, count in reading.whites.items())
+        return f"of integers of 32 bits, white was taken to be {said} files (dataset.white=N)"
 
 
 def require_folder(root: object) -> Path:
@@ -175,14 +242,6 @@ def require_folder(root: object) -> Path:
     if not path.is_dir():
         raise ConfigError("dataset.root", root, f"there is no folder {path}")
     return path
-
-
-def memory() -> float:
-    """Bytes of this machine's memory; infinite where the system doesn't say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 def area(shape: tuple[int, ...] | torch.Size) -> str:

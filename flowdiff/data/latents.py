@@ -9,12 +9,8 @@ under its name when it is whole, so that an encoding that was interrupted goes o
 processes from doing the work twice. Shards are mapped into memory, not read: the system loads what is used.
 """
 
-import fcntl
 import hashlib
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.first_stage import PIXELS, FirstStage, posterior_sample
 from flowdiff.errors import ConfigError
-from flowdiff.files import make_folder, write_whole
+from flowdiff.files import cache_folder, hold_lock, make_folder, write_whole
 from flowdiff.progress import Progress
 
 ROWS = 1024
@@ -108,8 +104,7 @@ class LatentData(ImageData):
             num_workers=pixels.num_workers,
         )
         self.pixels, self.first_stage, self.pixel_levels = pixels, first_stage, pixels.levels
-        default = os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff"
-        self.cache = Path(first_stage.cache or default).expanduser() / "latents"
+        self.cache = Path(first_stage.cache or cache_folder()).expanduser() / "latents"
         self.notes = pixels.notes
         self._encoded: dict[str, Shards] = {}
 
@@ -210,11 +205,3 @@ def is_shard(path: Path) -> bool:
     except (OSError, SafetensorError):
         return False
     return True
-
-
-@contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Within it no other process is within it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -61,6 +61,8 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
 def to_uint8(k: Tensor, levels: int) -> Tensor:
     """Integer levels to a displayable byte, round(255 k/(L−1)). Shape of `k`; the identity for L = 256."""
     check_levels(levels)
+    if levels == MAX_LEVELS:
+        return k.to(torch.uint8)
     return (k.double() * (255.0 / (levels - 1))).round().to(torch.uint8)
 
 

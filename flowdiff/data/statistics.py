@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.bijections.marginals import Marginals
+from flowdiff.data.loader import Rows
 from flowdiff.errors import FlowdiffError
 from flowdiff.flows.context import MOST_DIM
 
@@ -38,7 +39,7 @@ class Sample(NamedTuple):
     weights: Tensor
 
     @classmethod
-    def from_data(cls, x: Tensor, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
+    def from_data(cls, x: Rows, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
         """About `rows` of x (N, d), at least one of each class in labels (N,), each moved within its bin.
 
         Where there are fewer, each comes several times, moved anew.
@@ -53,8 +54,9 @@ class Sample(NamedTuple):
         weights = torch.cat([(n / len(x) / len(part)).repeat(len(part)) for n, part in zip(sizes, own, strict=True)])
         times = -(-rows // len(weights))
         index = torch.cat(own).repeat(times)
-        noise = torch.rand(len(index), x.shape[1], generator=generator) - 0.5
-        return cls(x[index] + bin_width * noise, labels[index], weights.repeat(times) / times)
+        found = x[index]
+        noise = torch.rand(found.shape, generator=generator) - 0.5
+        return cls(found + bin_width * noise, labels[index], weights.repeat(times) / times)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import FlowdiffError
+from flowdiff.files import cache_folder
 
 DIGEST, SIGNATURE = "sha256", "signature"  # entries beside the others
 KEY_BYTES = 32
@@ -92,11 +93,6 @@ def is_own(content: Mapping[str, Any]) -> bool:
 
 def _signature(key: bytes, digest: str) -> str:
     return hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
-
-
-def cache_folder() -> Path:
-    """`FLOWDIFF_CACHE`, or ~/.cache/flowdiff."""
-    return Path(os.environ.get("FLOWDIFF_CACHE") or Path.home() / ".cache" / "flowdiff").expanduser()
 
 
 def own_key(make: bool) -> bytes | None:

@@ -28,6 +28,7 @@ from flowdiff.runs.words import is_typed, read_word, values_of
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.request import TrainerOptions, TrainRequest
+from flowdiff.training.strategies import find_strategy
 from flowdiff.training.tensorboard import missing_parts
 
 
@@ -80,7 +81,10 @@ def build_trainer(
         every = min(every, epochs * let_through + steps * options.accumulate_grad_batches)
     elif isinstance(every, int) and every > let_through:
         every = 1.0  # where validations are counted in epochs, an epoch's end
-    settings = {key: value for key, value in spell_out(options).items() if key != "matmul_precision"}
+    strategy = find_strategy(options.strategy)
+    made_here: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
+    skipped = {"matmul_precision", *made_here}
+    settings = {key: value for key, value in spell_out(options).items() if key not in skipped}
     plugins: list[Any] = [files]
     if SLURMEnvironment.detect():  # `runs.slurm` queues jobs again
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -90,6 +94,7 @@ def build_trainer(
         logger=loggers or False,
         plugins=plugins,
         enable_checkpointing=any(isinstance(c, Checkpoints) for c in callbacks),
+        **made_here,
     )
 
 

@@ -20,6 +20,7 @@ from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
 from flowdiff.model.reading import check_types
 from flowdiff.training.data_module import DataModule
 from flowdiff.training.request import TrainRequest
+from flowdiff.training.sharding import gather
 
 VALIDATION = 1 << 40  # validation batches draw from seeds that no training step uses
 
@@ -156,7 +157,7 @@ class Optimised(LightningModule):
         """Clip to a total norm, and stop before a gradient that isn't finite reaches the weights."""
         (group,) = optimizer.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
-        self.last_grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self.last_grad_norm = gather(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         plugin = self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None  # it skips such steps itself
         if not scaled and not torch.isfinite(self.last_grad_norm):

@@ -67,7 +67,9 @@ class TrainerOptions:
     accelerator: Literal["cpu", "gpu", "cuda", "mps", "auto"]
     devices: Annotated[int, Range(1, 4096)] | Literal["auto"] | Annotated[list[Some], Length(1, 4096)]
     num_nodes: Annotated[int, Range(1, 100_000)]
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"] | Strategy
+    strategy: (
+        Literal["auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp"] | Strategy
+    )
     precision: Literal["32-true", "32", 32, "16-mixed", "16", 16, "bf16-mixed", "bf16"]
     matmul_precision: Literal["highest", "high", "medium"] | None
     max_steps: Count

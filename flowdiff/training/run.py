@@ -37,7 +37,7 @@ from flowdiff.runs import lock, places
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override
-from flowdiff.training import autoencoder, going_on, processes, tensorboard
+from flowdiff.training import autoencoder, going_on, processes, strategies, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
     build_trainer,
@@ -135,6 +135,7 @@ class Run:
         # now: wrong settings are refused before the training
         metrics = build_metrics(request.metrics or {})
         callbacks = [build(c, Callback) for c in (request.callbacks or {}).values() if c]
+        strategies.check(request, callbacks)
         callbacks.sort(key=lambda callback: isinstance(callback, EMA))  # last: the others see the average it puts in
         loggers = [build(c, Logger) for c in (request.logger or {}).values() if c]
         step = -1 if self.content is None else int(self.content["global_step"])  # the last one behind the run
@@ -252,6 +253,8 @@ class Run:
                 stop.say(self.how_to_go_on(trainer.global_step, saver))
             raise
         except Exception as error:
+            if (unused := strategies.explain(error)) is not None:
+                raise unused from error
             of_others = isinstance(error, ConfigError) or str(error).startswith(("ckpt_path=", str(self.run_dir)))
             if path and not module.has_begun and not of_others:
                 raise about(path, self.explain_restoring(error, module)) from error

@@ -204,15 +204,6 @@ def test_a_huge_picture_is_named(size: tuple[int, int], tmp_path: Path) -> None:
         assert f"more than {MOST_PIXELS:,} pixels" in refused(tmp_path / "x.png")
 
 
-def test_more_pictures_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path, {"a": 10})
-    monkeypatch.setattr("flowdiff.data.images.memory", lambda: 359)
-    with pytest.raises(FlowdiffError, match="10 images of 4×3 take .* GB of memory"):
-        ImageFolder(str(tmp_path)).images("train")
-    monkeypatch.setattr("flowdiff.data.images.memory", lambda: 360)
-    ImageFolder(str(tmp_path)).images("train")
-
-
 def test_a_turned_picture_of_another_size_says_so(tmp_path: Path) -> None:
     filled(tmp_path, {"a": 10})
     exif = Image.Exif()

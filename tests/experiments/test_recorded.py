@@ -13,6 +13,8 @@ from experiments.common.results import Result, Results
 from experiments.compile import __main__ as compilation
 from experiments.flow_table import __main__ as flow_table
 from experiments.main_job import table
+from experiments.scale import __main__ as scale
+from experiments.scale import processes
 from experiments.sdxl_latent import __main__ as sdxl_latent
 from experiments.speed import __main__ as speed
 
@@ -58,6 +60,21 @@ SPEED = FOLDER / "speed" / "results"
 def test_what_speed_is_made_of(file: Path, tmp_path: Path) -> None:
     speed.report(file.stem.split("-")[0], json.loads(file.read_text()), tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text() == file.with_suffix(".md").read_text()
+
+
+def test_cost_against_size(tmp_path: Path) -> None:
+    scale.report(tmp_path)
+    folder = FOLDER / "scale"
+    for name in ("growth.md", "processes.md"):
+        assert (tmp_path / name).read_text() == (folder / "results" / name).read_text()
+    assert (tmp_path / "growth.png").is_file()
+    assert (tmp_path / "processes.md").read_text() in (folder / "README.md").read_text()
+
+
+def test_what_is_sent_is_four_bytes_a_parameter() -> None:
+    rows_of = scale.read("processes")
+    assert len(rows_of) == len(processes.TRAININGS)
+    assert all(row["bytes"] == 4 * row["parameters"] for row in rows_of)
 
 
 def test_steps_on_latents(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowdiff.commands import sweeps
 from flowdiff.runs import slurm
@@ -19,6 +20,7 @@ from flowdiff.runs.sweeps import find_state
 from tests.helpers import fake_slurm
 from tests.helpers.command_lines import TINY, Command, start, wait_for
 from tests.helpers.forked import Forked
+from tests.helpers.states import states
 
 LONG = (  # a checkpoint at each step makes it last for some seconds
     *(word for word in TINY if not word.startswith("callbacks.")),
@@ -95,6 +97,26 @@ def test_preempted_jobs_go_on_in_their_own_folders(
     finally:
         ended(process)
         ended(cancelled)
+
+
+@pytest.mark.slow
+def test_two_tasks_of_a_job_are_one_run(one_node: fake_slurm.Cluster, command: Command, tmp_path: Path) -> None:
+    """trainer=ddp with processes that SLURM has started ends as with those that Lightning starts."""
+    words = (*TINY, "callbacks=minimal", "logger=csv", "metrics=[denoising]", "trainer=ddp", "trainer.max_steps=4")
+    tasks = ("hydra.launcher.tasks_per_node=2", "hydra.launcher.cpus_per_task=1")
+    launcher = ("--multirun", "hydra/launcher=submitit_slurm", *tasks, "seed=3", "hydra.sweep.dir=sweep")
+    done = command("train", *launcher, *words, timeout=300)
+    job = tmp_path / "sweep" / "0"
+    assert done.returncode == 0, (done.stdout, done.stderr, output(job.parent, "*"))
+    assert status(job)["status"] == "done"
+    said = output(job.parent, str(status(job)["job_id"]))
+    assert said.count("run folder") == 1 and "MEMBER: 2/2" in said, said
+    plain = command("train", *words, "seed=3", "run_dir=plain")
+    assert plain.returncode == 0, plain.stderr
+    assert metrics(job) == metrics(tmp_path / "plain")
+    one, two = (states(last(run))["state_dict"] for run in (job, tmp_path / "plain"))
+    for name, value in two.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(one[name], value, msg=name)  # type: ignore[index]
 
 
 @pytest.mark.slow

@@ -1,18 +1,22 @@
 """Memory is bounded: of the flows on MNIST, and of long samplings. Measured by the kernel (Linux)."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from flowdiff.data.images import ImageFolder
 from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation
 from flowdiff.metrics.base import rows_at_once
 from flowdiff.samplers.batched import BatchedSampler
-from tests.helpers.command_lines import environment
+from tests.helpers.command_lines import BARE, environment
 from tests.helpers.configs import build
 from tests.helpers.peaks import peak_of
 
@@ -75,3 +79,36 @@ def test_ten_thousand_samples_take_the_memory_of_a_thousand() -> None:
     assert found[0].shape == (10_000, 1, 28, 28)
     assert torch.isfinite(found[0]).all()
     assert many - few < 0.0314 + 0.02
+
+
+@pytest.mark.slow
+def test_200_000_images_of_64_pixels_train_within_3_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line. The files are links to few pictures; that their pixels (2.5 GB) were read is made up."""
+    n, pixels = 200_000, torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8)
+    if shutil.disk_usage(tmp_path).free < 4e9:
+        pytest.skip("4 GB of disk are needed")
+    for i in range(5):  # a file has at most 65,000 names
+        Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    for c in range(2):
+        (tmp_path / "pictures" / f"{c}").mkdir(parents=True)
+        for i in range(n // 2):
+            os.link(tmp_path / f"{i % 5}.png", tmp_path / "pictures" / f"{c}" / f"{i}.png")
+    monkeypatch.setenv("FLOWDIFF_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "_read_all", lambda self, reading: (pixels[i % 64] for i in range(n)))
+        ImageFolder(str(tmp_path / "pictures")).images("train")
+
+    words = ["dataset=images", f"dataset.root={tmp_path / 'pictures'}", "denoiser=unet", "denoiser.width=8"]
+    words += [*BARE, f"run_dir={tmp_path / 'run'}", "dataset.batch_size=32", "trainer.limit_val_batches=1"]
+    command = [sys.executable, "-m", "flowdiff.train", *words, "loss=denoising", "trainer.max_steps=3"]
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    for folder in ("cache", "pictures"):  # pytest keeps what is left
+        shutil.rmtree(tmp_path / folder)
+    text = (tmp_path / "said").read_text()
+    assert process.returncode == 0, text
+    assert "160,000 training samples" in text and "reading" not in text
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert 0.3 < usage.ru_maxrss / 1e6 < 3.0

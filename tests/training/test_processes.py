@@ -137,6 +137,28 @@ def test_a_sweep_on_two_processes(
     assert_same_weights(tmp_path / "further" / "checkpoints" / "last.ckpt", runs[0] / "checkpoints" / "last.ckpt")
 
 
+def test_shares_of_a_model_are_the_whole_one(command: Command, tmp_path: Path) -> None:
+    """trainer=fsdp, interrupted in the middle, ends with the checkpoint of trainer=ddp; the loss has a score in it."""
+    words = (*WORDS, "loss=mixture", f"dataset.batch_size={HALF}", "logger=csv", "metrics=[]", "evaluate=null")
+    runs = (
+        ("trainer=ddp", "trainer.max_steps=4", "run_dir=whole"),
+        ("trainer=fsdp", "trainer.max_steps=2", "run_dir=first"),
+        ("trainer=fsdp", "trainer.max_steps=4", "run_dir=second", "ckpt_path=first/checkpoints/last.ckpt"),
+    )
+    for more in runs:
+        done = command("train", *words, *more, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (tmp_path / run / "checkpoints" / "last.ckpt" for run in ("whole", "second"))
+    assert_same_weights(one, two)
+    states_of = [checkpoint.read(path) for path in (one, two)]
+    groups = [state["optimizer_states"][0]["param_groups"] for state in states_of]
+    assert groups[0] == groups[1] and states_of[0]["averaging_state"] == states_of[1]["averaging_state"]
+    assert checkpoint.load(two)[0].state_dict().keys() == checkpoint.load(one)[0].state_dict().keys()
+    expected, found = logged(tmp_path / "whole"), logged(tmp_path / "second")
+    for name in ("train/lr", "val/loss", "val/bits_per_dim"):  # others are means since the last line
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def test_accumulated_batches_are_one_step(config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, average, learning rate and scalars after N steps of two batches are those of N twice as large ones."""
     words = (*WORDS, "metrics=[]", "evaluate=null", "logger=csv", "trainer.log_every_n_steps=2")

@@ -41,6 +41,7 @@ SMALL = {
 #: Choices that another test trains.
 ELSEWHERE = {
     "trainer=ddp": "test_processes.py: it starts processes of its own",
+    "trainer=fsdp": "test_processes.py: it starts processes of its own",
     "experiment=mnist_latent": "test_latent_models.py: it needs an autoencoder",
     "experiment=sdxl_latent": "test_latent_models.py: it needs an autoencoder",
     "experiment=guide_cifar10": "test_colour.py: it needs files of CIFAR-10",

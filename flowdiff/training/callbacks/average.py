@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from flowdiff.options import Range, checked
+from flowdiff.training.sharding import Sharded, gather, load_whole, local
 
 
 class EMA(EMAWeightAveraging):
@@ -48,6 +49,19 @@ class EMA(EMAWeightAveraging):
                 self._pairs = Pairs(self._average_model, pl_module)
             self._pairs.update(self.decay)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = {name: gather(value) for name, value in checkpoint["state_dict"].items()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not isinstance(trainer.strategy, Sharded):
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            return
+        assert self._average_model is not None
+        load_whole(self._average_model.module, checkpoint["state_dict"])
+        self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+        load_whole(pl_module, checkpoint["current_model_state"])
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the raw weights in the model."""
 
@@ -64,8 +78,8 @@ class Pairs:
     def __init__(self, average: Any, model: nn.Module) -> None:
         self.counter: Tensor = average.n_averaged
         self.updates = int(self.counter)
-        self.averages, self.weights = ([p.detach() for p in m.parameters()] for m in (average.module, model))
-        self.copies, self.buffers = (list(m.buffers()) for m in (average.module, model))
+        self.averages, self.weights = ([local(p.detach()) for p in m.parameters()] for m in (average.module, model))
+        self.copies, self.buffers = ([local(b) for b in m.buffers()] for m in (average.module, model))
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
