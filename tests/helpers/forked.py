@@ -5,6 +5,7 @@ Lightning and what they import take more than ten seconds, which each worker of 
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -12,8 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.helpers.forkserver"])
 
@@ -31,6 +34,8 @@ class Forked:
         self, module: str, words: Sequence[str], cwd: Path, env: Mapping[str, str], outputs: tuple[Path, Path]
     ) -> None:
         self.args, self.outputs = [module, *words], outputs
+        with contextlib.chdir(ROOT):  # where it finds these tests, whatever folder the first command runs in
+            forkserver.ensure_running()
         self._process = FORKS.Process(target=_main, args=(self.args, str(cwd), dict(env), [*map(str, outputs)]))
         self._process.start()
         assert self._process.pid is not None

@@ -109,4 +109,3 @@ def test_the_average_is_where_the_weights_will_be() -> None:
     average.setup(trainer, module, "fit")  # type: ignore[arg-type]
     assert average._average_model is not None
     assert {p.device.type for p in average._average_model.module.parameters()} == {"meta"}
-    assert average._average_model.n_averaged.device.type == "cpu"
