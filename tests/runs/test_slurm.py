@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ LONG = (  # a checkpoint at each step makes it last for some seconds
 def one_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_slurm.Cluster]:
     if fake_slurm.missing():
         pytest.skip(f"SLURM is not installed here: no {', '.join(fake_slurm.missing())} (Debian: slurm-wlm, munge)")
+    forkserver.ensure_running()  # now: begun with the cluster's environment, it would end with the cluster's processes
     with fake_slurm.cluster(cpus=3) as running:
         for key, value in running.env.items():
             monkeypatch.setenv(key, value)
