@@ -23,7 +23,7 @@ from experiments.common.counting import count_calls, count_events, count_flop, c
 from experiments.common.spread import Spread
 from experiments.speed.models import UNETS, Work, build_model, gradients_of
 from experiments.speed.modes import MODES
-from experiments.speed.timing import PRODUCT, build_product, milliseconds, product_rate, ratio, time_in_turn
+from experiments.speed.timing import PRODUCT, build_references, milliseconds, ratio, reference_rates, time_in_turn
 
 LOSSES = ("likelihood", "mixture")
 
@@ -48,6 +48,7 @@ COLUMNS = (
     Column("gflop", "GFLOP", lambda row: row["gflop"], "{:.3g}"),
     spread("eager", "ms a step"),
     Column("share", "share", lambda row: row["share"], "{:.1%}"),
+    Column("peak", "of the peak", lambda row: row.get("peak"), "{:.1%}"),
     Column("calls", "calls", lambda row: row["calls"], "{:,}"),
     Column("events", "events", lambda row: row["events"], "{:,}"),
     Column("score", "score / log p", lambda row: row["score"], "{:.2f}"),
@@ -94,7 +95,7 @@ def measure_one(
     """One row."""
     model = build_model(name, loss, dataset, device)
     eager = MODES["eager"](model)
-    works: dict[str, Work] = {PRODUCT: build_product(device), "eager": eager}
+    works: dict[str, Work] = {**build_references(device), "eager": eager}
     if model.denoiser.has_density:
         works |= {"log_prob": model.log_prob, "score": model.score}
     making = {}
@@ -104,18 +105,19 @@ def measure_one(
         works[mode]()
         making[f"{mode}_making"] = time.perf_counter() - start
     found = time_in_turn(works, rounds, device)
-    rate, gflop, fastest = product_rate(found[PRODUCT]), count_flop(eager) / 1e9, min(found["eager"])
+    rates, gflop, fastest = reference_rates(found), count_flop(eager) / 1e9, min(found["eager"])
     row = {
         "name": name,
         "loss": loss,
         "gflop": gflop,
-        "share": 1e9 * gflop / fastest / rate,
+        "share": 1e9 * gflop / fastest / rates[PRODUCT],
+        "peak": 1e9 * gflop / fastest / max(rates.values()),
         "calls": count_calls(eager),
         "events": count_events(gradients_of(model, model.loss)),
         "score": min(found["score"]) / min(found["log_prob"]) if "score" in found else None,
         "score_of_step": min(found["score"]) / fastest if "score" in found else None,
         "kept": count_kept(eager),
-        "rate": rate / 1e9,
+        "rates": {name: rate / 1e9 for name, rate in rates.items()},
     }
     times = {mode: milliseconds(found[mode]) for mode in ("eager", *modes)}
     return row | times | making | {f"{mode}_speed_up": ratio(found["eager"], found[mode]) for mode in modes}

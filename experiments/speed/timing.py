@@ -9,7 +9,8 @@ from experiments.common.spread import Spread
 
 Work = Callable[[], object]
 SIDE = 1024  # of the matrices whose product is the machine's rate
-PRODUCT = "product"
+IMAGES, CHANNELS, SIZE = 128, 128, 14  # of the 3×3 convolution whose rate is another
+PRODUCT, CONVOLUTION = "product", "convolution"
 Times = dict[str, list[float]]
 
 
@@ -37,15 +38,19 @@ def time_in_turn(works: Mapping[str, Work], rounds: int, device: torch.device) -
     return found
 
 
-def build_product(device: torch.device) -> Work:
-    """The product of two matrices that stands for the machine; of `product_rate`."""
+def build_references(device: torch.device) -> dict[str, Work]:
+    """Works that stand for the machine: a product of two matrices, and a convolution with channels last, which another
+    library may do at another rate."""
     a, b = (torch.randn(SIDE, SIDE, device=device) for _ in range(2))
-    return lambda: torch.mm(a, b)
+    x, weight = torch.randn(IMAGES, CHANNELS, SIZE, SIZE), torch.randn(CHANNELS, CHANNELS, 3, 3)
+    x, weight = (t.to(device, memory_format=torch.channels_last) for t in (x, weight))
+    return {PRODUCT: lambda: torch.mm(a, b), CONVOLUTION: lambda: torch.conv2d(x, weight, padding=1)}
 
 
-def product_rate(taken: Sequence[float]) -> float:
-    """Operations a second of the product at its fastest."""
-    return 2 * SIDE**3 / min(taken)
+def reference_rates(found: Times) -> dict[str, float]:
+    """Operations a second of each at its fastest."""
+    operations = {PRODUCT: 2 * SIDE**3, CONVOLUTION: 2 * IMAGES * SIZE**2 * CHANNELS**2 * 9}
+    return {name: number / min(found[name]) for name, number in operations.items()}
 
 
 def ratio(some: Sequence[float], others: Sequence[float]) -> Spread:

@@ -157,6 +157,11 @@ def _density(t: Tensor) -> Tensor:
     return (-0.5 * t.square() - LOG_ROOT_2PI).exp()
 
 
+def _column(values: Tensor) -> Tensor:
+    """One number a row (B,) as (B, 1), float64; one a coordinate, (B, d), as it is."""
+    return values.double().reshape(len(values), -1)
+
+
 def _broad(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
     """Mean (d,) and standard deviation (B, d) of the Gaussian that is mixed in at σ (B, 1), float64."""
     mean, variance = marginals.moments()
@@ -166,7 +171,7 @@ def _broad(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
 def _normal(sigma: Tensor, marginals: Marginals) -> tuple[Tensor, Tensor]:
     """Mean (d,) and standard deviation (B, d) of the coordinates noised by σ (B,), float64."""
     mean, variance = marginals.moments()
-    return mean.double(), (variance.double() + sigma.double().reshape(-1, 1).square()).sqrt()
+    return mean.double(), (variance.double() + _column(sigma).square()).sqrt()
 
 
 def _log_sum(p: Tensor, log_q: Tensor) -> Tensor:
@@ -195,7 +200,7 @@ def gaussianise(x: Tensor, sigma: Tensor, marginals: Marginals) -> Curve:
 
     With f the density, q = f'/f and r = f''/f: l' = q + z·z' and l'' = r − q² + z'² + z·z'·l', where z' = exp(l).
     """
-    x, sigma = x.double(), sigma.double().reshape(-1, 1)
+    x, sigma = x.double(), _column(sigma)
     edges, masses = marginals.edges.double(), marginals.masses.double()
     share = ((1 - BROAD) * masses / edges.diff()).T[:, None]  # (PIECES, 1, d)
     t = (x - edges[:, None, None]) / sigma
@@ -247,7 +252,7 @@ def pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> tuple
 def _pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Curve:
     """With w = g·(v + σ²)^½·z'/y', z's share in y': (log y')' = w·l', (log y')'' = w·(l'' + (1 − w)·l'²)."""
     z, log_slope, first, second = gaussianise(x, sigma, marginals)
-    g = share.double().reshape(-1, 1)
+    g = _column(share)
     mean, deviation = _normal(sigma, marginals)
     y = torch.lerp(x.double(), mean + deviation * z, g)
     bent = (g.clamp(min=1e-300) * deviation).log() + log_slope
@@ -257,26 +262,31 @@ def _pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Curv
 
 
 def pull_inverse(y: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Tensor:
-    """The x (B, d), float64, with pull(x)[0] = y, by bisections and steps of Newton's method in turn.
+    """The x (B, d), float64, with pull(x)[0] = y, by Newton's method, and bisections where that leads astray.
 
     It lies between y and the x of g = 1. That is a quantile of a mixture, which lies between those of its components:
-    a histogram's between its ends moved by σz.
+    a histogram's between its ends moved by σz. Few coordinates (those that are nearly constant) take many steps: each
+    is left out of what is computed as soon as it is found.
     """
-    y = y.double()
-    levels = sigma.double().reshape(-1, 1)
+    y, levels, g = y.double(), _column(sigma), _column(share)
     mean, deviation = _normal(sigma, marginals)
     z = (y - mean) / deviation
     centre, scale = _broad(levels, marginals)
     broad = centre + scale * z
     low = torch.minimum(torch.minimum(marginals.edges[0].double() + levels * z, broad), y) - 1e-9
     high = torch.maximum(torch.maximum(marginals.edges[-1].double() + levels * z, broad), y) + 1e-9
-    x = (low + high) / 2
+    found, left = torch.empty(y.numel(), dtype=y.dtype, device=y.device), torch.arange(y.numel(), device=y.device)
+    state = [t.expand_as(y).reshape(1, -1) for t in ((low + high) / 2, y, low, high, levels, g)]
     for i in range(120):
-        now, log_slope = pull(x, sigma, marginals, share)
-        if bool(((now - y).abs() <= 1e-12 * (1 + y.abs())).all()):
+        x, wanted, low, high, levels, g = state
+        found[left] = x[0]
+        now, log_slope = pull(x, levels, Marginals(marginals.edges, marginals.masses[left % y.shape[1]]), g)
+        far = ((now - wanted).abs() > 1e-12 * (1 + wanted.abs()))[0]
+        if not bool(far.any()):
             break
-        low, high = torch.where(now < y, x, low), torch.where(now > y, x, high)
-        newton = x - (now - y) * (-log_slope).exp()
-        inside = (newton > low) & (newton < high)
-        x = torch.where(inside, newton, (low + high) / 2) if i % 2 else (low + high) / 2
-    return x
+        low, high = torch.where(now < wanted, x, low), torch.where(now > wanted, x, high)
+        newton = x - (now - wanted) * (-log_slope).exp()
+        inside = (newton > low) & (newton < high) & (i % 4 < 3)
+        x = torch.where(inside, newton, (low + high) / 2)
+        left, state = left[far], [t[:, far] for t in (x, wanted, low, high, levels, g)]
+    return found.view_as(y)

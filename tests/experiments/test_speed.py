@@ -64,12 +64,17 @@ def test_works_take_turns_and_their_first_calls_are_not_timed(monkeypatch: pytes
     assert done == ["a", "b"] * 4
     assert found == {"a": [3.0, 5.0, 7.0], "b": [4.0, 6.0, 8.0]}
     assert timing.ratio(found["b"], found["a"]) == Spread(8 / 7, 6 / 5, 4 / 3), "of the same rounds"
-    assert timing.product_rate([2.0, 1.0]) == 2 * timing.SIDE**3
+
+
+def test_the_rates_are_those_of_what_is_timed() -> None:
+    rates = timing.reference_rates({timing.PRODUCT: [2.0, 1.0], timing.CONVOLUTION: [1.0]})
+    works = timing.build_references(CPU)
+    assert rates == {name: count_flop(work) for name, work in works.items()}
 
 
 def test_a_mode_that_was_not_measured_has_no_column(tmp_path: Path) -> None:
     row: dict[str, Any] = {"name": "a", "loss": "b", "gflop": 1.0, "eager": [1.0, 2.0, 3.0], "share": 0.5, "calls": 7}
-    row |= {"events": 9, "score": None, "score_of_step": None, "kept": 1e6, "rate": 1.0}
+    row |= {"events": 9, "score": None, "score_of_step": None, "kept": 1e6}
     report("steps", {"rows": [row]}, tmp_path / "a.md")
     header, _, line = (tmp_path / "a.md").read_text().splitlines()
     assert "compiled" not in header and "score" not in header and "2 (1–3)" in line
