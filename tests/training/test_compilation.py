@@ -17,11 +17,13 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
+from flowdiff.denoisers import compiled
 from flowdiff.denoisers.base import Denoiser, Perturbation
+from flowdiff.denoisers.compiled import check_compiler
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
-from flowdiff.training import compilation, run
-from flowdiff.training.compilation import check_compiler, compile_loss
+from flowdiff.training import run
+from flowdiff.training.compilation import compile_loss
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
@@ -42,7 +44,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
         found.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compilation, "BACKEND", backend)
+    monkeypatch.setattr(compiled, "BACKEND", backend)
     yield found
     torch.compiler.reset()
 
