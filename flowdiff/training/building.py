@@ -80,7 +80,8 @@ def build_trainer(
         every = min(every, epochs * let_through + steps * options.accumulate_grad_batches)
     elif isinstance(every, int) and every > let_through:
         every = 1.0  # where validations are counted in epochs, an epoch's end
-    settings = {key: value for key, value in spell_out(options).items() if key != "matmul_precision"}
+    own = ("matmul_precision", "cuda_graph")
+    settings = {key: value for key, value in spell_out(options).items() if key not in own}
     plugins: list[Any] = [files]
     if SLURMEnvironment.detect():  # `runs.slurm` queues jobs again
         plugins.append(SLURMEnvironment(auto_requeue=False))
