@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  whose log keeps the stderr of its import: not that of a test, which is closed
 import pytest
 import torch
 from omegaconf import DictConfig

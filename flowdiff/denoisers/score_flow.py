@@ -145,9 +145,11 @@ class ScoreFlow(Denoiser):
             with torch.autocast(device, low, enabled=autocast):
                 return self._log_prob(points, levels, classes, perturbation)
 
-        again = attention_for(torch.is_grad_enabled(), x, levels)
-        with again, torch.autocast(device, enabled=False):  # or the whitening's backward would be in low precision
-            return gradient(log_prob, x)
+        again = torch.is_grad_enabled()
+        if not torch.compiler.is_compiling():
+            again = again and any(given.requires_grad for given in (x, levels, *self.parameters()))
+        with attention_for(again, x, levels), torch.autocast(device, enabled=False):  # also in the whitening's backward
+            return gradient(log_prob, x, again)
 
     def score(
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
@@ -186,11 +188,10 @@ class ScoreFlow(Denoiser):
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
 
 
-def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """∇x of log_prob summed over the batch, shape of x, and log_prob (B,).
+def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor, again: bool) -> tuple[Tensor, Tensor]:
+    """∇x of log_prob summed over the batch, shape of x, and log_prob (B,); differentiable themselves if `again`.
 
-    Both are differentiable where gradients are enabled. `torch.func.grad`, which other transforms and torch.compile
-    follow, would make them so always.
+    `torch.func.grad`, which other transforms and torch.compile follow, makes them so always.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
 
@@ -199,7 +200,6 @@ def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
             return value.sum(), value
 
         return torch.func.grad(summed, has_aux=True)(x)
-    again = torch.is_grad_enabled()
     with torch.enable_grad():
         points = x if again and x.requires_grad else x.detach().requires_grad_()
         value = log_prob(points)

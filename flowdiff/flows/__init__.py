@@ -7,6 +7,7 @@ from flowdiff.flows.conv import ConvFlow
 from flowdiff.flows.coupling import CouplingFlow
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.glow import GlowFlow
+from flowdiff.flows.jet import JetFlow
 from flowdiff.flows.linear import LinearFlow
 from flowdiff.flows.pixelcnn import PixelCNNFlow
 from flowdiff.flows.residual import ResidualFlow
@@ -24,6 +25,7 @@ __all__ = [
     "Flow",
     "GatedActivation",
     "GlowFlow",
+    "JetFlow",
     "LinearFlow",
     "PixelCNNFlow",
     "ResidualFlow",

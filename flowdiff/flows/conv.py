@@ -8,11 +8,12 @@ A step views the image (C, H, W) as (C·f², H/f, W/f) (pixel unshuffle: Shi et 
 The scale per pixel lets the flow shrink the pixels that are the same in every image.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.errors import ConfigError
@@ -24,6 +25,9 @@ from flowdiff.nn.bounds import soft_bound
 from flowdiff.nn.networks import ConvNet
 from flowdiff.options import Layers, Length, LogScale, Range, Size, checked
 from flowdiff.tensors import per_sample
+
+Network = Callable[[int, int], nn.Module]
+"""Makes a network of so many input and output channels."""
 
 
 class ChannelMixing(Step):
@@ -45,30 +49,19 @@ class ConvCoupling(Step):
     """y_b = exp(s)·x_b + t with (s, t) = κ·network(x_a), for two halves a, b of the channels.
 
     Args:
-        size: (C, H, W), C even.
-        context_dim: length of the embedding.
-        width: of the convolutional network.
+        channels: C, even.
+        network: makes the network, given the numbers of its input and output channels.
         swap: which half moves.
         max_log_scale: soft bound of |s|.
-        kernel: of the network's middle convolution.
     """
 
-    def __init__(
-        self,
-        size: tuple[int, int, int],
-        context_dim: int,
-        width: int,
-        swap: bool,
-        max_log_scale: float = 2.0,
-        kernel: int = 3,
-    ) -> None:
+    def __init__(self, channels: int, network: Network, swap: bool, max_log_scale: float = 2.0) -> None:
         super().__init__()
-        channels, height, breadth = size
         half = channels // 2
         self.sizes = [half, channels - half]
         self.swap = swap
         seen, moved = reversed(self.sizes) if swap else self.sizes
-        self.network = ConvNet(seen, 2 * moved, context_dim, width, (height, breadth), kernel)
+        self.network = network(seen, 2 * moved)
         self.max_log_scale = max_log_scale
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,10 +138,11 @@ class ConvFlow(Composite):
             f = factors[i % len(factors)]
             size = (channels * f * f, height // f, breadth // f)
             swap = (i // len(factors)) % 2 == 1
+            network = functools.partial(ConvNet, context_dim=context_dim, width=width, size=size[1:])
             step = [
                 ChannelMixing(size[0], seed=i),
                 AffineFiLM(size, context_dim),
-                ConvCoupling(size, context_dim, width, swap, max_log_scale),
+                ConvCoupling(size[0], network, swap, max_log_scale),
                 GatedActivation(activation, size),
             ]
             steps.append(Unshuffled(f, step, size))

@@ -13,6 +13,7 @@ shift per pixel at its start.
 The latent has the shape of the image: what was factored out goes back to the pixels it was squeezed from.
 """
 
+import functools
 from typing import Annotated
 
 import torch
@@ -25,6 +26,7 @@ from flowdiff.flows.context import Context
 from flowdiff.flows.conv import ChannelMixing, ConvCoupling, Unshuffled
 from flowdiff.flows.gated import GatedActivation
 from flowdiff.flows.linear import AffineFiLM
+from flowdiff.nn.networks import ConvNet
 from flowdiff.options import Layers, LogScale, Range, Size, checked
 
 MOST_LEVELS = 3  # of levels: null
@@ -84,12 +86,13 @@ class GlowFlow(Unshuffled):
             allowed = f"images of {height}×{breadth} can be halved {possible} time{'s' * (possible > 1)}, no more"
             raise ConfigError("flow.levels", levels, allowed)
         size = (4 * channels, height // 2, breadth // 2)
+        network = functools.partial(ConvNet, context_dim=context_dim, width=width, size=size[1:], kernel=1)
         steps: list[Flow] = [AffineFiLM(size, context_dim)]
         for i in range(n_flows):
             steps += [
                 ActNorm(size[0]),
                 ChannelMixing(size[0], seed=i),
-                ConvCoupling(size, context_dim, width, (n_flows - 1 - i) % 2 == 1, max_log_scale, kernel=1),
+                ConvCoupling(size[0], network, (n_flows - 1 - i) % 2 == 1, max_log_scale),
                 GatedActivation(activation, size),
             ]
         if levels > 1:

@@ -21,15 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdiff.errors import ConfigError
 from flowdiff.flows.base import ActivationFactory, Composite, Flow, Step
 from flowdiff.flows.context import Context
 from flowdiff.flows.gated import GatedActivation
+from flowdiff.flows.patches import patch_size
 from flowdiff.nn.attention import CausalTransformer, Decoder
 from flowdiff.nn.bounds import soft_bound
 from flowdiff.options import Count, Layers, LogScale, Positive, Size, checked
-
-MANY_PATCHES = 64  # the most that an automatic patch leaves of a sample
 
 
 class AutoregressiveBlock(Step):
@@ -133,7 +131,7 @@ class TransformerFlow(Flow):
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        self.patch = patch_size(self.shape, patch)
+        self.patch = patch_size("transformer", self.shape, patch)
         length = self.patch if len(shape) == 1 else shape[0] * self.patch**2
         size = (math.prod(shape) // length, length)
         self.inverse_chunk = inverse_chunk
@@ -168,23 +166,3 @@ class TransformerFlow(Flow):
         """The x with forward(x) = z, `inverse_chunk` samples at a time, without gradients."""
         chunks = zip(self._patches(z).split(self.inverse_chunk), context.split(self.inverse_chunk), strict=True)
         return self._join(torch.cat([self.blocks.inverse(part, of) for part, of in chunks]))
-
-
-def patch_size(shape: tuple[int, ...], patch: int | None) -> int:
-    """The side of a patch: the one given, or the automatic one, if it cuts samples into two patches or more.
-
-    Raises:
-        ConfigError: if it does not, or if samples are neither images (C, H, W) nor vectors.
-    """
-    if len(shape) not in (1, 3):
-        raise ConfigError("flow", "transformer", f"needs images (C, H, W) or vectors, not data of shape {shape}")
-    sides = shape[-2:]  # (d,) of a vector
-    cuts = [p for p in range(1, max(sides)) if not any(side % p for side in sides)]
-    if not cuts:
-        raise ConfigError("flow", "transformer", f"needs data of at least two patches, not of shape {shape}")
-    if patch is None:
-        few = [p for p in cuts if p >= len(sides) and math.prod(sides) // p ** len(sides) <= MANY_PATCHES]
-        return few[0] if few else cuts[-1]
-    if patch not in cuts:
-        raise ConfigError("flow.patch", patch, f"must be one of {cuts}, which cut samples of shape {shape} evenly")
-    return patch

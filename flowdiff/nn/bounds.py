@@ -16,9 +16,13 @@ def soft_limit(x: Tensor, limit: float = 8.0) -> Tensor:
     return x * torch.rsqrt(1 + (x / limit).square())
 
 
-def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that gives 0 at initialisation."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def silence(layer: nn.Module) -> nn.Module:
+    """The layer itself, which from now on gives 0, until training changes it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Module:
+    """A linear layer that gives 0 at initialisation."""
+    return silence(nn.Linear(inputs, outputs))

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
 from flowdiff.flows.context import Context
-from flowdiff.flows.transformer import AutoregressiveBlock, TransformerFlow, patch_size
+from flowdiff.flows.patches import patch_size
+from flowdiff.flows.transformer import AutoregressiveBlock, TransformerFlow
 from flowdiff.nn.attention import CausalTransformer
 from tests.helpers.configs import build
 from tests.helpers.models import make, points, random_flow, randomise, statistics
@@ -311,7 +312,7 @@ def test_derivatives_of_the_score_in_every_mode_agree() -> None:
     ],
 )
 def test_the_automatic_patch(shape: tuple[int, ...], patch: int) -> None:
-    assert patch_size(shape, None) == patch
+    assert patch_size("transformer", shape, None) == patch
 
 
 def test_a_patch_is_a_square_of_pixels_with_their_channels() -> None:
