@@ -94,6 +94,17 @@ def test_every_flow_is_one_graph_with_the_gradients_of_eager_mode(flow: str, pre
     assert len(graphs) == 1 or foreign
 
 
+@pytest.mark.parametrize("loss", ["mixture", "fokker_planck"])
+def test_gaussianised_pixels_have_all_derivatives(loss: str, graphs: Graphs) -> None:
+    """Below σ_g, where they are bent: a derivative by σ too, for the loss that takes one."""
+    model, (x0, labels, sigma, *rest) = model_of("linear", "gaussianised"), batch()
+    given = [x0, labels, 0.03 + 0.01 * sigma.clamp(max=10), *rest]
+    objective = build("loss", loss)
+    expected = gradients(objective, model, given)
+    assert_equal_gradients(gradients(compile_loss(objective, model), model, given), expected)
+    assert len(graphs) == 1
+
+
 compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler: torch.compile needs one"
 )
