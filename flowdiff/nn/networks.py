@@ -40,7 +40,7 @@ class ResidualNet(nn.Module):
     def hidden(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
         """What the last layer sees, (B, width, …)."""
         h = self._begin(soft_limit(x))
-        terms = self.film(embedding).view(len(x), -1, *[1] * (x.dim() - 2)).chunk(2 * len(self.inner), 1)
+        terms = self._terms(embedding).chunk(2 * len(self.inner), 1)
         for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
             scale, shift = terms[2 * i : 2 * i + 2]
             r = F.silu(torch.addcmul(shift, inner(F.silu(h)), 1 + scale))
@@ -49,6 +49,9 @@ class ResidualNet(nn.Module):
 
     def _begin(self, x: Tensor) -> Tensor:
         return self.first(x)
+
+    def _terms(self, embedding: Tensor) -> Tensor:
+        return self.film(embedding)
 
 
 class ResidualMLP(ResidualNet):
@@ -80,6 +83,9 @@ class ResidualConvNet(ResidualNet):
     def _begin(self, x: Tensor) -> Tensor:
         return self.first(x.contiguous(memory_format=torch.channels_last)) + self.position
 
+    def _terms(self, embedding: Tensor) -> Tensor:
+        return self.film(embedding)[:, :, None, None]
+
 
 class ConvNet(nn.Module):
     """(B, inputs, H, W) and an embedding (B, E) to (B, outputs, H, W): three convolutions; 0 at initialisation.
@@ -110,7 +116,7 @@ class ConvNet(nn.Module):
         self.films = nn.ModuleList(nn.Linear(context_dim, 2 * width) for _ in range(2))
 
     def forward(self, x: Tensor, embedding: Tensor, dropout: float = 0.0) -> Tensor:
-        h = self.first(soft_limit(x)) + self.position
+        h = self.first(soft_limit(x).contiguous(memory_format=torch.channels_last)) + self.position
         h = F.silu(self._film(0, h, embedding))
         r = F.silu(self._film(1, self.middle(h), embedding))
         h = h + drop_values(r, dropout)
