@@ -4,6 +4,7 @@ In float64 the two differ by rounding alone; float32 and bfloat16 are looked at 
 """
 
 import copy
+import functools
 import json
 import math
 from pathlib import Path
@@ -18,6 +19,7 @@ from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.samplers.noise import IndexedNoise
 from flowdiff.samplers.schedules import Karras
+from flowdiff.training.graphed import GraphedStep, mean_loss
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import build, choices, composed
 from tests.helpers.models import IMAGE, make, points, random_flow, randomise, statistics
@@ -112,6 +114,43 @@ def test_bf16_and_ddp(words: list[str], config: Compose, tmp_path: Path) -> None
     plain = trained(config, tmp_path / "plain", "trainer=gpu")
     other = trained(config, tmp_path / "other", "trainer=gpu", *words)
     assert other["val/bits_per_dim"] == pytest.approx(plain["val/bits_per_dim"], abs=0.02)
+
+
+def test_a_recorded_step_is_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """trainer.cuda_graph: by other batches than the one that was recorded, with dropout of its own in each step."""
+    model = copy.deepcopy(random_flow("coupling")).cuda()
+    x, sigma, labels = on_gpu(*points())
+    assert x is not None and sigma is not None
+    loss, drop = build("loss", "mixture"), torch.arange(len(x), device="cuda") % 2 == 0
+    half = torch.tensor(0.5, device="cuda")
+    for dropout in (0.0, 0.3):
+        step = GraphedStep(loss)
+        for scale in (1.0, 0.5, 2.0):
+            given = [x, labels, scale * sigma, torch.randn_like(x), Perturbation(drop, dropout=dropout), half]
+            found = []
+            for function in (step, functools.partial(mean_loss, loss)):
+                model.zero_grad()
+                torch.manual_seed(1)
+                total, terms = function(model, *given)
+                total.backward()
+                found.append([total.detach(), *terms.values(), *(p.grad for p in model.parameters())])
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert step.replay is not None
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", ["mixture", "likelihood"])
+def test_a_training_by_recorded_steps(
+    loss: str, config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is on by itself, and ends where the training without it does."""
+    ends = [
+        trained(config, tmp_path / word, f"loss={loss}", "trainer=gpu", f"trainer.cuda_graph={word}")
+        for word in ("null", "false")
+    ]
+    assert "trainer.cuda_graph" not in capsys.readouterr().out
+    assert ends[0]["val/bits_per_dim"] == pytest.approx(ends[1]["val/bits_per_dim"], abs=1e-3)
 
 
 def test_the_commands(command: Command, tmp_path: Path) -> None:

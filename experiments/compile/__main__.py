@@ -73,9 +73,14 @@ def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoise
 
 def gradients(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Any]) -> list[Tensor]:
     """Of the mean loss by each parameter."""
+    take_step(terms, denoiser, batch)
+    return [p.grad.double() for p in denoiser.parameters() if p.grad is not None]
+
+
+def take_step(terms: Callable[..., dict[str, Tensor]], denoiser: Denoiser, batch: Sequence[Any]) -> None:
+    """Forward and backward."""
     denoiser.zero_grad()
     terms(denoiser, *batch)["loss"].mean().backward()
-    return [p.grad.double() for p in denoiser.parameters() if p.grad is not None]
 
 
 def distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
@@ -95,7 +100,7 @@ def measure(flow: str, loss_name: str, device: torch.device) -> dict[str, Any]:
     start = time.perf_counter()
     found = gradients(terms, denoiser, batch)
     compiling = time.perf_counter() - start
-    steps = [lambda: gradients(loss, denoiser, batch), lambda: gradients(terms, denoiser, batch)]
+    steps = [lambda: take_step(loss, denoiser, batch), lambda: take_step(terms, denoiser, batch)]
     with LOCK.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         count = max(1, round(SECONDS / times(steps[0], 1, device)[0]))

@@ -21,6 +21,8 @@ beside it. Nothing here is learned: values and derivatives are computed in close
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -240,13 +242,27 @@ def pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> tuple
 
     By x they have a first and a second derivative, in closed form (`attach`); by σ, where it is asked for, all.
     """
-    if _is_differentiated(sigma):
+    if _by_sigma if torch.compiler.is_compiling() else _is_differentiated(sigma):
         return _pull(x, sigma, marginals, share)[:2]
     at = _pull(x.detach(), sigma, marginals, share)
     if not _is_differentiated(x):
         return at[:2]
     slope = at.log_slope.exp()
     return attach(x, at.value, slope, slope * at.first), attach(x, at.log_slope, at.first, at.second)
+
+
+_by_sigma = False  # whether derivatives by σ are taken, for torch.compile
+
+
+@contextmanager
+def derivatives_by_sigma() -> Iterator[None]:
+    """Within it derivatives by σ are taken, which torch.compile can't see of a tensor inside a torch.func.grad."""
+    global _by_sigma
+    before, _by_sigma = _by_sigma, True
+    try:
+        yield
+    finally:
+        _by_sigma = before
 
 
 def _pull(x: Tensor, sigma: Tensor, marginals: Marginals, share: Tensor) -> Curve:

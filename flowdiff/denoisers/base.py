@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
         """Rows of the class table, (B,) in [0, K]; K is the null class."""
         if labels is None:
             return torch.full((len(x),), self.num_classes, device=x.device)
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())):
             check_labels(labels, self.num_classes)
         labels = labels.expand(len(x))
         return labels if drop is None else labels.masked_fill(drop, self.num_classes)

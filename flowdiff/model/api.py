@@ -44,7 +44,7 @@ class Sampling(TypedDict, total=False):
     Attributes:
         schedule: a name (see conf/schedule) or a `Schedule`.
         num_steps, sigma_min, sigma_max, sigma_start, guidance_scale: numbers in place of the configuration's.
-        batch_size, tile: see `samplers.batched.BatchedSampler`.
+        batch_size, tile, compile: see `samplers.batched.BatchedSampler`.
     """
 
     schedule: str | schedules.Schedule | None
@@ -55,6 +55,7 @@ class Sampling(TypedDict, total=False):
     guidance_scale: float | None
     batch_size: int
     tile: int | None
+    compile: bool
 
 
 class Model(nn.Module):
@@ -175,7 +176,8 @@ class Model(nn.Module):
             seed: sample i has the seed `seed + i`.
             seeds: n seeds in place of those.
             quiet: no progress.
-            how: schedule, num_steps, sigma_min, sigma_max, sigma_start, guidance_scale, batch_size, tile: `Sampling`.
+            how: schedule, num_steps, sigma_min, sigma_max, sigma_start, guidance_scale, batch_size, tile, compile:
+                `Sampling`.
 
         Returns:
             (n, *shape) on the CPU; images lie in [-1, 1].

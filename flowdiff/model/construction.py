@@ -115,6 +115,7 @@ def from_config(
     images: bool,
     batch_size: int = 256,
     tile: int | None = None,
+    compile: bool = False,
     **settings: Any,
 ) -> BatchedSampler:
     """The sampler that a plain resolved configuration describes.
@@ -123,7 +124,7 @@ def from_config(
         denoiser: what is sampled.
         config: holds `sampler` and `schedule` (each a `_target_` or an object) and `guidance_scale`.
         images: the data are images, so D is held to [-1, 1].
-        batch_size, tile: see `BatchedSampler`.
+        batch_size, tile, compile: see `BatchedSampler`.
         settings: `num_steps`, `sigma_min`, `sigma_max`, `sigma_start`, `guidance_scale` in place of
             the configuration's; None keeps the configuration's.
 
@@ -144,6 +145,7 @@ def from_config(
         clip=(-1.0, 1.0) if images else None,
         batch_size=batch_size,
         tile=tile,
+        compile=compile,
     )
 
 

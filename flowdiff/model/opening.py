@@ -10,6 +10,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import list_names
 from flowdiff.data.latents import apply_first_stage
+from flowdiff.denoisers.compiled import check_compiler
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.model import checkpoint, safe_construction
 from flowdiff.model.api import Model
@@ -27,6 +28,8 @@ KEPT = (*SETTINGS, "guidance_scale")
 def open_model(request: DrawRequest) -> tuple[Model, BatchedSampler]:
     """The model that `ckpt_path`, `weights` and `device` name, and its sampler as it is wanted."""
     device = pick_device(request.device)
+    if request.compile:
+        check_compiler(device.type)
     denoiser, facts = checkpoint.load(request.ckpt_path, request.weights)
     model, root = Model(denoiser, facts, request.first_stage.path).to(device), request.data_root
     if root is not None and model.config["dataset"].get("root") is None:
@@ -57,7 +60,8 @@ def configure_sampler(model: Model, request: DrawRequest) -> BatchedSampler:
         else:
             config[group] = {**config[group], **chosen}
             safe_construction.check(group, config[group])
-    return from_config(model.denoiser, config, model.levels is not None, request.batch_size, request.tile, **given)
+    size = (request.batch_size, request.tile, request.compile)
+    return from_config(model.denoiser, config, model.levels is not None, *size, **given)
 
 
 def load_data(model: Model, data_root: str | None = None) -> ImageData:

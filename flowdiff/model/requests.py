@@ -52,6 +52,7 @@ class DrawRequest(CheckpointRequest):
 
     Attributes:
         data_root: where the data are now; None: in FLOWDIFF_DATA, or where they were in training.
+        compile: the network that is sampled by torch.compile.
     """
 
     data_root: str | None = None
@@ -64,6 +65,7 @@ class DrawRequest(CheckpointRequest):
     device: Device = "auto"
     batch_size: Annotated[int, Range(1, 1_000_000)] = 256
     tile: Annotated[int, Range(1, 65_536)] | None = None
+    compile: bool = False
     sampler: Partly = None
     schedule: Partly = None
 

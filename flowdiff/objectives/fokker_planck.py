@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowdiff.bijections.marginals import derivatives_by_sigma
+
 LogProb = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -55,7 +57,7 @@ def slopes(log_prob: LogProb, x: Tensor, sigma: Tensor, probe: Tensor) -> Slopes
         (score, by_sigma), value = torch.func.grad(summed, argnums=(0, 1), has_aux=True)(points, sigma)
         return score, (by_sigma, value)
 
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), derivatives_by_sigma():
         score, along, (by_sigma, value) = torch.func.jvp(gradient, (x,), (probe,), has_aux=True)  # type: ignore[misc]
     return Slopes(value, score, by_sigma, (probe * along).flatten(1).sum(1))
 

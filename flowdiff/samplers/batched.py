@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.labels import resolve_labels
+from flowdiff.denoisers.compiled import Compiled
 from flowdiff.denoisers.wrappers import Clipped, Counted, Guided, Tiled
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
@@ -120,6 +121,7 @@ class BatchedSampler:
         clip: bounds of the data that D is held to, (-1, 1) for images; None: not held.
         batch_size: samples that are made together, rounded up to whole tiles.
         tile: rows that the network sees at once; a smaller one needs less memory. None: `default_tile`.
+        compile: the network by torch.compile (`denoisers.compiled`).
     """
 
     denoiser: Any
@@ -129,6 +131,7 @@ class BatchedSampler:
     clip: tuple[float, float] | None = None
     batch_size: int = 256
     tile: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key, value in (("batch_size", self.batch_size), ("tile", self.rows)):
@@ -202,7 +205,7 @@ class BatchedSampler:
             raise FlowdiffError(f"{len(labels)} labels for {n} seeds: one each is needed")
         steps, batches = steps or self.sampler.num_steps, -(-n // size)
         sigmas, device = self.sigmas(), _device_of(self.denoiser)
-        counted = Counted(Tiled(self.denoiser, self.rows))
+        counted = self._count()
         denoiser = self._guide_and_clip(counted)
         found, records, nonfinite = Rows(n), Rows(n), 0
         with _eval_mode(self.denoiser), Progress(what, steps * batches, quiet=quiet) as progress:
@@ -241,6 +244,11 @@ class BatchedSampler:
             "guidance_scale": float(self.guidance_scale),
         }
 
+    def _count(self) -> Counted:
+        """The denoiser, tile by tile, with a counter at 0."""
+        denoiser = Compiled(self.denoiser) if self.compile else self.denoiser
+        return Counted(Tiled(denoiser, self.rows))
+
     def _guide_and_clip(self, denoiser: Any) -> Any:
         """The denoiser as it is sampled: guided, and held to the data's range."""
         if self.guidance_scale != 1:
@@ -255,7 +263,7 @@ class BatchedSampler:
     def _fitted(self) -> "Fitted":
         """The schedule for this model as it is sampled: the same whatever samples are asked for."""
         device = _device_of(self.denoiser)
-        counted = Counted(Tiled(self.denoiser, self.rows))
+        counted = self._count()
         labels = resolve_labels("balanced", FIT_ROWS, self.denoiser.num_classes)
         noise = IndexedNoise(range(FIT_ROWS), tuple(self.denoiser.shape), device)
         with torch.no_grad(), _eval_mode(self.denoiser):

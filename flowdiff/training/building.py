@@ -83,7 +83,7 @@ def build_trainer(
         every = 1.0  # where validations are counted in epochs, an epoch's end
     strategy = find_strategy(options.strategy)
     made_here: dict[str, Any] = {} if strategy is None else {"strategy": strategy}
-    skipped = {"matmul_precision", *made_here}
+    skipped = {"matmul_precision", "cuda_graph", *made_here}
     settings = {key: value for key, value in spell_out(options).items() if key not in skipped}
     plugins: list[Any] = [files]
     if SLURMEnvironment.detect():  # `runs.slurm` queues jobs again

@@ -14,16 +14,13 @@ smaller last batch and is short, runs as it is written.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowdiff.denoisers.base import Denoiser, Perturbation
-from flowdiff.errors import ConfigError, one_line
+from flowdiff.denoisers.compiled import check_compilable, compile_function
 from flowdiff.objectives.losses import Loss
-
-BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 
 Terms = Callable[..., dict[str, Tensor]]
 
@@ -38,8 +35,7 @@ def compile_loss(loss: Loss, denoiser: Denoiser) -> Terms:
     Raises:
         ConfigError: the denoiser says why it can't be one graph.
     """
-    if denoiser.uncompilable:
-        raise ConfigError("compile", "true", f"{denoiser.uncompilable}: use compile=false")
+    check_compilable(denoiser)
     torch.compiler.reset()  # graphs of an earlier job of the sweep would count against the limit of one function
 
     def terms(
@@ -53,23 +49,4 @@ def compile_loss(loss: Loss, denoiser: Denoiser) -> Terms:
     ) -> dict[str, Tensor]:
         return loss(denoiser, x0, labels, sigma, eps, perturbation, progress)
 
-    function: Terms = torch.compile(terms, backend=BACKEND, dynamic=False)
-    return function
-
-
-def check_compiler(device: str) -> None:
-    """Compile one addition, so that a missing compiler is said before anything else happens.
-
-    Args:
-        device: kind of the device that the loss will run on, "cpu" or "cuda".
-
-    Raises:
-        ConfigError: it can't be compiled.
-    """
-    if BACKEND != "inductor":
-        return
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as error:
-        needed = "needs a C++ compiler (g++ or clang++, or its path in CXX)" if device == "cpu" else "needs Triton"
-        raise ConfigError("compile", "true", f"{needed}, or use compile=false: {one_line(error, 200)}") from error
+    return compile_function(terms)

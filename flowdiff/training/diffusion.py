@@ -16,6 +16,7 @@ from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss, Noised
 from flowdiff.objectives.noise import NoiseDistribution
 from flowdiff.training.compilation import compile_loss
+from flowdiff.training.graphed import make_step, use_graph
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.request import TrainRequest
 
@@ -44,8 +45,9 @@ class Diffusion(Optimised):
         super().__init__(request, entry)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
-        # a function: what copies the module, as the average does, doesn't copy it
-        self.terms = compile_loss(loss, denoiser) if request.compile else loss
+        # functions: what copies the module, as the average does, doesn't copy them
+        terms = compile_loss(loss, denoiser) if request.compile else loss
+        self.step = make_step(terms, use_graph(request, denoiser))
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -59,9 +61,8 @@ class Diffusion(Optimised):
         # a tensor: a compiled loss would be compiled anew for every other number
         progress = torch.tensor(min(1.0, self.global_step / self.request.decay_steps), device=x0.device)
         given = Perturbation(None if labels is None else drop, shift, self.request.dropout, probes="fresh")
-        terms = self.terms(self.denoiser, x0, labels, sigma, eps, given, progress)
-        loss = self.need_finite(terms["loss"].mean())
-        return {"loss": loss, "sigma": sigma, "terms": {name: term.detach() for name, term in terms.items()}}
+        loss, terms = self.step(self.denoiser, x0, labels, sigma, eps, given, progress)
+        return {"loss": self.need_finite(loss), "sigma": sigma, "terms": terms}
 
     def list_validated(self, data: ImageData) -> list[str]:
         """Bits per dimension too, where the density is one of pixels."""

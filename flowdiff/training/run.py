@@ -22,6 +22,7 @@ from flowdiff.data.base import ImageData, read_data
 from flowdiff.data.folders import list_names
 from flowdiff.data.latents import apply_first_stage
 from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.compiled import check_compiler
 from flowdiff.denoisers.precondition import Gaussianised
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line
 from flowdiff.evaluation.measurement import build_metrics, evaluate_run, final_columns
@@ -53,7 +54,6 @@ from flowdiff.training.building import (
 )
 from flowdiff.training.callbacks import EMA, Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
-from flowdiff.training.compilation import check_compiler
 from flowdiff.training.data_module import DataModule
 from flowdiff.training.diffusion import Diffusion, initialise
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
+from flowdiff.denoisers import compiled
 from flowdiff.denoisers.base import Denoiser, Perturbation
+from flowdiff.denoisers.compiled import check_compiler
 from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
-from flowdiff.training import compilation, run
-from flowdiff.training.compilation import check_compiler, compile_loss
+from flowdiff.training import run
+from flowdiff.training.compilation import compile_loss
 from tests.helpers.command_lines import BARE, Command, Compose
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
@@ -42,7 +44,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
         found.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(compilation, "BACKEND", backend)
+    monkeypatch.setattr(compiled, "BACKEND", backend)
     yield found
     torch.compiler.reset()
 
@@ -90,6 +92,17 @@ def test_every_flow_is_one_graph_with_the_gradients_of_eager_mode(flow: str, pre
     expected = gradients(loss, model, given)
     assert_equal_gradients(gradients(compile_loss(loss, model), model, given), expected)
     assert len(graphs) == 1 or foreign
+
+
+@pytest.mark.parametrize("loss", ["mixture", "fokker_planck"])
+def test_gaussianised_pixels_have_all_derivatives(loss: str, graphs: Graphs) -> None:
+    """Below σ_g, where they are bent: a derivative by σ too, for the loss that takes one."""
+    model, (x0, labels, sigma, *rest) = model_of("linear", "gaussianised"), batch()
+    given = [x0, labels, 0.03 + 0.01 * sigma.clamp(max=10), *rest]
+    objective = build("loss", loss)
+    expected = gradients(objective, model, given)
+    assert_equal_gradients(gradients(compile_loss(objective, model), model, given), expected)
+    assert len(graphs) == 1
 
 
 compiler = pytest.mark.skipif(
