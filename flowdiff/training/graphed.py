@@ -165,6 +165,7 @@ def find_obstacle(request: TrainRequest, denoiser: Denoiser) -> str | None:
     obstacles = {
         "needs a GPU (trainer=gpu)": trainer.accelerator not in ("gpu", "cuda") or not torch.cuda.is_available(),
         "needs one process (trainer.devices=1)": trainer.devices not in (1, [0]) or trainer.num_nodes != 1,
+        "needs trainer.strategy=auto": trainer.strategy != "auto",
         "needs trainer.precision=32-true": trainer.precision not in ("32-true", "32", 32),
         "needs trainer.accumulate_grad_batches=1": trainer.accumulate_grad_batches != 1,
         "needs trainer.detect_anomaly=false": trainer.detect_anomaly,

@@ -147,6 +147,7 @@ def test_a_run_is_that_without_it(
         (["trainer.precision=bf16-mixed"], "needs trainer.precision=32-true"),
         (["trainer.accumulate_grad_batches=2"], "needs trainer.accumulate_grad_batches=1"),
         (["trainer.devices=2"], "needs one process (trainer.devices=1)"),
+        (["trainer.strategy=ddp"], "needs trainer.strategy=auto"),
         (["compile=true"], "compile=true is not recorded"),
     ],
 )
