@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowdiff.nn.bounds import soft_bound
+
 
 class Knots(NamedTuple):
     """Splines of K bins, one for each entry of a shape S.
@@ -45,20 +47,11 @@ def knots(parameters: Tensor, bound: float, max_log_slope: float) -> Knots:
         max_log_slope: soft bound M of |log δ|; the logits of widths and heights are softly bounded by M/2.
     """
     bins = (parameters.shape[-1] + 1) // 3
-    widths, heights, slopes = parameters.split([bins, bins, bins - 1], -1)
-    limit = max_log_slope / 2
-    inner = (max_log_slope * torch.tanh(slopes / max_log_slope)).exp()
-    return Knots(
-        _ends(limit * torch.tanh(widths / limit), bound),
-        _ends(limit * torch.tanh(heights / limit), bound),
-        F.pad(inner, (1, 1), value=1.0),
-    )
-
-
-def _ends(logits: Tensor, bound: float) -> Tensor:
-    """−B, …, B: K + 1 points whose distances are 2B·softmax(logits)."""
-    inner = 2 * bound * logits.softmax(-1).cumsum(-1)[..., :-1] - bound
-    return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
+    sides, slopes = parameters.split([2 * bins, bins - 1], -1)
+    lengths = soft_bound(sides, max_log_slope / 2).unflatten(-1, (2, bins)).exp()  # widths and heights, up to a factor
+    inner = (2 * bound / lengths.sum(-1, keepdim=True)) * lengths[..., :-1].cumsum(-1) - bound
+    x, y = F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound).unbind(-2)
+    return Knots(x, y, F.pad(soft_bound(slopes, max_log_slope).exp(), (1, 1), value=1.0))
 
 
 def slope_bounds(bins: int, max_log_slope: float) -> tuple[float, float]:
@@ -85,12 +78,13 @@ def _bin(point: Tensor, of: Tensor, k: Knots, strength: Tensor | None) -> tuple[
     inside = (point > of[..., 0]) & (point < of[..., -1])
     point = torch.where(inside, point, of[..., 0])
     index = (point[..., None] >= of[..., 1:-1]).sum(-1)
-    width, offset, slope = k.x.diff(dim=-1), k.y - k.x, k.slope - 1
-    parts = [k.x[..., :-1], width, offset[..., :-1], offset.diff(dim=-1) / width, slope[..., :-1], slope[..., 1:]]
-    table = torch.stack(parts, -1)
-    bins, shape = table.shape[-2], table.shape[:-2]
-    first = bins * torch.arange(math.prod(shape), device=point.device).view(shape)
-    x, width, *deviations = F.embedding(first + index, table.flatten(0, -2)).unbind(-1)
+    table = torch.stack(k, -1)
+    *shape, count, _ = table.shape
+    left = count * torch.arange(math.prod(shape), device=point.device).view(shape) + index
+    ends = F.embedding(torch.stack([left, left + 1]), table.flatten(0, -2))  # the knots on both sides of the point
+    (x, next_x), (y, next_y), slopes = ends.unbind(-1)
+    width, offset = next_x - x, y - x
+    deviations = [offset, (next_y - next_x - offset) / width, *(slopes - 1).unbind(0)]
     if strength is not None:
         deviations = [strength * deviation for deviation in deviations]
     return inside, point, _Bin(x, width, *deviations)
