@@ -92,7 +92,7 @@ class TrainerOptions:
     enable_model_summary: bool
     use_distributed_sampler: bool
     default_root_dir: str
-    cuda_graph: bool | None = None
+    cuda_graph: bool | None = False
     others: dict[str, Any] = field(default_factory=dict)
 
 
