@@ -144,7 +144,7 @@ def test_a_recorded_step_is_the_step(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_training_by_recorded_steps(
     loss: str, config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is on by itself, and ends where the training without it does."""
+    """It ends where the training without it does."""
     ends = [
         trained(config, tmp_path / word, f"loss={loss}", "trainer=gpu", f"trainer.cuda_graph={word}")
         for word in ("null", "false")

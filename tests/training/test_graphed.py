@@ -132,9 +132,10 @@ def test_a_run_is_that_without_it(
     plain = run("plain", 8)
     assert not replays
     monkeypatch.setattr(graphed, "find_obstacle", lambda *given: None)
-    assert equal(run("graphed", 8, "trainer.cuda_graph=null"), plain)
-    run("first", 5, "trainer.cuda_graph=null")
-    assert equal(run("second", 8, f"ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"), plain)
+    recorded = "trainer.cuda_graph=null"
+    assert equal(run("graphed", 8, recorded), plain)
+    run("first", 5, recorded)
+    assert equal(run("second", 8, recorded, f"ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"), plain)
     assert replays == [9, 6, 4]
     assert equal(run("off", 8), plain) and len(replays) == 3
 
