@@ -39,6 +39,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """A test draws the same random numbers alone and among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Compose:
     """`config("flow=linear", tiny=False, run_dir=…)`: the composed default configuration with these words."""
