@@ -27,7 +27,7 @@ from experiments.common.configurations import flow_names
 from experiments.common.results import describe_machine
 from experiments.speed import overhead, peers, sampling, start, steps, versions
 from experiments.speed.models import UNETS
-from experiments.speed.modes import MODES
+from experiments.speed.modes import MODES, ON_A_GPU
 from flowdiff.files import write_json, write_text
 
 OUT = Path(__file__).with_name("results")
@@ -77,10 +77,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda, of steps")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(words)
+    modes = given.modes.split(",")
     parts = given.parts.split(",") if given.parts else ["versions"] if given.against else DEFAULT_PARTS
-    wrong = [word for word in parts if word not in COLUMNS] + [m for m in given.modes.split(",") if m not in MODES]
+    wrong = [word for word in parts if word not in COLUMNS] + [mode for mode in modes if mode not in MODES]
     if wrong or ("versions" in parts) != (given.against is not None):
         parser.error(f"{', '.join(wrong)} is not known" if wrong else "versions and --against need each other")
+    if ON_A_GPU in modes and given.device == "cpu":
+        parser.error(f"--modes {ON_A_GPU} needs --device cuda")
     torch.set_num_threads(1)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is to be silent
     for part in parts:
