@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,9 +41,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_numbers() -> None:
-    """A test draws the same random numbers alone and among others."""
-    torch.manual_seed(0)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """A test draws the same random numbers alone and among others, and not those that a seed of 0 gives a metric."""
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture
