@@ -78,8 +78,9 @@ class Worker:
 def measure(
     checkout: Path, names: Sequence[str], losses: Sequence[str], dataset: str, rounds: int, say: Callable[[Row], None]
 ) -> list[Row]:
-    """A row for each model and loss; `say` is given each at once."""
+    """A row for each model that both versions have, and loss; `say` is given each at once."""
     rows = []
+    names = [name for name in names if any((checkout / "conf").glob(f"*/{name}.yaml"))]
     with ExitStack() as stack:
         old, new = (stack.enter_context(Worker(folder)) for folder in (checkout.resolve(), HERE))
         for name in names:
