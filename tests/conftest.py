@@ -5,14 +5,17 @@ import os
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch  # noqa: F401  whose log keeps the stderr of its import: not that of a test, which is closed
 import pytest
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
+from flowdiff.denoisers import compiled
 from tests.helpers import forked, once  # noqa: F401
 from tests.helpers.command_lines import TINY, Compose, environment
 from tests.helpers.configs import composed
@@ -44,6 +47,20 @@ def pytest_collection_finish() -> None:
 def same_numbers(request: pytest.FixtureRequest) -> None:
     """A test draws the same random numbers alone and among others, and not those that a seed of 0 gives a metric."""
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
+    """The graphs that torch.compile captures; they run as they are."""
+    found: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    yield found
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class GraphedStep:
         signature = (structure, [_describe(leaf) for leaf in leaves])
         if self.signature is None:
             self.signature = signature
-            self._record(denoiser, batch)
+            self._record(denoiser, leaves, structure)
         elif signature != self.signature and not self.has_failed:
             self._tell("a batch of another shape runs without it")
         if self.replay is None or signature != self.signature:
@@ -102,9 +102,8 @@ class GraphedStep:
         loss = _Recorded.apply(outcome.loss, outcome.gradients, *self.weights, *_on_tape(leaves))
         return loss, {name: term.clone() for name, term in outcome.terms.items()}
 
-    def _record(self, denoiser: Denoiser, batch: Sequence[Any]) -> None:
+    def _record(self, denoiser: Denoiser, leaves: Sequence[Any], structure: pytree.TreeSpec) -> None:
         """Record the step on buffers of its own, without drawing on the run's random numbers."""
-        leaves, structure = pytree.tree_flatten(batch)
         self.leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
         own, sources = pytree.tree_unflatten(self.leaves, structure), [*self.weights, *_on_tape(self.leaves)]

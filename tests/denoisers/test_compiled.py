@@ -6,10 +6,8 @@ What a second start finds there is counted, not timed.
 import _ctypes
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from flowdiff.denoisers import compiled
 from flowdiff.denoisers.compiled import Compiled
@@ -25,29 +22,13 @@ from flowdiff.denoisers.compiler_cache import is_cut_short, remove_broken
 from flowdiff.errors import ConfigError
 from flowdiff.model.api import load
 from tests.helpers.command_lines import ROOT, Command, environment
+from tests.helpers.compilers import needs_compiler
 from tests.helpers.models import make, points, random_flow
 from tests.helpers.trained import checkpoint
 
 LIBRARY = Path(_ctypes.__file__)
 needs_elf = pytest.mark.skipif(LIBRARY.read_bytes()[:4] != b"\x7fELF", reason="libraries have another format here")
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler: torch.compile needs one"
-)
 Graphs = list[torch.fx.GraphModule]
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
-    """The graphs that are captured; they run as they are."""
-    found: Graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(compiled, "BACKEND", backend)
-    yield found
-    torch.compiler.reset()
 
 
 def test_all_steps_are_one_graph_with_the_samples_of_eager_mode(graphs: Graphs) -> None:

@@ -5,8 +5,7 @@ through what goes before it, the capture as one graph (where the derivatives are
 """
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_inductor_cache
 
-from flowdiff.denoisers import compiled
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.denoisers.compiled import check_compiler
 from flowdiff.errors import ConfigError
@@ -25,6 +23,7 @@ from flowdiff.model import checkpoint
 from flowdiff.training import run
 from flowdiff.training.compilation import compile_loss
 from tests.helpers.command_lines import BARE, Command, Compose
+from tests.helpers.compilers import needs_compiler
 from tests.helpers.configs import CONF, build, choices
 from tests.helpers.models import make, points, randomise, statistics
 from tests.helpers.runs import train
@@ -33,20 +32,6 @@ from tests.helpers.states import equal, states
 pytestmark = pytest.mark.slow
 
 Graphs = list[torch.fx.GraphModule]
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
-    """The graphs that are captured; they run as they are."""
-    found: Graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        found.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(compiled, "BACKEND", backend)
-    yield found
-    torch.compiler.reset()
 
 
 def model_of(flow: str, precondition: str = "annealed", dtype: torch.dtype = torch.float64) -> Denoiser:
@@ -105,19 +90,14 @@ def test_gaussianised_pixels_have_all_derivatives(loss: str, graphs: Graphs) -> 
     assert len(graphs) == 1
 
 
-compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler: torch.compile needs one"
-)
-
-
-@compiler
+@needs_compiler
 def test_the_compiler_that_is_here_is_found() -> None:
     with fresh_inductor_cache():
         torch.compiler.reset()
         check_compiler("cpu")
 
 
-@compiler
+@needs_compiler
 @pytest.mark.skipif(not os.environ.get("FLOWDIFF_INDUCTOR"), reason="a minute: FLOWDIFF_INDUCTOR=1")
 def test_a_run_by_inductor_is_that_of_eager_mode(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
