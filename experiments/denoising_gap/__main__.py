@@ -18,11 +18,12 @@ import torch
 from experiments.common import columns
 from experiments.common.columns import Column, Row
 from experiments.common.results import Contender, Result, Results
-from experiments.denoising_gap.arms import SIGMAS, Arm, Filter
+from experiments.denoising_gap.arms import HELD_OUT, SIGMAS, TRAINED_ON, Arm, Filter
 from experiments.denoising_gap.errors import SPLITS, Errors
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
 
+SECONDS = 180.0
 OUT = Path(__file__).with_name("results")
 #: In the order of their rows: those with D* as the target first.
 ARMS = (
@@ -38,7 +39,7 @@ def over_time(key: str, form: str) -> Column:
     """A number after each of the two times."""
 
     def text(row: Row) -> str | None:
-        return " / ".join(form.format(found[key]) for found in row.get("at", {}).values() if key in found) or None
+        return " / ".join(form.format(found[key]) for found in row["found"] if key in found) or None
 
     return Column(key, key.replace("excess/", "σ = "), text)
 
@@ -58,6 +59,7 @@ TRUTH = (
     Column("truth", "D*", lambda row: row["request"]["dataset"]),
     Column("model", "model", model_of),
     Column("given", "given", lambda row: row["request"]["kind"]),
+    Column("images", "images", lambda row: row["images"]),
     *(over_time(f"excess/{sigma:g}", "{:.3f}") for sigma in SIGMAS),
     over_time("steps", "{:,}"),
     columns.PARAMETERS,
@@ -72,8 +74,14 @@ ERRORS = (
 
 
 def report_truth(results: Sequence[Result], out: Path) -> None:
-    """A row for each arm."""
-    write_text(out / "truth.md", columns.to_markdown(TRUTH, results))
+    """A row for each arm, and one for the images that it was trained on where they are a limited number."""
+    rows: list[Row] = []
+    for result in results:
+        times = list(result.get("at", {}).values())
+        for images in (HELD_OUT, TRAINED_ON):
+            found = [at | at[images] for at in times if images in at]
+            rows += [result | {"images": images, "found": found}] if found or images == HELD_OUT else []
+    write_text(out / "truth.md", columns.to_markdown(TRUTH, rows))
 
 
 def report_errors(results: Sequence[Result], out: Path) -> None:
@@ -98,7 +106,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--part", default="truth", choices=tuple(REPORTS))
     parser.add_argument("--arms", help="some of them, with commas, as mixture-coupling-iii (default: all)")
-    parser.add_argument("--seconds", type=float, default=180.0, help="of CPU, for each arm of truth")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of CPU, for each arm of truth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="measure what is there already once more")
     parser.add_argument("--out", "-o", type=Path, default=OUT, help="takes the results")

@@ -10,7 +10,9 @@ process's own clock; the drawing of images and the targets are not counted. Adam
 weights are the package's; the learning rate warms up for 100 steps and falls by half a cosine to 0 at the last second,
 so that the measurement before it is of a training that isn't at its end. All is measured with the averaged weights:
 
-    excess/σ = E|D − D*|² / E|D* − x0|²,        so that the RMSE of D is that of D* times (1 + excess)^½.
+    excess/σ = E|D − D*|² / E|D* − x0|²,        so that the RMSE of D is that of D* times (1 + excess)^½,
+
+on held-out images, and on images as they are trained on, with other noise.
 """
 
 import math
@@ -39,6 +41,7 @@ from flowdiff.training.request import TrainRequest
 
 IMAGES = 1_257
 BATCH = 128
+HELD_OUT, TRAINED_ON = "held out", "trained on"
 SIGMAS = (0.05, 0.2, 0.5, 1.0, 5.0)
 COMMON = ("augment=none", "label_dropout=0")
 MODELS = {
@@ -69,7 +72,7 @@ class Arm(Contender):
         found: dict[str, Any] = {}
         for seconds in (self.seconds / 3, self.seconds):
             training.go_on(seconds)
-            found[f"{seconds:g}"] = {"steps": training.steps} | excesses(training.averaged, truth)
+            found[f"{seconds:g}"] = {"steps": training.steps} | measure(training.averaged, truth)
         parameters = sum(p.numel() for p in training.denoiser.parameters())
         return {"parameters": parameters, "steps": training.steps, "at": found}
 
@@ -87,7 +90,7 @@ class Filter(Contender):
         """Measure; `folder` and `limit` aren't used."""
         seed_all(self.seed)
         truth = find_truth(self.dataset, self.kind)
-        return {"at": {"0": excesses(truth.statistics().wiener, truth)}}
+        return {"at": {"0": measure(truth.statistics().wiener, truth)}}
 
 
 def find_truth(name: str, kind: str) -> Truth:
@@ -173,17 +176,20 @@ def towards(truth: Truth, batch: Noised) -> Noised:
     return batch._replace(x0=best, eps=(batch.x - best) / per_sample(batch.sigma, best))
 
 
+def measure(denoiser: Callable[..., Tensor], truth: Truth) -> dict[str, dict[str, float]]:
+    """The excess by images and level, `excess/σ`: on those that are trained on too where they are a limited number."""
+    split = (HELD_OUT, TRAINED_ON) if truth.is_limited else (HELD_OUT,)
+    return {name: {f"excess/{s:g}": excess(denoiser, truth, s, name == TRAINED_ON) for s in SIGMAS} for name in split}
+
+
 @torch.no_grad()
-def excesses(denoiser: Callable[..., Tensor], truth: Truth, sigmas: tuple[float, ...] = SIGMAS) -> dict[str, float]:
-    """E|D − D*|² / E|D* − x0|² on held-out images at each level, by `excess/σ`."""
-    found = {}
-    for sigma in sigmas:
-        x, x0, levels, labels = noised(truth, sigma)
-        error, least = 0.0, 0.0
-        for rows in torch.arange(len(x)).split(500):
-            given = x[rows], levels[rows], labels[rows]
-            best = truth.denoise(*given)
-            error += float((denoiser(*given) - best).double().square().sum())
-            least += float((best - x0[rows]).double().square().sum())
-        found[f"excess/{sigma:g}"] = error / least
-    return found
+def excess(denoiser: Callable[..., Tensor], truth: Truth, sigma: float, trained_on: bool = False) -> float:
+    """E|D − D*|² / E|D* − x0|² on held-out images, or such as are trained on."""
+    x, x0, levels, labels = noised(truth, sigma, trained_on)
+    error, least = 0.0, 0.0
+    for rows in torch.arange(len(x)).split(500):
+        given = x[rows], levels[rows], labels[rows]
+        best = truth.denoise(*given)
+        error += float((denoiser(*given) - best).double().square().sum())
+        least += float((best - x0[rows]).double().square().sum())
+    return error / least

@@ -29,10 +29,12 @@ class Truth:
     Attributes:
         shape: of an image.
         num_classes: K.
+        is_limited: the images to train on are a limited number, before they are augmented.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+    is_limited = False
 
     def draw(self, n: int) -> Images:
         """x0 (n, *shape) and labels (n,) to train on, by torch's global generator."""
@@ -64,6 +66,7 @@ class MixtureTruth(Truth):
         self.shape, self.num_classes = data.shape, data.num_classes
         exact = ClassMixture.of_images(data)
         self.mixture, self.noise_variance = exact.to(torch.float32), data.measured_rows()[2]
+        self.is_limited = images is not None
         self.images = None if images is None else self.mixture.sample(images, self.noise_variance)
 
     def draw(self, n: int) -> Images:
@@ -97,6 +100,7 @@ class UNetTruth(Truth):
 
     def __init__(self, data: ImageData, denoiser: Denoiser) -> None:
         self.shape, self.num_classes, self.data, self.denoiser = data.shape, data.num_classes, data, denoiser
+        self.is_limited = True
         augmentation: Any = build(request_of("augment=affine").augment)
         self.augmentation = augmentation(context_dim=1)
 
@@ -138,10 +142,16 @@ def digits() -> ImageData:
     return read_data(build(request_of().dataset))
 
 
-def noised(truth: Truth, sigma: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Held-out x = x0 + σε with x0, σ (N,) and labels, the same for every model."""
+def noised(truth: Truth, sigma: float, trained_on: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x = x0 + σε with x0, σ (N,) and labels, the same for every model.
+
+    Args:
+        truth: draws x0.
+        sigma: σ.
+        trained_on: of images as they are trained on, not of held-out ones.
+    """
     with torch.random.fork_rng():
-        torch.manual_seed(1_000_000 + seed)
-        x0, labels = truth.held_out()
+        torch.manual_seed(1_000_000)
+        x0, labels = truth.draw(HELD_OUT) if trained_on else truth.held_out()
         levels = torch.full((len(x0),), sigma)
         return x0 + per_sample(levels, x0) * torch.randn_like(x0), x0, levels, labels

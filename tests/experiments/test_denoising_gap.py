@@ -106,9 +106,10 @@ def test_no_denoiser_is_better_than_the_best(truth: truths.MixtureTruth, sigma: 
 
 def test_what_is_held_out_is_the_same_for_all_and_moves_no_generator(truth: truths.MixtureTruth) -> None:
     torch.manual_seed(1)
-    first, after = truths.noised(truth, 0.5)[0], torch.rand(1)
+    first, other, after = truths.noised(truth, 0.5)[0], truths.noised(truth, 0.5, trained_on=True)[0], torch.rand(1)
     torch.manual_seed(1)
     assert after == torch.rand(1) and torch.equal(first, truths.noised(truth, 0.5)[0])
+    assert len(first) == len(other)
 
 
 def test_a_target_in_the_place_of_the_image_keeps_x(truth: truths.MixtureTruth) -> None:
@@ -133,6 +134,21 @@ def test_drawn_once_is_drawn_once_but_for_dequantisation() -> None:
     x0 = few.draw(500)[0].flatten(1)
     apart = torch.cdist(x0, few.images[0]).min(1).values.square() / x0.shape[1]  # type: ignore[index]
     assert apart.mean().item() == pytest.approx(few.noise_variance, rel=0.05)
+
+
+def test_a_trained_network_as_the_truth_is_shown_images_without_limit() -> None:
+    data = truths.digits()
+    network = arms.Training(
+        request_of("denoiser=unet", "loss=denoising"), truths.MixtureTruth(data), True, 1.0
+    ).denoiser
+    truth = truths.UNetTruth(data, network)
+    x0, labels = truth.draw(64)
+    own = data.to_model(data.images("train")[0]).flatten(1)
+    apart = torch.cdist(x0.flatten(1), own).min(1).values
+    assert x0.shape == (64, *data.shape) and labels.shape == (64,)
+    assert 0.4 < (apart > 1.2).float().mean() < 0.95, "most are augmented, a share isn't"
+    assert not truth.denoise(x0, torch.ones(64), labels).requires_grad
+    assert arms.excess(network, truth, 0.5) == arms.excess(network, truth, 0.5, trained_on=True) == 0
 
 
 def test_an_arm_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from experiments.benchmarks import contenders, flows
 from experiments.common import columns
 from experiments.common.results import Result, Results
 from experiments.compile import __main__ as compilation
+from experiments.denoising_gap import __main__ as denoising_gap
 from experiments.flow_table import __main__ as flow_table
 from experiments.main_job import table
 from experiments.scale import __main__ as scale
@@ -40,7 +41,7 @@ def test_the_benchmark(dataset: str, tmp_path: Path) -> None:
         assert (tmp_path / name).read_text() == (folder / name).read_text()
 
 
-def test_the_table_of_flows(tmp_path: Path) -> None:
+def test_the_found_tableof_flows(tmp_path: Path) -> None:
     folder = FOLDER / "flow_table" / "results"
     flow_table.report(rows(folder / "flows"), tmp_path)
     for name in ("flows.csv", "flows.md"):
@@ -60,6 +61,21 @@ SPEED = FOLDER / "speed" / "results"
 def test_what_speed_is_made_of(file: Path, tmp_path: Path) -> None:
     speed.report(file.stem.split("-")[0], json.loads(file.read_text()), tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text() == file.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("part", denoising_gap.REPORTS)
+def test_where_the_denoising_gap_is(part: str, tmp_path: Path) -> None:
+    folder = FOLDER / "denoising_gap"
+    results = Results(folder / "results" / part, tmp_path)
+    everyone = denoising_gap.contenders(part, denoising_gap.SECONDS, 0)
+    found = [result for contender in everyone if (result := results.read(contender)) is not None]
+    assert len(found) == len(everyone) == len(rows(folder / "results" / part)), "each answers a contender's request"
+    denoising_gap.REPORTS[part](found, tmp_path)
+    found_table = (tmp_path / f"{part}.md").read_text()
+    assert (
+        found_table == (folder / "results" / f"{part}.md").read_text()
+        and found_table in (folder / "README.md").read_text()
+    )
 
 
 def test_cost_against_size(tmp_path: Path) -> None:
