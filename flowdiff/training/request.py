@@ -14,6 +14,7 @@ from flowdiff.data.first_stage import FirstStage
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Precondition
 from flowdiff.flows.base import Flow
+from flowdiff.flows.bases import Base
 from flowdiff.metrics.base import Metric
 from flowdiff.model.requests import Checkpoint
 from flowdiff.nn.embeddings import Conditioning
@@ -100,7 +101,7 @@ class TrainerOptions:
 class TrainRequest:
     """conf/config.yaml. A key that others are made of (`seed`, `dataset.seed`) stands before them.
 
-    `denoiser` is built; activation, conditioning, precondition and flow are the parts that it was composed of.
+    `denoiser` is built; activation, conditioning, precondition, base and flow are the parts that it was composed of.
     """
 
     name: Name
@@ -129,6 +130,7 @@ class TrainRequest:
     activation: Recipe[Callable[..., Activation]]
     conditioning: Recipe[Callable[..., Conditioning]]
     precondition: Recipe[Callable[..., Precondition]]
+    base: Recipe[Callable[..., Base]]
     flow: Recipe[Callable[..., Flow]]
     denoiser: Recipe[Denoiser]
     loss: Recipe[Loss]

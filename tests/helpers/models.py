@@ -46,6 +46,7 @@ def make(
         "activation": "softplus",
         "flow": "coupling",
         "precondition": "annealed",
+        "base": "normal",
         "conditioning": "film",
         "denoiser": "score_flow",
     } | groups
