@@ -11,7 +11,7 @@ from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.flows.bases import ClassMixture, pick, put_back
 from tests.helpers.configs import choices
-from tests.helpers.models import make
+from tests.helpers.models import make, randomise
 
 CLASSES = 2
 BASES = choices("base")
@@ -124,3 +124,25 @@ def test_few_images_still_make_a_density() -> None:
     base = ClassMixture(4, 2, components=5)
     base.fit(statistics)
     torch.testing.assert_close(base.log_shares.exp().sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_derivatives_are_finite_at_every_noise_level(base: str) -> None:
+    made = make((1, 4, 4), CLASSES, {}, base=base, precondition="gaussianised")
+    assert isinstance(made, ScoreFlow)
+    made.fit(data(16))
+    randomise(made)
+    sigma = torch.logspace(-3, 2, 60)
+    x = 0.5 * torch.randn(60, 1, 4, 4) + sigma.view(-1, 1, 1, 1) * torch.randn(60, 1, 4, 4)
+    score, log_prob = made.score_and_log_prob(x, sigma, torch.arange(60) % CLASSES)
+    (score.square().sum() + log_prob.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_second_derivatives(base: str) -> None:
+    made = model(base, 4)
+    randomise(made)
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    sigma, labels = torch.tensor([0.2, 0.42, 1.5], dtype=torch.float64), torch.tensor([0, 1, 1])
+    assert torch.autograd.gradgradcheck(lambda given: made.log_prob(given, sigma, labels).sum(), (x,))

@@ -52,6 +52,7 @@ GROUPS = (
     "activation",
     "augment",
     "autoencoder",
+    "base",
     "conditioning",
     "dataset",
     "denoiser",
