@@ -65,6 +65,9 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     if request.tile is None:
         ours.batched = replace(ours.batched, tile=evaluation_tile(ours.model.shape))
     rival = open_rival(request, ours)
+    for each in (ours, rival):
+        if each is not None:
+            leave_uncompiled(each)
     if request.metrics is None:
         metrics = stored_metrics(ours.model.config.get("metrics") or {})
     else:
@@ -115,6 +118,14 @@ def final_columns(metrics: Mapping[str, Metric], denoiser: Denoiser, data: Image
     unknown = DataStatistics.from_data(torch.zeros(2, 1), None, 0)  # which metrics fit doesn't depend on the moments
     model = Evaluand(denoiser, data, unknown, sample=lambda n, labels, seed: Drawn(torch.zeros(n, *data.shape)))
     return [name for metric in metrics.values() for name in metric.columns(model)]
+
+
+def leave_uncompiled(contender: Contender) -> None:
+    """Where a model that is to be compiled says why it can't be: say so, and take it as it is written."""
+    reason = getattr(contender.model.denoiser, "uncompilable", None)
+    if contender.batched.compile and reason:
+        print(f"compile=true: {contender.name} is evaluated as it is written: {reason}", flush=True)
+        contender.batched = replace(contender.batched, compile=False)
 
 
 def evaluation_tile(shape: tuple[int, ...]) -> int:
@@ -179,6 +190,7 @@ def build_evaluand(
         device=next(model.parameters()).device,
         split=split,
         batch_size=batch_size,
+        compile=batched.compile,
         progress=Shown(),
     )
 
@@ -232,6 +244,7 @@ def report_rival(
         evaluand,
         denoiser=rival.model.denoiser,
         sample=SeededSampler(rival.batched),
+        compile=rival.batched.compile,
         weights=rival.model.weights,
         progress=Shown(),
         planned=0,

@@ -210,7 +210,7 @@ class BatchedSampler:
         found, records, nonfinite = Rows(n), Rows(n), 0
         with _eval_mode(self.denoiser), Progress(what, steps * batches, quiet=quiet) as progress:
             for start in range(0, n, size):
-                rows = _fill_up(torch.arange(n)[start : start + size], self.rows)
+                rows = fill_up(torch.arange(n)[start : start + size], self.rows)
                 classes = None if labels is None else labels[rows].to(device)
                 noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
                 walk = self.sampler.walk()
@@ -307,7 +307,7 @@ def _eval_mode(module: Any) -> Iterator[None]:
         module.train(training)
 
 
-def _fill_up(rows: Tensor, tile: int) -> Tensor:
+def fill_up(rows: Tensor, tile: int) -> Tensor:
     """`rows` with its last one repeated up to a multiple of `tile`."""
     return torch.cat([rows, rows[-1:].expand(-len(rows) % tile)])
 
