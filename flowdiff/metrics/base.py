@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.memory import rows_that_fit
 from flowdiff.errors import FlowdiffError
 from flowdiff.quantities import Quantity, choose, resolve
 from flowdiff.samplers.batched import Drawn
@@ -118,8 +119,11 @@ class Evaluand:
 
     @cached_property
     def rows_in_a_pass(self) -> int:
-        """`batch_size`, fewer of large samples (`rows_at_once`); of compiled ones no more than the split has."""
-        rows = min(self.batch_size, rows_at_once(self.data.shape))
+        """`batch_size`, fewer of large samples (`rows_at_once`) and where memory is short (`denoisers.memory`); of
+        compiled ones no more than the split has.
+        """
+        shape = self.data.shape
+        rows = rows_that_fit(self.denoiser, shape, min(self.batch_size, rows_at_once(shape)), self.device)
         return min(rows, len(self.data.images(self.split)[1])) if self.compile else rows
 
     def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
