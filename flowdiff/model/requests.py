@@ -52,7 +52,7 @@ class DrawRequest(CheckpointRequest):
 
     Attributes:
         data_root: where the data are now; None: in FLOWDIFF_DATA, or where they were in training.
-        compile: the network that is sampled by torch.compile.
+        compile: by torch.compile the network that is sampled, and the log-densities of an evaluation.
     """
 
     data_root: str | None = None
