@@ -12,6 +12,7 @@ eigensystem that fits into memory: their Σ is taken as diagonal, Q as the ident
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -139,3 +140,11 @@ class DataStatistics:
             return (rows + (flat - rows) * gain).reshape(x.shape)
         basis = self.eigenvectors.to(flat)
         return (rows + ((flat - rows) @ basis * gain) @ basis.T).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        """log N(x; μ_c, Σ + σ²) in nats, of the Gaussian that `wiener` belongs to: x (B, *shape) → (B,), float64."""
+        rows = self.class_means[-1:] if labels is None else self.class_means[labels.to(self.class_means.device)]
+        centred = x.flatten(1).to(rows.device, torch.float64) - rows.double()
+        along = centred if self.eigenvectors is None else centred @ self.eigenvectors.double()
+        variances = self.eigenvalues.double() + sigma**2
+        return -0.5 * (along.square() / variances + (2 * math.pi * variances).log()).sum(1)
