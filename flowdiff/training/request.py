@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 from flowdiff.bijections.activations import Activation
 from flowdiff.data.base import ImageData
@@ -134,6 +135,7 @@ class TrainRequest:
     loss: Recipe[Loss]
     noise: Recipe[NoiseDistribution]
     augment: Recipe[Callable[..., Augmentation]]
+    optimizer: Recipe[Callable[..., Optimizer]]
     sampler: Recipe[Sampler]
     schedule: Recipe[Schedule]
     callbacks: Mapping[str, Recipe[Callback] | None] | None = None

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.model.construction import build
 from flowdiff.training.callbacks import DenoisingGrid, Reconstructions, SampleGrid, ValidationMetrics
 from flowdiff.training.request import TrainRequest
 from flowdiff.training.sharding import Sharded
@@ -35,7 +36,7 @@ def check(request: TrainRequest, callbacks: Iterable[Callback]) -> None:
     """Refuse beside `fsdp` what needs a whole model between the steps.
 
     Raises:
-        ConfigError: a callback draws or measures; the loss is compiled.
+        ConfigError: a callback draws or measures; the loss is compiled; an optimiser takes whole matrices.
     """
     if request.trainer.strategy != FSDP:
         return
@@ -44,6 +45,9 @@ def check(request: TrainRequest, callbacks: Iterable[Callback]) -> None:
         raise ConfigError("trainer.strategy", FSDP, allowed)
     if request.compile:
         raise ConfigError("trainer.strategy", FSDP, "not with compile=true")
+    optimizer = build(request.optimizer)
+    if getattr(getattr(optimizer, "func", optimizer), "needs_whole", False):
+        raise ConfigError("trainer.strategy", FSDP, "no process has whole matrices for this optimizer: optimizer=adamw")
 
 
 def explain(error: Exception) -> FlowdiffError | None:

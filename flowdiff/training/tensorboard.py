@@ -41,6 +41,7 @@ MAIN: dict[str, tuple[float, float] | None] = {
     "precondition": None,
     "loss": None,
     "augment": None,
+    "optimizer": None,
     "sampler": None,
     "lr": (1e-6, 1),
     "dropout": (0, 1),
