@@ -21,6 +21,7 @@ from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss
 from flowdiff.objectives.noise import NoiseDistribution
+from flowdiff.objectives.weighting import Weighting
 from flowdiff.options import (
     MANY,
     Count,
@@ -101,7 +102,7 @@ class TrainerOptions:
 class TrainRequest:
     """conf/config.yaml. A key that others are made of (`seed`, `dataset.seed`) stands before them.
 
-    `denoiser` is built; activation, conditioning, precondition and flow are the parts that it was composed of.
+    `denoiser` and `loss` are built; activation, conditioning, precondition, flow and weighting are parts of them.
     """
 
     name: Name
@@ -141,4 +142,5 @@ class TrainRequest:
     callbacks: Mapping[str, Recipe[Callback] | None] | None = None
     logger: Mapping[str, Recipe[Logger] | None] | None = None
     metrics: Mapping[str, Recipe[Metric] | None] | None = None
+    weighting: Recipe[Weighting] | None = None
     autoencoder: Recipe[Callable[..., LightningModule]] | None = None
