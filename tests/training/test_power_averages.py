@@ -1,4 +1,4 @@
-"""callbacks=averages in a run: what it writes, what a run that goes on takes over, what the commands make of it."""
+"""callbacks=averages in a run: what it writes, and what a run that goes on takes over."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import flowdiff
 from flowdiff.errors import FlowdiffError
 from flowdiff.model import averages, checkpoint
 from flowdiff.training.callbacks.power import PowerAverages
-from tests.commands.conftest import run  # noqa: F401
-from tests.helpers.command_lines import Compose, Run
+from tests.helpers.command_lines import Compose
 from tests.helpers.runs import train
 from tests.helpers.states import equal
 
@@ -104,22 +103,3 @@ def test_averages_of_another_model_are_one_line(config: Compose) -> None:
     trainer: Any = type("T", (), {"global_step": 3, "ckpt_path": None, "is_global_zero": True, "default_root_dir": "."})
     with pytest.raises(FlowdiffError, match="its average of weight is not that of this model"):
         callback.on_train_start(trainer, torch.nn.Linear(3, 1))  # type: ignore[arg-type]
-
-
-def test_the_commands_take_a_length(config: Compose, tmp_path: Path, run: Run) -> None:  # noqa: F811
-    train(config(*WORDS, "trainer.max_steps=16", "lr=1e-2"))
-    path = f"ckpt_path={last(tmp_path / 'run')}"
-    code, out, err = run("evaluate", path, "metrics=[bits_per_dim]", "weights=ema:0.08", "split=val")
-    assert code == 0 and "ema:0.08 weights of last.ckpt" in out, err
-    code, out, err = run("export", path, "output_dir=out", "weights=ema:0.08")
-    assert code == 0, err
-    model = flowdiff.load(tmp_path / "out", weights="ema:0.08")
-    expected = checkpoint.read_model(last(tmp_path / "run"), "ema:0.08").state
-    assert model.weights == "ema:0.08" and equal(dict(model.denoiser.state_dict()), expected)
-    for words, line in (
-        ((path, "weights=ema:0.9"), "weights=ema:0.9: the length of an average is from 0.01 to 0.25"),
-        ((path, "weights=ema:2"), "weights=ema:2: must be one of ema, raw, or ema:0.08"),
-        (("ckpt_path=out", "weights=ema:0.05"), "out was exported with the ema:0.08 weights alone"),
-    ):
-        code, out, err = run("export", *words, "output_dir=other")
-        assert code != 0 and line in err and err.count("\n") <= 2, err
