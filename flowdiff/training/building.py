@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from flowdiff.data.base import ImageData
 from flowdiff.denoisers.base import Denoiser
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError
 from flowdiff.model.construction import build
 from flowdiff.model.requests import spell_out
 from flowdiff.model.vocabulary import files_of
@@ -163,14 +163,13 @@ def build_loss(request: TrainRequest) -> Loss:
     """The training objective.
 
     Raises:
-        FlowdiffError: it has no denoising errors to be weighed.
+        ConfigError: it doesn't take the weighting that was chosen.
     """
     loss = build(request.loss)
     if request.weighting is not None and loss.weighting is None:
         name = snake_case(type(loss).__name__)
-        raise FlowdiffError(
-            f"weighting: loss={name} weighs no denoising errors: choose loss=mixture, or weighting=null"
-        )
+        allowed = f"loss={name} doesn't take the weighting: choose weighting=null, or loss=mixture with all its keys"
+        raise ConfigError("loss.weighting", None, allowed)
     return loss
 
 

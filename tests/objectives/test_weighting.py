@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError
 from flowdiff.model import checkpoint
 from flowdiff.objectives import AnnealedMixture, Denoising, LearnedWeighting, Likelihood, Loss, Mixture
 from tests.helpers.command_lines import BARE, Compose
@@ -82,7 +82,7 @@ def test_a_run_keeps_them_and_its_model_has_none(config: Compose, tmp_path: Path
 
 
 def test_a_loss_without_denoising_errors_is_one_line(config: Compose) -> None:
-    with pytest.raises(FlowdiffError, match="^weighting: loss=likelihood weighs no denoising errors: choose") as caught:
+    with pytest.raises(ConfigError, match="^loss.weighting=null: loss=likelihood doesn't take the weighting") as caught:
         train(config(*BARE, "weighting=learned", "loss=likelihood"))
     assert "\n" not in str(caught.value)
 
