@@ -42,6 +42,7 @@ MAIN: dict[str, tuple[float, float] | None] = {
     "base": None,
     "loss": None,
     "augment": None,
+    "optimizer": None,
     "sampler": None,
     "lr": (1e-6, 1),
     "dropout": (0, 1),

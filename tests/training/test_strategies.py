@@ -91,7 +91,7 @@ def test_other_strategies_are_lightnings() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["callbacks=default"], "no process has the whole model for pictures and metrics during training"),
+        (["callbacks=default"], "no process has the whole model for pictures, metrics and further averages"),
         (["callbacks=minimal", "compile=true"], "not with compile=true"),
     ],
 )
