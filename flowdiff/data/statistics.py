@@ -33,11 +33,13 @@ class Sample(NamedTuple):
         x: (M, d), dequantised.
         classes: (M,), K (the null class) for data without.
         weights: (M,), with which means over these rows estimate those over all; their sum is 1.
+        times: how often each row of the data comes, one after all others.
     """
 
     x: Tensor
     classes: Tensor
     weights: Tensor
+    times: int = 1
 
     @classmethod
     def from_data(cls, x: Rows, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
@@ -57,7 +59,7 @@ class Sample(NamedTuple):
         index = torch.cat(own).repeat(times)
         found = x[index]
         noise = torch.rand(found.shape, generator=generator) - 0.5
-        return cls(found + bin_width * noise, labels[index], weights.repeat(times) / times)
+        return cls(found + bin_width * noise, labels[index], weights.repeat(times) / times, times)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from flowdiff.runs.words import command, override
 from flowdiff.training import autoencoder, going_on, processes, strategies, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
+    build_loss,
     build_trainer,
     check_devices,
     fall_back,
@@ -162,7 +163,7 @@ class Run:
             print(
                 "precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True
             )
-        module = Diffusion(denoiser, build(request.loss), build(request.noise), augmentation, request, entry)
+        module = Diffusion(denoiser, build_loss(request), build(request.noise), augmentation, request, entry)
         if not request.ckpt_path:
             initialise(denoiser, data, module.noise)
         return module

@@ -56,6 +56,7 @@ GROUPS = (
     "activation",
     "augment",
     "autoencoder",
+    "base",
     "conditioning",
     "dataset",
     "denoiser",
@@ -64,7 +65,9 @@ GROUPS = (
     "flow",
     "loss",
     "noise",
+    "optimizer",
     "precondition",
+    "weighting",
 )
 GROUPS += ("logger", "callbacks", "debug", "trainer", "metrics")
 
@@ -165,6 +168,7 @@ def some_images(folder: Path) -> list[str]:
         (19, 38, ()),  # at the end of it
         (25, 50, ("dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
         (12, 24, ("trainer.val_check_interval=4",)),  # right after a validation
+        (7, 14, ("optimizer=muon", "weighting=learned", "warmup_steps=3")),
         (6, 12, ("trainer.accumulate_grad_batches=3", "loss=annealed_mixture")),  # whose weights move with the step
     ],
 )
