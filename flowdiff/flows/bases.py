@@ -33,16 +33,19 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import FlowdiffError
 from flowdiff.flows.context import Moments
 from flowdiff.flows.mixture_fit import Fitting
 from flowdiff.options import Range, Sigma, checked
 
 EDGE = 1e-9  # of quantiles
+NEVER = 1e9  # nats
 
 
 class Whitening(Protocol):
     """An affine map of data y (B, d) to whitened z (B, d), given σ (B,) and classes (B,): `denoisers.precondition`."""
+
+    class_means: Tensor  # (C, d), μ, with the null class
+    eigenvectors: Tensor  # (d, d), Q; (0, 0) where it is the identity
 
     def whiten(self, y: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """z and log|dz/dy| (B,)."""
@@ -105,8 +108,7 @@ class ClassMixture(Base):
         mixture_above: σ_h, the noise level above which the mixture takes the place of the standard normal.
     """
 
-    basis: Tensor  # (d, d), Q
-    class_means: Tensor  # (C, d), with the null class
+    is_fitted: Tensor  # (), bool
     log_shares: Tensor  # (C, K)
     rotations: Tensor  # (C, K, r, r)
     means: Tensor  # (C, K, r)
@@ -125,8 +127,7 @@ class ClassMixture(Base):
         super().__init__()
         self.dim, self.leading, self.mixture_above = dim, min(leading, dim), mixture_above
         each = num_classes + 1, components
-        self.register_buffer("basis", torch.eye(dim))
-        self.register_buffer("class_means", torch.zeros(each[0], dim))
+        self.register_buffer("is_fitted", torch.tensor(False))
         self.register_buffer("log_shares", torch.full(each, -math.log(components)))
         self.register_buffer("rotations", torch.eye(self.leading).repeat(*each, 1, 1))
         self.register_buffer("means", torch.zeros(*each, self.leading))
@@ -137,13 +138,11 @@ class ClassMixture(Base):
     def fit(self, statistics: Moments) -> None:
         """Find the Gaussians of each class in some of the data.
 
-        Raises:
-            FlowdiffError: there are none to be had, or they have too many coordinates.
+        Data that have none to show, or so many coordinates that they have no eigensystem, leave it standard normal.
         """
         if statistics.eigenvectors is None or statistics.sample is None:
-            raise FlowdiffError("base=mixture is fitted to data of at most 4,096 coordinates: choose base=normal")
-        self.basis.copy_(statistics.eigenvectors)
-        self.class_means.copy_(statistics.class_means)
+            return
+        self.is_fitted.fill_(True)
         tables = self.log_shares, self.rotations, self.means, self.variances, self.trailing
         found = Fitting(statistics, statistics.sample, self.log_shares.shape[1], self.leading).fit()
         for table, values in zip(tables, zip(*found, strict=True), strict=True):
@@ -152,12 +151,12 @@ class ClassMixture(Base):
     def _logit(self, sigma: Tensor) -> Tensor:
         """log (h/(1 − h)), shape of σ."""
         ratio = (sigma / self.mixture_above).square()
-        return self.dim / 4 * (ratio - 1 / ratio)
+        return torch.where(self.is_fitted, self.dim / 4 * (ratio - 1 / ratio), -NEVER)
 
     def _terms(self, z: Tensor, sigma: Tensor, classes: Tensor, whitening: Whitening) -> Tensor:
         """log of the shares of q(z; σ, c): the standard normal's and each Gaussian's, (B, 1 + K)."""
         y, change = whitening.colour(z, sigma, classes)
-        v = (y - self.class_means[classes]) @ self.basis
+        v = (y - whitening.class_means[classes]) @ whitening.eigenvectors
         leading, trailing = v[:, : self.leading], v[:, self.leading :]
         turned = torch.einsum("br,ckrs->bcks", leading, self.rotations)  # by those of every class: one product
         u = turned.take_along_dim(classes[:, None, None, None], 1).squeeze(1) - self.means[classes]
@@ -172,6 +171,8 @@ class ClassMixture(Base):
         return torch.cat([nn.functional.logsigmoid(-logit) + normal, nn.functional.logsigmoid(logit) + each], 1)
 
     def log_prob(self, z: Tensor, sigma: Tensor, classes: Tensor, whitening: Whitening) -> Tensor:
+        if not len(whitening.eigenvectors):
+            return normal_log_prob(z)
         return self._terms(z, sigma, classes, whitening).logsumexp(1)
 
     def _shares(self, sigma: Tensor, classes: Tensor) -> Tensor:
@@ -180,20 +181,25 @@ class ClassMixture(Base):
         return torch.cat([1 - h, h * self.log_shares[classes].double().exp()], 1)
 
     def from_normal(self, n: Tensor, sigma: Tensor, classes: Tensor, whitening: Whitening) -> Tensor:
+        if not len(whitening.eigenvectors):
+            return n
         chosen, quantile = pick(torch.special.ndtr(n[:, 0].double()), self._shares(sigma, classes))
         first = torch.special.ndtri(quantile.clamp(EDGE, 1 - EDGE)).to(n.dtype)
         n = torch.cat([first[:, None], n[:, 1:]], 1)
         place = classes, (chosen - 1).clamp(min=0)
         u = self._mean(place) + self._deviation(place, sigma) * n
         v = torch.cat([(self.rotations[place] @ u[:, : self.leading, None]).squeeze(2), u[:, self.leading :]], 1)
-        z, _ = whitening.whiten(self.class_means[classes] + v @ self.basis.T, sigma, classes)
+        z, _ = whitening.whiten(whitening.class_means[classes] + v @ whitening.eigenvectors.T, sigma, classes)
         return torch.where((chosen == 0)[:, None], n, z)
 
     def to_normal(self, z: Tensor, sigma: Tensor, classes: Tensor, whitening: Whitening) -> Tensor:
         """Of all n, that of the Gaussian with the greatest share in z."""
+        if not len(whitening.eigenvectors):
+            return z
         chosen = self._terms(z, sigma, classes, whitening).argmax(1)
         place = classes, (chosen - 1).clamp(min=0)
-        v = (whitening.colour(z, sigma, classes)[0] - self.class_means[classes]) @ self.basis
+        y, _ = whitening.colour(z, sigma, classes)
+        v = (y - whitening.class_means[classes]) @ whitening.eigenvectors
         u = torch.cat([(v[:, None, : self.leading] @ self.rotations[place]).squeeze(1), v[:, self.leading :]], 1)
         n = torch.where((chosen == 0)[:, None], z, (u - self._mean(place)) / self._deviation(place, sigma))
         quantile = put_back(torch.special.ndtr(n[:, 0].double()), chosen, self._shares(sigma, classes))

@@ -52,14 +52,18 @@ def test_the_mixture_is_that_of_torch(d: int, leading: int) -> None:
     x, sigma = torch.randn(7, d, dtype=torch.float64), torch.linspace(0.05, 3, 7, dtype=torch.float64)
     for c in range(CLASSES + 1):
         for i in range(7):
-            covariance = base.basis.new_zeros(3, d, d)
+            covariance = made.precondition.eigenvectors.new_zeros(3, d, d)
             r = base.leading
             covariance[:, :r, :r] = base.rotations[c] @ base.variances[c].diag_embed() @ base.rotations[c].mT
             covariance[:, r:, r:] = base.trailing[c].diag()
             mean = torch.zeros(3, d, dtype=torch.float64)
             mean[:, :r] = (base.rotations[c] @ base.means[c][..., None]).squeeze(2)
-            covariance = base.basis @ covariance @ base.basis.T + sigma[i] ** 2 * torch.eye(d, dtype=torch.float64)
-            parts = MultivariateNormal(base.class_means[c] + mean @ base.basis.T, covariance)
+            covariance = made.precondition.eigenvectors @ covariance @ made.precondition.eigenvectors.T + sigma[
+                i
+            ] ** 2 * torch.eye(d, dtype=torch.float64)
+            parts = MultivariateNormal(
+                made.precondition.class_means[c] + mean @ made.precondition.eigenvectors.T, covariance
+            )
             theirs = MixtureSameFamily(Categorical(logits=base.log_shares[c]), parts).log_prob(x[i : i + 1])
             labels = torch.tensor([c]) if c < CLASSES else None
             ours = made.log_prob(x[i : i + 1], sigma[i : i + 1], labels)
@@ -109,6 +113,19 @@ def test_quantiles_are_put_back() -> None:
     index, inner = pick(quantile, shares)
     torch.testing.assert_close(index.bincount().double() / 999, shares[0], atol=2e-3, rtol=0)
     torch.testing.assert_close(put_back(quantile=inner, index=index, shares=shares), quantile)
+
+
+def test_data_without_an_eigensystem_have_a_standard_normal_base() -> None:
+    plain = dataclasses.replace(data(5), eigenvectors=None)
+    x, sigma = torch.randn(4, 5), torch.tensor([0.1, 0.4, 1.0, 9.0])
+    values = []
+    for base in ("mixture", "normal"):
+        made = make((5,), CLASSES, base=base)
+        assert isinstance(made, ScoreFlow)
+        made.precondition.eigenvectors = torch.empty(0, 0)
+        made.fit(plain)
+        values.append((made.log_prob(x, sigma), made.inverse(x, sigma), made.latent(x, sigma)))
+    torch.testing.assert_close(*values)
 
 
 def test_a_class_without_images_has_everybody_s_gaussians() -> None:
