@@ -122,7 +122,7 @@ class ClassMixture(Base):
         num_classes: int,
         components: Annotated[int, Range(1, 256)] = 8,
         leading: Annotated[int, Range(1, 4096)] = 64,
-        mixture_above: Sigma = 0.4,
+        mixture_above: Sigma = 0.5,
     ) -> None:
         super().__init__()
         self.dim, self.leading, self.mixture_above = dim, min(leading, dim), mixture_above

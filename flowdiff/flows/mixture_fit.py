@@ -23,6 +23,7 @@ LEVELS = (0.05, 0.2, 0.5, 1.0)
 """Noise levels at which held-out images choose the shrinkage."""
 NUMBERS = 1 << 26  # of the data, that a mixture is fitted to, at most
 ROWS = 1 << 15
+TIMES = 2  # that the same image is seen, moved within its bins
 HELD_OUT = 1 << 10  # different images, at most
 
 
@@ -116,9 +117,11 @@ class Fitting:
     ) -> None:
         assert statistics.eigenvectors is not None
         drawn = sample(min(ROWS, NUMBERS // len(statistics.eigenvectors)))
-        self.labels, self.weights, self.times = drawn.classes, drawn.weights.double(), drawn.times
+        self.times = min(drawn.times, TIMES)
+        rows = slice(len(drawn.x) // drawn.times * self.times)
+        self.labels, self.weights = drawn.classes[rows], drawn.weights[rows].double()
         self.components, self.leading = components, leading
-        self.v = drawn.x.to(statistics.eigenvectors) @ statistics.eigenvectors
+        self.v = drawn.x[rows].to(statistics.eigenvectors) @ statistics.eigenvectors
         self.v_means = statistics.class_means.to(self.v) @ statistics.eigenvectors
 
     def _is_of(self, c: int) -> Tensor:
