@@ -173,8 +173,8 @@ def test_the_commands(command: Command, tmp_path: Path) -> None:
 def test_metrics_are_those_of_the_cpu(tmp_path: Path) -> None:
     """All of conf/metrics that fit digits and need no weights from elsewhere, on few images."""
     names = [name for name in choices("metrics") if name not in ("fid", "kid", "isc", "prc", "toy", "cost")]
-    few = {"num_images": ("denoising", "nll_by_sigma", "ood_auroc", "class_posterior", "conservative", "fokker_planck")}
-    words = [f"metrics.{name}.num_images=8" for name in few["num_images"]]
+    few = ["denoising", "nll_by_sigma", "implied_bits", "ood_auroc", "class_posterior", "conservative", "fokker_planck"]
+    words = [f"metrics.{name}.num_images=8" for name in few]
     words += [f"metrics.{name}.num_samples=32" for name in ("fd", "recognised")]
     found = {}
     for device in ("cpu", "cuda"):

@@ -6,6 +6,7 @@
     sampling    samplers beyond the denoiser, ours and k-diffusion's
     overhead    a run of `flowdiff.train` over a bare loop
     start       --help, --cfg job, imports, the first training step
+    evaluation  likelihoods of an evaluation, eager and compiled (minutes of compiling for each of --models)
 
 Random weights, one thread on a CPU. What is compared is done in turn, in rounds, and measured in seconds of the
 process's CPU (on a GPU by the clock): ratios, least, median and largest, can be compared between runs, milliseconds
@@ -25,7 +26,7 @@ import torch
 from experiments.common.columns import Column, Row, to_markdown
 from experiments.common.configurations import flow_names
 from experiments.common.results import describe_machine
-from experiments.speed import overhead, peers, sampling, start, steps, versions
+from experiments.speed import evaluation, overhead, peers, sampling, start, steps, versions
 from experiments.speed.models import UNETS
 from experiments.speed.modes import MODES, ON_A_GPU
 from flowdiff.files import write_json, write_text
@@ -38,6 +39,7 @@ COLUMNS: dict[str, Sequence[Column]] = {
     "sampling": sampling.COLUMNS,
     "overhead": overhead.COLUMNS,
     "start": start.COLUMNS,
+    "evaluation": evaluation.COLUMNS,
 }
 DEFAULT_PARTS = ("steps", "peers", "sampling", "overhead", "start")
 Say = Callable[[Row], None]
@@ -54,6 +56,7 @@ def measure(part: str, given: argparse.Namespace, say: Say) -> list[Row]:
         "sampling": lambda: sampling.measure(sampling.build_denoisers(), rounds, say),
         "overhead": lambda: overhead.measure(overhead.TRAININGS, given.dataset, 2 * rounds, say),
         "start": lambda: start.measure(versions.HERE, min(3, rounds), say),
+        "evaluation": lambda: evaluation.measure(names, given.dataset, rounds, say),
     }
     return measures[part]()
 
@@ -67,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m experiments.speed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--parts", help=f"some of {','.join(COLUMNS)} (default: all but versions)")
+    parser.add_argument("--parts", help=f"some of {','.join(COLUMNS)} (default: {','.join(DEFAULT_PARTS)})")
     parser.add_argument("--dataset", default="digits", choices=("digits", "mnist"))
     parser.add_argument("--models", default=",".join([*flow_names(), *UNETS]), help="some of them, as coupling,unet")
     parser.add_argument("--losses", default=",".join(steps.LOSSES), help="some of them; a U-Net has denoising")

@@ -3,6 +3,7 @@
 from flowdiff.data.base import ImageData
 from flowdiff.data.cifar10 import CIFAR10
 from flowdiff.data.digits import Digits
+from flowdiff.data.emoji import Emoji
 from flowdiff.data.first_stage import AutoencoderKL, FirstStage, Identity
 from flowdiff.data.images import ImageFolder
 from flowdiff.data.mnist import MNIST, FashionMNIST
@@ -13,6 +14,7 @@ __all__ = [
     "AutoencoderKL",
     "CIFAR10",
     "Digits",
+    "Emoji",
     "FashionMNIST",
     "FirstStage",
     "Identity",

@@ -3,7 +3,7 @@
 The cache of a data set is a folder, named by the data and a hash of the files' names, sizes and times and of all that
 pixels depend on; in it are an array (.npy, uint8) of each split and `facts.json`. It is written under another name and
 renamed when it is whole, and a lock keeps two processes from doing the work twice. What is cut off, or is something
-else, is made anew.
+else, is made anew; so is a small cache of which a byte has changed.
 
 A training reads the rows of its batches (`StoredRows`): what is resident is a batch, however large the array. What
 wants all rows as a tensor has them mapped into memory; pages that it has touched count as the process's until the
@@ -33,6 +33,7 @@ from flowdiff.files import Unreadable, hold_lock, make_folder, read_json, write_
 
 FORM = 1  # of the cache: other numbers are other folders
 FACTS = "facts.json"
+CHECKED = 64 << 20  # bytes of a cache that is read through each time that it is opened
 
 
 class StoredRows:
@@ -132,6 +133,8 @@ class PixelCache:
             rows = {split: StoredRows(self.folder / f"{split}.npy") for split in self.shapes}
             if content["digest"] != self.digest or any(rows[split].shape != self.shapes[split] for split in rows):
                 return None
+            if content["sums"] != self._sums(self.folder):
+                return None
             return rows, content["facts"]
         except (OSError, ValueError, KeyError, TypeError, Unreadable):
             return None
@@ -171,7 +174,7 @@ class PixelCache:
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())
-            write_json(part / FACTS, {"digest": self.digest, "facts": facts})
+            write_json(part / FACTS, {"digest": self.digest, "facts": facts, "sums": self._sums(part)})
             shutil.rmtree(self.folder, ignore_errors=True)
             part.rename(self.folder)
         except BaseException:
@@ -182,8 +185,20 @@ class PixelCache:
             raise FlowdiffError(f"{self.folder}: what was written there can't be read again")
         return found
 
+    @property
+    def _size(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def _sums(self, folder: Path) -> dict[str, str]:
+        """SHA-256 of each array in a folder, of small ones."""
+        sums = {}
+        for split in self.shapes if self._size <= CHECKED else ():
+            with (folder / f"{split}.npy").open("rb") as file:
+                sums[split] = hashlib.file_digest(file, "sha256").hexdigest()
+        return sums
+
     def _need_room(self) -> None:
-        size = sum(math.prod(shape) for shape in self.shapes.values())
+        size = self._size
         free = shutil.disk_usage(self.parent).free
         if size > free:
             raise FlowdiffError(

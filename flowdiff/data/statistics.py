@@ -12,6 +12,7 @@ eigensystem that fits into memory: their Σ is taken as diagonal, Q as the ident
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,11 +33,13 @@ class Sample(NamedTuple):
         x: (M, d), dequantised.
         classes: (M,), K (the null class) for data without.
         weights: (M,), with which means over these rows estimate those over all; their sum is 1.
+        times: how often each row of the data comes, one after all others.
     """
 
     x: Tensor
     classes: Tensor
     weights: Tensor
+    times: int = 1
 
     @classmethod
     def from_data(cls, x: Rows, labels: Tensor | None, num_classes: int, bin_width: float, rows: int) -> "Sample":
@@ -56,7 +59,7 @@ class Sample(NamedTuple):
         index = torch.cat(own).repeat(times)
         found = x[index]
         noise = torch.rand(found.shape, generator=generator) - 0.5
-        return cls(found + bin_width * noise, labels[index], weights.repeat(times) / times)
+        return cls(found + bin_width * noise, labels[index], weights.repeat(times) / times, times)
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,11 @@ class DataStatistics:
             return (rows + (flat - rows) * gain).reshape(x.shape)
         basis = self.eigenvectors.to(flat)
         return (rows + ((flat - rows) @ basis * gain) @ basis.T).reshape(x.shape)
+
+    def log_prob(self, x: Tensor, sigma: float, labels: Tensor | None = None) -> Tensor:
+        """log N(x; μ_c, Σ + σ²) in nats, of the Gaussian that `wiener` belongs to: x (B, *shape) → (B,), float64."""
+        rows = self.class_means[-1:] if labels is None else self.class_means[labels.to(self.class_means.device)]
+        centred = x.flatten(1).to(rows.device, torch.float64) - rows.double()
+        along = centred if self.eigenvectors is None else centred @ self.eigenvectors.double()
+        variances = self.eigenvalues.double() + sigma**2
+        return -0.5 * (along.square() / variances + (2 * math.pi * variances).log()).sum(1)

@@ -1,4 +1,4 @@
-r"""Denoisers by torch.compile: D, or score and log-density, of tiles of one size as one graph.
+r"""Denoisers by torch.compile: D, score and log-density, or log-density alone, of tiles of one size as one graph.
 
 A graph is made of a function and of the structure of the denoiser that it is called with, which is an argument: the
 graph holds no weights, and a denoiser of the same structure uses it again. σ is a tensor: a number would be part of
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.denoisers import compiler_cache, wrappers
+from flowdiff.denoisers.base import Sigma, batch_sigma
 from flowdiff.denoisers.wrappers import Wrapper
 from flowdiff.errors import ConfigError, one_line
 
@@ -88,14 +89,24 @@ class Compiled(Wrapper):
     def score_and_log_prob(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _compiled("score_and_log_prob", BACKEND)(self.denoiser, x, sigma, labels)
 
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
+        """log p(x; σ, c) in nats, (B,), without a gradient: another graph for another B."""
+        return _compiled("log_prob", BACKEND)(self.denoiser, x, batch_sigma(sigma, x).contiguous(), labels)
+
 
 def _denoise(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
     return denoiser(x, sigma, labels)
 
 
+def _log_prob(denoiser: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    return denoiser.log_prob(x, sigma, labels)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "denoise": _denoise,
     "score_and_log_prob": wrappers.score_and_log_prob,
+    "log_prob": _log_prob,
 }
 
 

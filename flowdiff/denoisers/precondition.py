@@ -108,15 +108,23 @@ class Precondition(nn.Module):
             return x * scale
         return (x @ self.eigenvectors * scale) @ self.eigenvectors.T
 
+    def whiten(self, y: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The affine map alone: y (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dy| (B,)."""
+        mean, variances = self._moments(sigma, classes)
+        return self._scale(y - mean, variances.rsqrt()), -0.5 * variances.log().sum(1)
+
+    def colour(self, u: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The y with whiten(y) = u, and log|dy/du| (B,)."""
+        mean, variances = self._moments(sigma, classes)
+        return mean + self._scale(u, variances.sqrt()), 0.5 * variances.log().sum(1)
+
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dx| (B,)."""
-        mean, variances = self._moments(sigma, classes)
-        return self._scale(x - mean, variances.rsqrt()), -0.5 * variances.log().sum(1)
+        return self.whiten(x, sigma, classes)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         """The x with forward(x) = u."""
-        mean, variances = self._moments(sigma, classes)
-        return mean + self._scale(u, variances.sqrt())
+        return self.colour(u, sigma, classes)[0]
 
 
 class Scalar(Precondition):
@@ -126,12 +134,13 @@ class Scalar(Precondition):
         zero = torch.zeros_like(sigma)
         return zero, zero
 
-    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def whiten(self, y: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         variance = (sigma.square() + self.sigma_data.square()).reshape(-1, 1)
-        return x * variance.rsqrt(), -0.5 * x.shape[1] * variance[:, 0].log()
+        return y * variance.rsqrt(), -0.5 * y.shape[1] * variance[:, 0].log()
 
-    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
-        return u * (sigma.square() + self.sigma_data.square()).reshape(-1, 1).sqrt()
+    def colour(self, u: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        variance = (sigma.square() + self.sigma_data.square()).reshape(-1, 1)
+        return u * variance.sqrt(), 0.5 * u.shape[1] * variance[:, 0].log()
 
 
 class Gaussian(Precondition):
@@ -157,16 +166,17 @@ class Standardized(Annealed):
         ratio = (self.eigenvalues + sigma.reshape(-1, 1).square()) / variances
         return (ratio @ self.eigenvectors.square().T if len(self.eigenvectors) else ratio).sqrt()
 
-    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def whiten(self, y: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         _, variances = self._moments(sigma, classes)
         scale = self._standard_deviation(sigma, variances)
-        u = self._scale(x - self.class_means[classes], variances.rsqrt())
+        u = self._scale(y - self.class_means[classes], variances.rsqrt())
         return u / scale, -0.5 * variances.log().sum(1) - scale.log().sum(1)
 
-    def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
+    def colour(self, u: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         _, variances = self._moments(sigma, classes)
-        u = u * self._standard_deviation(sigma, variances)
-        return self.class_means[classes] + self._scale(u, variances.sqrt())
+        scale = self._standard_deviation(sigma, variances)
+        y = self.class_means[classes] + self._scale(u * scale, variances.sqrt())
+        return y, 0.5 * variances.log().sum(1) + scale.log().sum(1)
 
 
 class Gaussianised(Standardized):
@@ -214,7 +224,7 @@ class Gaussianised(Standardized):
             gain = 0.0
             for rows in torch.arange(len(x)).split(max(1, MEASURED // x.shape[1])):
                 given = x[rows], x.new_full((len(rows),), level), sample.classes[rows].to(x.device)
-                ours, theirs = normal_log_prob(*self(*given)), normal_log_prob(*super().forward(*given))
+                ours, theirs = normal_log_prob(*self(*given)), normal_log_prob(*self.whiten(*given))
                 gain += float((sample.weights[rows] * (ours - theirs).cpu()).sum())
             if not gain >= -TOLERANCE * x.shape[1]:  # NaN too
                 return True
@@ -234,11 +244,11 @@ class Gaussianised(Standardized):
 
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = pull(x, sigma, self._marginals, self.share(sigma))
-        u, logdet = super().forward(y.to(x.dtype), sigma, classes)
+        u, logdet = self.whiten(y.to(x.dtype), sigma, classes)
         return u, logdet + log_slope.sum(1).to(x.dtype)
 
     def inverse(self, u: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
-        y = super().inverse(u, sigma, classes)
+        y, _ = self.colour(u, sigma, classes)
         return pull_inverse(y, sigma, self._marginals, self.share(sigma)).to(u.dtype)
 
 

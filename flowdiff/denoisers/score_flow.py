@@ -2,7 +2,7 @@ r"""Denoisers: D(x, σ, labels), the interface of EDM's and k-diffusion's sample
 
     u, logdet_T = T(σ)(x − m(σ, c))                  whitening (`denoisers.precondition`)
     z, logdet_f = f(u; σ, c)                         the flow (`flows`)
-    log p(x; σ, c) = log N(z; 0, I) + logdet_f + logdet_T
+    log p(x; σ, c) = log q(z; σ, c) + logdet_f + logdet_T    q the base (`flows.bases`), N(z; 0, I) as a rule
     s(x; σ, c)     = ∇x log p(x; σ, c)               the exact gradient of an exact density
     D(x; σ, c)     = x + σ² s(x; σ, c)               Tweedie's formula
 
@@ -22,8 +22,9 @@ from torch import Tensor
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.denoisers.precondition import Precondition
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.flows.base import Flow
+from flowdiff.flows.bases import Base, Normal
 from flowdiff.flows.context import Context
 from flowdiff.nn.attention import attention_for
 from flowdiff.nn.embeddings import Conditioning
@@ -39,6 +40,10 @@ class ScoreFlow(Denoiser):
         flow: makes the flow, called with shape= and context_dim=.
         precondition: makes the whitening, called with dim= and num_classes=.
         conditioning: makes the embedding of σ and class, called with num_classes=.
+        base: makes the density that the flow carries the data to, called with dim= and num_classes=.
+
+    Raises:
+        ConfigError: a base that is not standard normal, for a flow whose input is not x alone.
     """
 
     has_density = True
@@ -51,6 +56,7 @@ class ScoreFlow(Denoiser):
         flow: Callable[..., Flow],
         precondition: Callable[..., Precondition],
         conditioning: Callable[..., Conditioning],
+        base: Callable[..., Base] = Normal,
     ) -> None:
         embed = conditioning(num_classes=num_classes)
         super().__init__(shape, embed.num_classes)
@@ -59,6 +65,9 @@ class ScoreFlow(Denoiser):
         self.precondition = precondition(dim=self.dim, num_classes=embed.num_classes)
         inner, context_dim = (self.dim + embed.dim, 1) if embed.joint else (None, embed.dim)
         self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
+        self.base = base(dim=self.dim, num_classes=embed.num_classes)
+        if embed.joint and not isinstance(self.base, Normal):
+            raise ConfigError("base", type(self.base).__name__, "conditioning=concat needs base=normal")
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
         self.exact = self.flow.exact
@@ -71,6 +80,7 @@ class ScoreFlow(Denoiser):
 
     def fit(self, statistics: DataStatistics) -> None:
         self.precondition.fit(statistics)
+        self.base.fit(statistics)
         if not self.embed.joint:
             self.flow.fit(statistics)
 
@@ -114,7 +124,8 @@ class ScoreFlow(Denoiser):
 
     def _log_prob(self, x: Tensor, sigma: Tensor, classes: Tensor, perturbation: Perturbation) -> Tensor:
         z, logdet = self._latent(x, sigma, classes, perturbation)
-        return logdet - 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+        with torch.autocast(x.device.type, enabled=False):
+            return logdet + self.base.log_prob(z, sigma, classes, self.precondition)
 
     def log_prob(
         self, x: Tensor, sigma: Sigma, labels: Tensor | None = None, perturbation: Perturbation = UNPERTURBED
@@ -164,9 +175,14 @@ class ScoreFlow(Denoiser):
         return x + per_sample(batch_sigma(sigma, x).square(), x) * score
 
     def latent(self, x: Tensor, sigma: Sigma, labels: Tensor | None = None) -> Tensor:
-        """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of `inverse`."""
+        """z = f(T(x − m)), shape of x: standard normal if x is a sample of p(x; σ, c). The inverse of `inverse`.
+
+        Where the base is not normal: the standard normal numbers that the base makes z of.
+        """
         self._need_inverse()
-        return self._latent(x, batch_sigma(sigma, x), self._classes(x, labels))[0].reshape(x.shape)
+        levels, classes = batch_sigma(sigma, x), self._classes(x, labels)
+        z, _ = self._latent(x, levels, classes)
+        return self.base.to_normal(z, levels, classes, self.precondition).reshape(x.shape)
 
     def _need_inverse(self) -> None:
         if not self.has_inverse:
@@ -184,7 +200,8 @@ class ScoreFlow(Denoiser):
         self._need_inverse()
         levels, classes = batch_sigma(sigma, z), self._classes(z, labels)
         context, _ = self._context(levels, classes)
-        u = self.flow.inverse(z, context)
+        h = self.base.from_normal(z.flatten(1), levels, classes, self.precondition)
+        u = self.flow.inverse(h.reshape(z.shape), context)
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
 
 

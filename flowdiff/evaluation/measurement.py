@@ -16,6 +16,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
+from flowdiff.denoisers.memory import rows_that_fit
 from flowdiff.errors import ConfigError, FlowdiffError
 from flowdiff.evaluation import tables
 from flowdiff.evaluation.comparison import Contender, compare, open_rival
@@ -49,7 +50,7 @@ def evaluate_run(
         What is in metrics.json.
     """
     model = Model(*checkpoint.load(path)).to(device)
-    batched = from_config(model.denoiser, model.config, model.levels is not None, tile=evaluation_tile(model.shape))
+    batched = from_config(model.denoiser, model.config, model.levels is not None, tile=evaluation_tile(model.denoiser))
     contender = Contender("checkpoint", model, batched, path)
     return report(run_dir, metrics, build_evaluand(contender, data, seed), contender)
 
@@ -62,9 +63,12 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         metrics.
     """
     ours = Contender("checkpoint", *open_model(request), Path(request.ckpt_path))
-    if request.tile is None:
-        ours.batched = replace(ours.batched, tile=evaluation_tile(ours.model.shape))
     rival = open_rival(request, ours)
+    for each in (ours, rival):
+        if each is not None:
+            leave_uncompiled(each)
+            tile = evaluation_tile(each.model.denoiser) if request.tile is None else request.tile
+            each.batched = replace(each.batched, tile=tile)
     if request.metrics is None:
         metrics = stored_metrics(ours.model.config.get("metrics") or {})
     else:
@@ -117,9 +121,18 @@ def final_columns(metrics: Mapping[str, Metric], denoiser: Denoiser, data: Image
     return [name for metric in metrics.values() for name in metric.columns(model)]
 
 
-def evaluation_tile(shape: tuple[int, ...]) -> int:
-    """Many samples are drawn: four times the rows of a call from `flowdiff.sample`."""
-    return min(512, 4 * default_tile(shape))
+def leave_uncompiled(contender: Contender) -> None:
+    """Where a model that is to be compiled says why it can't be: say so, and take it as it is written."""
+    reason = getattr(contender.model.denoiser, "uncompilable", None)
+    if contender.batched.compile and reason:
+        print(f"compile=true: {contender.name} is evaluated as it is written: {reason}", flush=True)
+        contender.batched = replace(contender.batched, compile=False)
+
+
+def evaluation_tile(denoiser: Denoiser) -> int:
+    """Many samples are drawn: four times the rows of a call from `flowdiff.sample`, fewer where they don't fit."""
+    most = min(512, 4 * default_tile(denoiser.shape))
+    return rows_that_fit(denoiser, denoiser.shape, most, next(denoiser.parameters()).device)
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ def build_evaluand(
         device=next(model.parameters()).device,
         split=split,
         batch_size=batch_size,
+        compile=batched.compile,
         progress=Shown(),
     )
 
@@ -232,6 +246,7 @@ def report_rival(
         evaluand,
         denoiser=rival.model.denoiser,
         sample=SeededSampler(rival.batched),
+        compile=rival.batched.compile,
         weights=rival.model.weights,
         progress=Shown(),
         planned=0,

@@ -2,6 +2,7 @@
 
 from flowdiff.flows.autoregressive import AutoregressiveFlow
 from flowdiff.flows.base import Composite, Flow
+from flowdiff.flows.bases import Base, ClassMixture, Normal
 from flowdiff.flows.context import Context
 from flowdiff.flows.conv import ConvFlow
 from flowdiff.flows.coupling import CouplingFlow
@@ -18,6 +19,8 @@ from flowdiff.flows.zuko import ZukoFlow
 
 __all__ = [
     "AutoregressiveFlow",
+    "Base",
+    "ClassMixture",
     "Composite",
     "Context",
     "ConvFlow",
@@ -27,6 +30,7 @@ __all__ = [
     "GlowFlow",
     "JetFlow",
     "LinearFlow",
+    "Normal",
     "PixelCNNFlow",
     "ResidualFlow",
     "SpectralFlow",

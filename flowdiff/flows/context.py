@@ -1,5 +1,6 @@
 """What flows are given: at each call beside their input, and once before training."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
@@ -35,6 +36,19 @@ class Context(NamedTuple):
         return [self._replace(embedding=embedding, kappa=kappa) for embedding, kappa in rows]
 
 
+class Sampled(Protocol):
+    """Some rows of training data; `data.statistics.Sample` is that."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def classes(self) -> Tensor: ...
+    @property
+    def weights(self) -> Tensor: ...
+    @property
+    def times(self) -> int: ...
+
+
 class Moments(Protocol):
     """Moments of training data with d coordinates and K classes; `data.statistics.DataStatistics` has them."""
 
@@ -53,3 +67,7 @@ class Moments(Protocol):
     @property
     def sigma_data(self) -> float:
         """EDM's σ_data."""
+
+    @property
+    def sample(self) -> Callable[[int], Sampled] | None:
+        """Some rows of the data, about so many; None: there are none to be had."""

@@ -7,6 +7,7 @@ from flowdiff.metrics.denoising import Denoising
 from flowdiff.metrics.derivatives import Conservative, FokkerPlanck
 from flowdiff.metrics.fidelity import FID, KID, InceptionScore, PrecisionRecall
 from flowdiff.metrics.frechet import FrechetDistance, Recognised
+from flowdiff.metrics.implied import ImpliedBits
 from flowdiff.metrics.likelihood import BitsPerDim, LogLikelihood, NLLBySigma
 from flowdiff.metrics.ood import OODAuroc
 
@@ -23,6 +24,7 @@ __all__ = [
     "Evaluand",
     "FokkerPlanck",
     "FrechetDistance",
+    "ImpliedBits",
     "LogLikelihood",
     "Metric",
     "NLLBySigma",

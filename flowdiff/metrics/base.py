@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
+from flowdiff.denoisers.memory import rows_that_fit
 from flowdiff.errors import FlowdiffError
 from flowdiff.quantities import Quantity, choose, resolve
 from flowdiff.samplers.batched import Drawn
@@ -52,7 +54,8 @@ class Evaluand:
         seed: of the samples and of all noise in the metrics.
         device: where the denoiser lives.
         split: the split evaluated on.
-        batch_size: rows per pass through the denoiser; fewer of large samples.
+        batch_size: rows per pass through the denoiser, at most: `rows_in_a_pass`.
+        compile: log-densities by torch.compile (`denoisers.compiled`).
         progress: called as `progress(what, done, total)`; None is silent.
     """
 
@@ -66,6 +69,7 @@ class Evaluand:
     device: torch.device | str = "cpu"
     split: str = "test"
     batch_size: int = 500
+    compile: bool = False
     progress: Callable[[str, int, int], None] | None = None
     planned: int = 0
     _drawn: Drawn | None = field(default=None, repr=False)
@@ -113,14 +117,19 @@ class Evaluand:
         x0 = self.data.to_model(k, generator)
         return x0, torch.randn(x0.shape, generator=generator), labels
 
-    def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
-        """Slices of at most `batch_size` of n rows, in turn `turn` of `turns`; reports the progress.
-
-        Of large samples fewer are taken at a time, `rows_at_once`.
+    @cached_property
+    def rows_in_a_pass(self) -> int:
+        """`batch_size`, fewer of large samples (`rows_at_once`) and where memory is short (`denoisers.memory`); of
+        compiled ones no more than the split has.
         """
-        rows = min(self.batch_size, rows_at_once(self.data.shape))
-        for start in range(0, n, rows):
-            stop = min(start + rows, n)
+        shape = self.data.shape
+        rows = rows_that_fit(self.denoiser, shape, min(self.batch_size, rows_at_once(shape)), self.device)
+        return min(rows, len(self.data.images(self.split)[1])) if self.compile else rows
+
+    def slices(self, n: int, what: str, turn: int = 0, turns: int = 1) -> Iterator[slice]:
+        """Slices of at most `rows_in_a_pass` of n rows, in turn `turn` of `turns`; reports the progress."""
+        for start in range(0, n, self.rows_in_a_pass):
+            stop = min(start + self.rows_in_a_pass, n)
             yield slice(start, stop)
             self.tell(what, turn * n + stop, turns * n)
 

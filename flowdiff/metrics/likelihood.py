@@ -25,9 +25,11 @@ from torch import Tensor
 
 from flowdiff.data.toy import Toy
 from flowdiff.denoisers.base import Perturbation
+from flowdiff.denoisers.compiled import Compiled
 from flowdiff.metrics.base import Evaluand, Metric, Result
 from flowdiff.options import Count, Length, Sigma, checked
 from flowdiff.quantities import Quantity
+from flowdiff.samplers.batched import fill_up
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +39,16 @@ def log_likelihood(
 ) -> Tensor:
     """log p(x; σ, labels) in nats: x (N, *shape), labels (N,) → (N,) float64 on the CPU, batch by batch.
 
-    σ is sigma_min if not given; `turn` of `turns` is for the progress.
+    σ is sigma_min if not given; `turn` of `turns` is for the progress. Batches that are compiled are filled up to one
+    size.
     """
     level = model.sigma_min if sigma is None else sigma
     parts = []
     with unbiased(model) as log_prob:
         for rows in model.slices(len(x), what, turn, turns):
-            batch = x[rows].to(model.device)
-            parts.append(log_prob(batch, level, model.labels(labels[rows])).double().cpu())
+            filled = fill_up(torch.arange(rows.start, rows.stop), model.rows_in_a_pass if model.compile else 1)
+            nats = log_prob(x[filled].to(model.device), level, model.labels(labels[filled]))
+            parts.append(nats[: rows.stop - rows.start].double().cpu())
     return torch.cat(parts)
 
 
@@ -80,12 +84,12 @@ def kind_of_log_det(model: Evaluand, standard_error: float) -> str:
 
 @contextmanager
 def unbiased(model: Evaluand) -> Iterator[Callable[..., Tensor]]:
-    """The model's log_prob. If its log-determinant is an estimate, then an unbiased one whose error is independent
-    between the images, so that the standard error of a mean over them includes it. It depends on the seed only; the
-    state of the global generator is restored.
+    """The model's log_prob, compiled where that is wanted. If its log-determinant is an estimate, then an unbiased one
+    whose error is independent between the images, so that the standard error of a mean over them includes it. It
+    depends on the seed only; the state of the global generator is restored.
     """
     if getattr(model.denoiser, "exact", True):
-        yield model.denoiser.log_prob
+        yield Compiled(model.denoiser).log_prob if model.compile else model.denoiser.log_prob
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.seed)

@@ -336,7 +336,8 @@ def load(
 
     Args:
         path: a `.ckpt` file, the folder of an exported model (`flowdiff.export`), or its `.safetensors` file.
-        weights: `"ema"` or `"raw"`; an exported model has those that it was exported with.
+        weights: `"ema"`, `"raw"` or, of a run with callbacks=averages, `"ema:0.08"`; an exported model has those
+            that it was exported with.
         device: where the model goes.
         first_stage: where the autoencoder of a model of latents is now; None: where it was in training.
         config_dir: a folder of YAML files that name classes of your own, the one that `--config-dir` gave to the

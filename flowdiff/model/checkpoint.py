@@ -13,7 +13,7 @@ A checkpoint is Lightning's own file (a dict of tensors and plain values) with o
 
 and beside it `sha256` and `signature`, see `model.seal`. `state_dict` holds the EMA weights,
 `current_model_state` the raw ones. An exported model (`flowdiff.export`) is that entry as JSON, with `step` and
-`weights` (ema or raw), `sha256` and `signature`, beside the denoiser's tensors as safetensors.
+`weights` (ema, raw, ema:0.08), `sha256` and `signature`, beside the denoiser's tensors as safetensors.
 
 A file is measured before it is read (`model.reading`), its entries are held to their types (`model.facts`), and
 what its configuration names is built by `model.safe_construction`.
@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from flowdiff import files
 from flowdiff.data.base import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
-from flowdiff.model import reading, safe_construction, seal
+from flowdiff.model import averages, reading, safe_construction, seal
 from flowdiff.model.budget import Budget
-from flowdiff.model.facts import FORMAT, about, check_content, check_entry
+from flowdiff.model.facts import FORMAT, Weights, about, check_content, check_entry
 from flowdiff.model.format_1 import as_format_2
+from flowdiff.options import problem
 
 EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
 
@@ -52,7 +53,7 @@ class Facts:
     Attributes:
         entry: the file's `"flowdiff"`, of format 2.
         step: of the optimiser.
-        weights: ema or raw.
+        weights: ema, raw or ema:LENGTH.
         path: the file, or the folder of an exported model.
         own: this user wrote it (`model.seal`), and what it says of paths is the user's own word.
     """
@@ -166,16 +167,17 @@ def read_model(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
     Args:
         path, weights: as for `load`.
     """
-    if weights not in ("ema", "raw"):
-        raise FlowdiffError(f"weights={weights}: must be one of ema, raw")
+    words = problem(weights, Weights)
+    if words is not None:
+        raise ConfigError("weights", weights, words)
     file = exported_file(path)
     if file is not None:
         try:
             found = _read_exported(file)
         except FlowdiffError as error:
             raise about(path, error) from error
-        if weights == "raw" and found.facts.weights != "raw":
-            raise FlowdiffError(f"weights=raw: {path} was exported with the {found.facts.weights} weights alone")
+        if weights not in ("ema", found.facts.weights):
+            raise FlowdiffError(f"weights={weights}: {path} was exported with the {found.facts.weights} weights alone")
         return found
     content = read(path)
     if content["flowdiff"]["config"].get("autoencoder"):
@@ -183,6 +185,12 @@ def read_model(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
         raise about(path, FlowdiffError(f"holds an autoencoder, not a denoiser; {hint}"))
     key = "current_model_state" if weights == "raw" and "current_model_state" in content else "state_dict"
     tensors = content.get(key) or {}
+    if weights.startswith("ema:"):
+        try:
+            folder = Path(path).parent.parent / averages.FOLDER
+            tensors = tensors | averages.average_of(content, folder, float(weights.removeprefix("ema:")))
+        except FlowdiffError as error:
+            raise about(path, error) from error
     state = {k.removeprefix("denoiser."): v for k, v in tensors.items() if k.startswith("denoiser.")}
     entry = {k: v for k, v in content["flowdiff"].items() if k != "micro_step"}
     facts = Facts(entry, content.get("global_step", 0), weights, Path(path), seal.is_own(content))
@@ -219,8 +227,9 @@ def load(path: str | os.PathLike[str], weights: str = "ema") -> tuple[nn.Module,
 
     Args:
         path: a `.ckpt` file, the folder of an exported model, or the `.safetensors` file in it.
-        weights: `"ema"` (the averaged weights) or `"raw"` (those of the last optimiser step). An exported model
-            has those that it was exported with.
+        weights: `"ema"` (the averaged weights), `"raw"` (those of the last optimiser step) or `"ema:0.08"` (an average
+            of that length, of a run that kept some: `model.averages`). An exported model has those that it was exported
+            with.
 
     Returns:
         The denoiser in eval mode on the CPU, and what is known of it.

@@ -6,7 +6,7 @@ anything is built of it or printed.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from flowdiff.data.quantise import MAX_LEVELS
 from flowdiff.errors import FlowdiffError, one_line, spell
 from flowdiff.files import Unreadable
 from flowdiff.model.reading import check_tensor
-from flowdiff.options import Guidance, Sigma, Steps, problem
+from flowdiff.options import Guidance, Pattern, Sigma, Steps, problem
 
 FORMAT = 2  # what is written; 1 is read too, see `model.format_1`
 VALUES = 1_000_000  # in a whole checkpoint, tensors counted as one
@@ -31,6 +31,10 @@ SAMPLING: dict[str, Any] = {
     "sigma_start": Sigma | None,
     "guidance_scale": Guidance | None,
 }
+
+
+Weights = Annotated[str, Pattern(r"ema|raw|ema:0\.\d{1,6}", "one of ema, raw, or ema:0.08, an average of that length")]
+"""Of a model: the exponential average, those of the last step, an average that `model.averages` makes."""
 
 
 def is_int(value: Any, low: int, high: int) -> bool:
@@ -96,7 +100,7 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "git": (lambda v: v is None or is_text(v), "null or a commit"),
     "micro_step": (lambda v: is_int(v, 0, LARGEST), "a whole number from 0 up"),
     "step": (lambda v: is_int(v, 0, LARGEST), "a whole number from 0 up"),
-    "weights": (lambda v: v in ("ema", "raw"), "ema or raw"),
+    "weights": (lambda v: problem(v, Weights) is None, "ema, raw or ema:LENGTH"),
 }
 NEEDED = ("config", "shape", "num_classes", "levels", "data")
 

@@ -15,6 +15,7 @@ from flowdiff.errors import ConfigError
 from flowdiff.model import configuration
 from flowdiff.model.configuration import OTHERS
 from flowdiff.model.construction import describe, find_target
+from flowdiff.model.facts import Weights
 from flowdiff.options import LATER, Guidance, Length, Pattern, Range, Recipe, Seed, Sigma, Steps
 
 Request = TypeVar("Request")
@@ -42,7 +43,7 @@ class CheckpointRequest:
 
     ckpt_path: Checkpoint
     output_dir: str
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     first_stage: FirstStagePlace = dataclasses.field(default_factory=FirstStagePlace)
 
 
@@ -52,7 +53,7 @@ class DrawRequest(CheckpointRequest):
 
     Attributes:
         data_root: where the data are now; None: in FLOWDIFF_DATA, or where they were in training.
-        compile: the network that is sampled by torch.compile.
+        compile: by torch.compile the network that is sampled, and the log-densities of an evaluation.
     """
 
     data_root: str | None = None

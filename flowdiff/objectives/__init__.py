@@ -3,6 +3,7 @@
 from flowdiff.objectives.augmentation import Affine, Augmentation
 from flowdiff.objectives.losses import AnnealedMixture, Denoising, FokkerPlanck, Likelihood, Loss, Mixture, Unweighted
 from flowdiff.objectives.noise import Fixed, LogNormal, LogUniform, NoiseDistribution
+from flowdiff.objectives.weighting import LearnedWeighting, Weighting
 
 __all__ = [
     "Affine",
@@ -11,6 +12,7 @@ __all__ = [
     "Denoising",
     "Fixed",
     "FokkerPlanck",
+    "LearnedWeighting",
     "Likelihood",
     "LogNormal",
     "LogUniform",
@@ -18,4 +20,5 @@ __all__ = [
     "Mixture",
     "NoiseDistribution",
     "Unweighted",
+    "Weighting",
 ]

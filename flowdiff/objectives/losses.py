@@ -20,6 +20,7 @@ from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import FlowdiffError
 from flowdiff.objectives.fokker_planck import rademacher, residual, slopes
+from flowdiff.objectives.weighting import Weighting
 from flowdiff.options import Length, NonNegative, Positive, Power, checked, snake_case
 from flowdiff.tensors import per_sample
 
@@ -50,9 +51,15 @@ class Noised(NamedTuple):
 
 
 class Loss:
-    """A training objective. A subclass gives `terms`."""
+    """A training objective. A subclass gives `terms`.
+
+    Attributes:
+        weighting: of its denoising error over σ; what it has to learn is trained with the model. None: no other than
+            EDM's.
+    """
 
     needs_likelihood = False
+    weighting: Weighting | None = None
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise a `FlowdiffError` if the denoiser can't be trained with this objective."""
@@ -83,6 +90,10 @@ class Loss:
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         """What `__call__` returns."""
         raise NotImplementedError
+
+    def weigh(self, error: Tensor, sigma: Tensor) -> Tensor:
+        """What counts of the denoising errors (B,) at σ (B,)."""
+        return error if self.weighting is None else self.weighting(error, sigma)
 
 
 class Likelihood(Loss):
@@ -116,15 +127,23 @@ class Unweighted(Likelihood):
 
 
 class Denoising(Loss):
-    """Denoising score matching with EDM's weight."""
+    """Denoising score matching with EDM's weight.
+
+    Args:
+        weighting: of the errors, beside it.
+    """
+
+    @checked
+    def __init__(self, weighting: Weighting | None = None) -> None:
+        self.weighting = weighting
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         if isinstance(denoiser, ScoreFlow):
             nll, error = nll_and_error(denoiser, batch)
-            return {"loss": error, "denoising": error.detach(), "nll": nll.detach()}
+            return {"loss": self.weigh(error, batch.sigma), "denoising": error.detach(), "nll": nll.detach()}
         residual = denoiser(batch.x, batch.sigma, batch.labels, batch.perturbation) - batch.x0
         error = denoising_error(residual, batch.sigma, denoiser.sigma_data)
-        return {"loss": error, "denoising": error.detach()}
+        return {"loss": self.weigh(error, batch.sigma), "denoising": error.detach()}
 
 
 class Mixture(Likelihood):
@@ -133,16 +152,19 @@ class Mixture(Likelihood):
     Args:
         denoising_weight: of the denoising term.
         power: exponent of the likelihood's weight over σ.
+        weighting: of the denoising errors.
     """
 
     @checked
-    def __init__(self, denoising_weight: NonNegative = 1.0, power: Power = 0.5) -> None:
+    def __init__(
+        self, denoising_weight: NonNegative = 1.0, power: Power = 0.5, weighting: Weighting | None = None
+    ) -> None:
         super().__init__(power)
-        self.denoising_weight = denoising_weight
+        self.denoising_weight, self.weighting = denoising_weight, weighting
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
-        return mixture(denoiser, batch, self.weight(denoiser, batch.sigma), self.denoising_weight)
+        return mixture(self, denoiser, batch, self.weight(denoiser, batch.sigma), self.denoising_weight)
 
 
 class AnnealedMixture(Likelihood):
@@ -154,6 +176,7 @@ class AnnealedMixture(Likelihood):
         likelihood_weight: a(t) at the start and at the end.
         denoising_weight: b(t) at the start and at the end.
         power: exponent of the likelihood's weight over σ.
+        weighting: of the denoising errors.
 
     Raises:
         ConfigError: anything but two numbers >= 0.
@@ -165,16 +188,18 @@ class AnnealedMixture(Likelihood):
         likelihood_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (1.0, 1.0),
         denoising_weight: Annotated[Sequence[NonNegative], Length(2, 2)] = (0.0, 1.0),
         power: Power = 0.5,
+        weighting: Weighting | None = None,
     ) -> None:
         super().__init__(power)
         self.likelihood_weight = likelihood_weight
         self.denoising_weight = denoising_weight
+        self.weighting = weighting
 
     def terms(self, denoiser: Denoiser, batch: Noised) -> dict[str, Tensor]:
         assert isinstance(denoiser, ScoreFlow)
         (a, a_end), (b, b_end), t = self.likelihood_weight, self.denoising_weight, batch.progress
         likelihood_weight = (a + (a_end - a) * t) * self.weight(denoiser, batch.sigma)
-        return mixture(denoiser, batch, likelihood_weight, b + (b_end - b) * t)
+        return mixture(self, denoiser, batch, likelihood_weight, b + (b_end - b) * t)
 
 
 class FokkerPlanck(Likelihood):
@@ -209,12 +234,12 @@ class FokkerPlanck(Likelihood):
 
 
 def mixture(
-    denoiser: ScoreFlow, batch: Noised, likelihood_weight: Tensor, denoising_weight: Tensor | float
+    loss: Loss, denoiser: ScoreFlow, batch: Noised, likelihood_weight: Tensor, denoising_weight: Tensor | float
 ) -> dict[str, Tensor]:
-    """The terms of likelihood_weight (B,) · likelihood + denoising_weight · denoising."""
+    """The terms of likelihood_weight (B,) · likelihood + denoising_weight · denoising, as `loss` weighs its errors."""
     nll, error = nll_and_error(denoiser, batch)
-    loss = likelihood_weight * nll + denoising_weight * error
-    return {"loss": loss, "nll": nll.detach(), "denoising": error.detach()}
+    both = likelihood_weight * nll + denoising_weight * loss.weigh(error, batch.sigma)
+    return {"loss": both, "nll": nll.detach(), "denoising": error.detach()}
 
 
 def nll_and_error(denoiser: ScoreFlow, batch: Noised) -> tuple[Tensor, Tensor]:

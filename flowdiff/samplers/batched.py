@@ -23,6 +23,7 @@ from torch import Tensor
 
 from flowdiff.data.labels import resolve_labels
 from flowdiff.denoisers.compiled import Compiled
+from flowdiff.denoisers.memory import rows_that_fit
 from flowdiff.denoisers.wrappers import Clipped, Counted, Guided, Tiled
 from flowdiff.errors import ConfigError, FlowdiffError, at_least
 from flowdiff.progress import Progress
@@ -120,7 +121,8 @@ class BatchedSampler:
         guidance_scale: D_null + w (D_c - D_null); w = 1 is no guidance.
         clip: bounds of the data that D is held to, (-1, 1) for images; None: not held.
         batch_size: samples that are made together, rounded up to whole tiles.
-        tile: rows that the network sees at once; a smaller one needs less memory. None: `default_tile`.
+        tile: rows that the network sees at once; a smaller one needs less memory. None: `default_tile`, or as many as
+            fit (`denoisers.memory`).
         compile: the network by torch.compile (`denoisers.compiled`).
     """
 
@@ -134,8 +136,9 @@ class BatchedSampler:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for key, value in (("batch_size", self.batch_size), ("tile", self.rows)):
-            at_least(key, value, 1)
+        for key, value in (("batch_size", self.batch_size), ("tile", self.tile)):
+            if value is not None:
+                at_least(key, value, 1)
         Guided(self.denoiser, self.guidance_scale)  # refuses a wrong scale now, before any work
         if self.guidance_scale != 1 and self.denoiser.num_classes == 0:
             raise ConfigError(
@@ -150,10 +153,13 @@ class BatchedSampler:
                 f"{type(self.denoiser).__name__} has none: choose {OTHERS}",
             )
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows that the network sees at once."""
-        return default_tile(self.denoiser.shape) if self.tile is None else self.tile
+        if self.tile is not None:
+            return self.tile
+        shape = self.denoiser.shape
+        return rows_that_fit(self.denoiser, shape, default_tile(shape), _device_of(self.denoiser))
 
     def draw(
         self,
@@ -210,7 +216,7 @@ class BatchedSampler:
         found, records, nonfinite = Rows(n), Rows(n), 0
         with _eval_mode(self.denoiser), Progress(what, steps * batches, quiet=quiet) as progress:
             for start in range(0, n, size):
-                rows = _fill_up(torch.arange(n)[start : start + size], self.rows)
+                rows = fill_up(torch.arange(n)[start : start + size], self.rows)
                 classes = None if labels is None else labels[rows].to(device)
                 noise = IndexedNoise(seeds[rows].tolist(), tuple(self.denoiser.shape), device)
                 walk = self.sampler.walk()
@@ -307,7 +313,7 @@ def _eval_mode(module: Any) -> Iterator[None]:
         module.train(training)
 
 
-def _fill_up(rows: Tensor, tile: int) -> Tensor:
+def fill_up(rows: Tensor, tile: int) -> Tensor:
     """`rows` with its last one repeated up to a multiple of `tile`."""
     return torch.cat([rows, rows[-1:].expand(-len(rows) % tile)])
 

@@ -5,6 +5,7 @@ from flowdiff.training.callbacks import (
     EMA,
     Checkpoints,
     DenoisingGrid,
+    PowerAverages,
     Reconstructions,
     SampleGrid,
     Scalars,
@@ -12,15 +13,19 @@ from flowdiff.training.callbacks import (
     ValidationMetrics,
 )
 from flowdiff.training.loggers import CSVLogger, TensorBoardLogger, wandb_logger
+from flowdiff.training.optimizers import AdamW, Muon
 from flowdiff.training.request import TrainRequest
 from flowdiff.training.run import train
 
 __all__ = [
     "EMA",
+    "AdamW",
     "Autoencoder",
     "CSVLogger",
     "Checkpoints",
     "DenoisingGrid",
+    "Muon",
+    "PowerAverages",
     "Reconstructions",
     "SampleGrid",
     "Scalars",

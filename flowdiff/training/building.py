@@ -22,8 +22,8 @@ from flowdiff.model.requests import spell_out
 from flowdiff.model.vocabulary import files_of
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
-from flowdiff.objectives.losses import Mixture
-from flowdiff.options import Recipe
+from flowdiff.objectives.losses import Loss, Mixture
+from flowdiff.options import Recipe, snake_case
 from flowdiff.runs.words import is_typed, read_word, values_of
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
@@ -148,7 +148,8 @@ def fall_back(request: TrainRequest, denoiser: Denoiser, words: Sequence[str]) -
     loss = build(request.loss)
     unusable = loss.needs_likelihood and not denoiser.normalized
     if unusable and not is_typed("loss", words) and (isinstance(loss, Mixture) or not denoiser.has_density):
-        request.loss = Recipe("loss", {"_target_": "flowdiff.objectives.Denoising"})
+        kept = {} if request.weighting is None else {"weighting": request.weighting.content}
+        request.loss = Recipe("loss", {"_target_": "flowdiff.objectives.Denoising", **kept})
         print("this model has no likelihood of x: training with loss=denoising", flush=True)
     sampler = build(request.sampler)
     lacking = sampler.lacks(denoiser)
@@ -156,6 +157,20 @@ def fall_back(request: TrainRequest, denoiser: Denoiser, words: Sequence[str]) -
         steps = sampler.num_steps if is_typed("num_steps", words) else 64
         request.sampler = Recipe("sampler", {"_target_": "flowdiff.samplers.Ancestral", "num_steps": steps})
         print(f"this model has no {lacking}: sampling with sampler=ancestral num_steps={steps}", flush=True)
+
+
+def build_loss(request: TrainRequest) -> Loss:
+    """The training objective.
+
+    Raises:
+        ConfigError: it doesn't take the weighting that was chosen.
+    """
+    loss = build(request.loss)
+    if request.weighting is not None and loss.weighting is None:
+        name = snake_case(type(loss).__name__)
+        allowed = f"loss={name} doesn't take the weighting: choose weighting=null, or loss=mixture with all its keys"
+        raise ConfigError("loss.weighting", None, allowed)
+    return loss
 
 
 def build_augmentation(

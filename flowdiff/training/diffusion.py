@@ -45,9 +45,10 @@ class Diffusion(Optimised):
         super().__init__(request, entry)
         loss.check(denoiser)
         self.denoiser, self.loss, self.noise, self.augmentation = denoiser, loss, noise, augmentation
+        self.weighting = loss.weighting  # trained with the denoiser
         # functions: what copies the module, as the average does, doesn't copy them
         terms = compile_loss(loss, denoiser) if request.compile else loss
-        self.step = make_step(terms, use_graph(request, denoiser))
+        self.step = make_step(terms, use_graph(request, denoiser), loss.weighting)
 
     # -- one step ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from flowdiff.denoisers.base import Denoiser
@@ -76,10 +76,11 @@ class GraphedStep:
 
     Args:
         terms: the loss, called with a denoiser and one batch.
+        weighting: what the loss has to learn.
     """
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
+    def __init__(self, terms: Terms, weighting: nn.Module | None = None) -> None:
+        self.terms, self.weighting = terms, weighting
         self.replay: Function | None = None
         self.signature: Any = None
         self.has_failed = self.has_told = False
@@ -105,7 +106,8 @@ class GraphedStep:
     def _record(self, denoiser: Denoiser, leaves: Sequence[Any], structure: pytree.TreeSpec) -> None:
         """Record the step on buffers of its own, without drawing on the run's random numbers."""
         self.leaves = [_copy(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.weights = [weight for weight in denoiser.parameters() if weight.requires_grad]
+        modules = [denoiser] if self.weighting is None else [denoiser, self.weighting]
+        self.weights = [weight for each in modules for weight in each.parameters() if weight.requires_grad]
         own, sources = pytree.tree_unflatten(self.leaves, structure), [*self.weights, *_on_tape(self.leaves)]
 
         def step() -> Outcome:
@@ -130,9 +132,9 @@ class GraphedStep:
         self.has_told = True
 
 
-def make_step(terms: Terms, is_recorded: bool) -> MeanLoss:
+def make_step(terms: Terms, is_recorded: bool, weighting: nn.Module | None = None) -> MeanLoss:
     """The mean loss of a batch, as a function of the denoiser and the batch: recorded, or as it is written."""
-    graphed = GraphedStep(terms)
+    graphed = GraphedStep(terms, weighting)
 
     def step(denoiser: Denoiser, *batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return graphed(denoiser, *batch) if is_recorded else mean_loss(terms, denoiser, *batch)

@@ -1,4 +1,4 @@
-"""What every training has in common: AdamW with warm-up and cosine decay, clipping, seeds for each step, checkpoints.
+"""What every training has in common: warm-up and cosine decay of an optimiser, clipping, seeds for steps, checkpoints.
 
 Randomness: every random number of training step t comes from torch's global generator, seeded anew with (seed, t,
 rank) at the start of the step. A run that resumes at step t therefore draws what it would have drawn, whatever happened
@@ -12,13 +12,15 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flowdiff.data.base import ImageData
-from flowdiff.errors import FlowdiffError, NonFiniteError, is_number
+from flowdiff.errors import FlowdiffError, NonFiniteError, is_number, one_line
+from flowdiff.model.construction import build
 from flowdiff.model.reading import check_types
 from flowdiff.training.data_module import DataModule
+from flowdiff.training.optimizers import AdamW
 from flowdiff.training.request import TrainRequest
 from flowdiff.training.sharding import gather
 
@@ -98,8 +100,11 @@ class Optimised(LightningModule):
     # -- the optimiser -------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        lr, decay = self.request.lr, self.request.weight_decay
-        optimizer = AdamW(self.parameters(), lr=lr, weight_decay=decay, fused=True)
+        make, request = build(self.request.optimizer), self.request
+        try:
+            optimizer = make(self, lr=request.lr, weight_decay=request.weight_decay)
+        except (TypeError, ValueError) as error:  # a class of the user's own
+            raise FlowdiffError(f"optimizer: {one_line(error)}") from error
         schedule = LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -131,7 +136,7 @@ class Optimised(LightningModule):
         self.has_begun = True
 
     def _check_restored(self, optimizer: Optimizer) -> None:
-        """Hold what a checkpoint holds of the optimiser to what it is: moments of the weights' shapes, AdamW's numbers.
+        """Hold what a checkpoint holds of the optimiser to what it keeps: numbers, moments of the weights' shapes.
 
         Raises:
             FlowdiffError: it is something else.
@@ -142,11 +147,8 @@ class Optimised(LightningModule):
                 raise FlowdiffError(f"its optimiser's {key} is no number")
         fixed = optimizer.defaults.keys() - {"lr", "initial_lr", "weight_decay"}
         group.update({key: optimizer.defaults[key] for key in fixed})
-        for weight, moments in optimizer.state.items():
-            for name, moment in moments.items():
-                shape = () if name == "step" else weight.shape
-                if not isinstance(moment, Tensor) or moment.shape != shape or not moment.is_floating_point():
-                    raise FlowdiffError(f"its optimiser's {name} is not of the weights' shape")
+        if isinstance(optimizer, AdamW) and not all(map(optimizer.fits, optimizer.state)):
+            raise FlowdiffError("its optimiser's state is not what this run's optimizer keeps of these weights")
 
     def configure_gradient_clipping(
         self,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 from flowdiff.bijections.activations import Activation
 from flowdiff.data.base import ImageData
@@ -14,12 +15,14 @@ from flowdiff.data.first_stage import FirstStage
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.precondition import Precondition
 from flowdiff.flows.base import Flow
+from flowdiff.flows.bases import Base
 from flowdiff.metrics.base import Metric
 from flowdiff.model.requests import Checkpoint
 from flowdiff.nn.embeddings import Conditioning
 from flowdiff.objectives.augmentation import Augmentation
 from flowdiff.objectives.losses import Loss
 from flowdiff.objectives.noise import NoiseDistribution
+from flowdiff.objectives.weighting import Weighting
 from flowdiff.options import (
     MANY,
     Count,
@@ -100,7 +103,7 @@ class TrainerOptions:
 class TrainRequest:
     """conf/config.yaml. A key that others are made of (`seed`, `dataset.seed`) stands before them.
 
-    `denoiser` is built; activation, conditioning, precondition and flow are the parts that it was composed of.
+    `denoiser` and `loss` are built; activation, conditioning, precondition, base, flow and weighting are parts of them.
     """
 
     name: Name
@@ -129,14 +132,17 @@ class TrainRequest:
     activation: Recipe[Callable[..., Activation]]
     conditioning: Recipe[Callable[..., Conditioning]]
     precondition: Recipe[Callable[..., Precondition]]
+    base: Recipe[Callable[..., Base]]
     flow: Recipe[Callable[..., Flow]]
     denoiser: Recipe[Denoiser]
     loss: Recipe[Loss]
     noise: Recipe[NoiseDistribution]
     augment: Recipe[Callable[..., Augmentation]]
+    optimizer: Recipe[Callable[..., Optimizer]]
     sampler: Recipe[Sampler]
     schedule: Recipe[Schedule]
     callbacks: Mapping[str, Recipe[Callback] | None] | None = None
     logger: Mapping[str, Recipe[Logger] | None] | None = None
     metrics: Mapping[str, Recipe[Metric] | None] | None = None
+    weighting: Recipe[Weighting] | None = None
     autoencoder: Recipe[Callable[..., LightningModule]] | None = None

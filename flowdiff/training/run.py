@@ -27,6 +27,7 @@ from flowdiff.denoisers.precondition import Gaussianised
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, one_line
 from flowdiff.evaluation.measurement import build_metrics, evaluate_run, final_columns
 from flowdiff.files import make_folder, report_removal, require_folder, write_text
+from flowdiff.flows.bases import ClassMixture
 from flowdiff.metrics.base import Metric
 from flowdiff.model import checkpoint, seal
 from flowdiff.model.construction import build, find_target, from_config
@@ -41,6 +42,7 @@ from flowdiff.runs.words import command, override
 from flowdiff.training import autoencoder, going_on, processes, strategies, tensorboard
 from flowdiff.training.building import (
     build_augmentation,
+    build_loss,
     build_trainer,
     check_devices,
     fall_back,
@@ -162,7 +164,9 @@ class Run:
             print(
                 "precondition=gaussianised would begin worse than standardized on these data: used as that", flush=True
             )
-        module = Diffusion(denoiser, build(request.loss), build(request.noise), augmentation, request, entry)
+        if any(isinstance(part, ClassMixture) and not part.is_fitted for part in denoiser.modules()):
+            print("base=mixture has nothing to be fitted to, or too many coordinates: used as normal", flush=True)
+        module = Diffusion(denoiser, build_loss(request), build(request.noise), augmentation, request, entry)
         if not request.ckpt_path:
             initialise(denoiser, data, module.noise)
         return module

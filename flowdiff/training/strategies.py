@@ -12,13 +12,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.training.callbacks import DenoisingGrid, Reconstructions, SampleGrid, ValidationMetrics
+from flowdiff.model.construction import build
+from flowdiff.training.callbacks import DenoisingGrid, PowerAverages, Reconstructions, SampleGrid, ValidationMetrics
 from flowdiff.training.request import TrainRequest
 from flowdiff.training.sharding import Sharded
 
 FSDP = "fsdp"
 SEARCHING = "ddp_find_unused_parameters_true"
-NEED_WHOLE = (DenoisingGrid, Reconstructions, SampleGrid, ValidationMetrics)
+NEED_WHOLE = (DenoisingGrid, PowerAverages, Reconstructions, SampleGrid, ValidationMetrics)
 NAMES = ("ddp", "ddp_find_unused_parameters_false", SEARCHING)
 
 
@@ -35,15 +36,20 @@ def check(request: TrainRequest, callbacks: Iterable[Callback]) -> None:
     """Refuse beside `fsdp` what needs a whole model between the steps.
 
     Raises:
-        ConfigError: a callback draws or measures; the loss is compiled.
+        ConfigError: a callback draws, measures or averages; the loss is compiled; an optimiser takes whole matrices.
     """
     if request.trainer.strategy != FSDP:
         return
     if any(isinstance(callback, NEED_WHOLE) for callback in callbacks):
-        allowed = "no process has the whole model for pictures and metrics during training: callbacks=minimal"
+        allowed = (
+            "no process has the whole model for pictures, metrics and further averages in training: callbacks=minimal"
+        )
         raise ConfigError("trainer.strategy", FSDP, allowed)
     if request.compile:
         raise ConfigError("trainer.strategy", FSDP, "not with compile=true")
+    optimizer = build(request.optimizer)
+    if getattr(getattr(optimizer, "func", optimizer), "needs_whole", False):
+        raise ConfigError("trainer.strategy", FSDP, "no process has whole matrices for this optimizer: optimizer=adamw")
 
 
 def explain(error: Exception) -> FlowdiffError | None:

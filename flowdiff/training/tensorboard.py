@@ -39,8 +39,10 @@ MAIN: dict[str, tuple[float, float] | None] = {
     "activation": None,
     "conditioning": None,
     "precondition": None,
+    "base": None,
     "loss": None,
     "augment": None,
+    "optimizer": None,
     "sampler": None,
     "lr": (1e-6, 1),
     "dropout": (0, 1),
@@ -49,7 +51,7 @@ MAIN: dict[str, tuple[float, float] | None] = {
     "seed": (0, 2**32 - 1),
 }
 #: Groups of the configuration that are parts of a denoiser: columns where this one has them.
-PARTS = ("flow", "activation", "conditioning", "precondition")
+PARTS = ("flow", "activation", "conditioning", "precondition", "base")
 
 
 def missing_parts(config: Mapping[str, Any], model: str = "denoiser") -> set[str]:

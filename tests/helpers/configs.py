@@ -43,7 +43,7 @@ def choices(group: str) -> list[str]:
 
 def node(group: str, name: str, **values: Any) -> dict[str, Any]:
     """One choice as a plain dict; `values` stand at the top level, where its interpolations look."""
-    config = OmegaConf.create({**values, group: OmegaConf.load(CONF / group / f"{name}.yaml")})
+    config = OmegaConf.create({"weighting": None, **values, group: OmegaConf.load(CONF / group / f"{name}.yaml")})
     resolved = OmegaConf.to_container(config[group], resolve=True)
     assert isinstance(resolved, dict)
     return resolved

@@ -1,5 +1,6 @@
 """Small models of every choice in conf/, with random weights, for the property tests."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from flowdiff.bijections.marginals import PIECES, Marginals
-from flowdiff.data.statistics import DataStatistics
+from flowdiff.data.statistics import DataStatistics, Sample
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.flows.context import Context
@@ -46,6 +47,7 @@ def make(
         "activation": "softplus",
         "flow": "coupling",
         "precondition": "annealed",
+        "base": "normal",
         "conditioning": "film",
         "denoiser": "score_flow",
     } | groups
@@ -74,6 +76,16 @@ def statistics(shape: tuple[int, ...] = IMAGE, num_classes: int = CLASSES) -> Da
     means[-1] = means[:-1].mean(0) if num_classes else means[-1]
     edges, histograms = torch.linspace(-1.2, 1.2, PIECES + 1, dtype=torch.float64), (2 * normal(d, PIECES)).softmax(1)
     return DataStatistics(means, eigenvalues, basis, 0.6, lambda: Marginals(edges, histograms))
+
+
+def with_sample(given: DataStatistics) -> DataStatistics:
+    """The same moments with 60 rows of Gaussian data that have them."""
+    basis = given.eigenvectors
+    assert basis is not None
+    classes = torch.arange(60) % len(given.class_means)
+    noise = torch.randn(60, len(basis), generator=torch.Generator().manual_seed(0), dtype=basis.dtype)
+    x = given.class_means[classes] + noise * given.eigenvalues.sqrt() @ basis.T
+    return dataclasses.replace(given, sample=lambda _: Sample(x, classes, torch.full((60,), 1 / 60)))
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:

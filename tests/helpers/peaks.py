@@ -70,7 +70,7 @@ def peaks(flow: str) -> dict[str, float]:
             average(x, 0.5, labels)
 
     def sample() -> None:
-        x, labels = noised(evaluation_tile(SHAPE))
+        x, labels = noised(evaluation_tile(average))
         with torch.no_grad():
             average(x, 0.5, labels)
             if flow not in SLOW:

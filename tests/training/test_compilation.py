@@ -141,6 +141,7 @@ def test_what_a_step_says_is_not_baked_in(graphs: Graphs) -> None:
 
 def test_a_run_is_that_of_eager_mode_and_its_checkpoint_too(config: Compose, tmp_path: Path, graphs: Graphs) -> None:
     words = (*BARE, "trainer.val_check_interval=3", "decay_steps=12", "augment=affine", "dropout=0.1")
+    words += ("weighting=learned", "weighting.width=8")
     for name, more in (("eager", []), ("compiled", ["compile=true"])):
         train(config(*words, *more, "trainer.max_steps=6", run_dir=tmp_path / name))
         assert len(graphs) == (1 if more else 0)  # all steps alike, and no validation

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowdiff.commands.train import request_of
 from flowdiff.denoisers.base import Denoiser, Perturbation
 from flowdiff.errors import ConfigError
+from flowdiff.objectives import LearnedWeighting, Mixture
 from flowdiff.training import graphed
 from flowdiff.training.graphed import Function, GraphedStep, Outcome, mean_loss, use_graph
 from tests.helpers.command_lines import BARE, TINY, Compose
@@ -78,6 +79,18 @@ def test_a_replayed_step_is_the_step(dropout: float, replays: list[int], capsys:
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert replays == [3], "one to be held against the step, and two steps"
     assert not capsys.readouterr().out
+
+
+def test_what_the_loss_learns_has_its_gradients(replays: list[int]) -> None:
+    model, weighting = random_flow("coupling"), LearnedWeighting(8).double()
+    torch.nn.init.normal_(weighting.last.weight)
+    loss, found = Mixture(weighting=weighting), []
+    for step in (GraphedStep(loss, weighting), lambda *every: mean_loss(loss, *every)):
+        weighting.zero_grad()
+        gradients(step, model, batch())
+        found.append([p.grad.clone() for p in weighting.parameters() if p.grad is not None])
+    assert replays == [2] and len(found[0]) == 4
+    assert all(map(torch.equal, *found))
 
 
 def test_a_step_that_is_not_replayed_says_so_once(replays: list[int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,13 @@ from flowdiff.model.construction import build as build_part
 from flowdiff.training.callbacks import EMA
 from flowdiff.training.strategies import NAMES, SEARCHING, check, explain, find_strategy
 from tests.helpers.configs import build, choices
-from tests.helpers.models import CLASSES, IMAGE, make, statistics
+from tests.helpers.models import CLASSES, IMAGE, make, statistics, with_sample
 
 MODELS = (
     *({"flow": flow} for flow in choices("flow")),
     *({"activation": activation} for activation in choices("activation")),
     *({"precondition": precondition} for precondition in choices("precondition")),
+    *({"base": base} for base in choices("base")),
     *({"denoiser": denoiser} for denoiser in choices("denoiser") if denoiser not in ("sdxl", "score_flow")),
 )
 
@@ -33,7 +34,7 @@ def test_every_parameter_has_a_gradient(groups: dict[str, str], loss: str) -> No
     model, objective = make(shape, **groups), build("loss", loss)
     if objective.needs_likelihood and not model.normalized:
         pytest.skip("it has no likelihood")
-    model.fit(statistics(shape))
+    model.fit(with_sample(statistics(shape)))
     x, labels = torch.randn(4, *shape), torch.arange(4) % CLASSES
     given = Perturbation(drop=torch.tensor([True, False, False, False]), dropout=0.1, probes="fresh")
     terms = objective(model, x, labels, torch.rand(4) + 0.1, torch.randn_like(x), given)
@@ -90,7 +91,7 @@ def test_other_strategies_are_lightnings() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["callbacks=default"], "no process has the whole model for pictures and metrics during training"),
+        (["callbacks=default"], "no process has the whole model for pictures, metrics and further averages"),
         (["callbacks=minimal", "compile=true"], "not with compile=true"),
     ],
 )

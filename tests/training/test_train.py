@@ -5,6 +5,7 @@ the run.
 import csv
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from flowdiff.data import emoji
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
 from flowdiff.model import checkpoint
@@ -36,6 +38,8 @@ SMALL = {
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
     "denoiser=mlp": ["denoiser.width=16", "denoiser.depth=1"],
     "callbacks=autoencoder": ["autoencoder=kl"],
+    "dataset=emoji": ["dataset.size=8", "flow.n_flows=2", "flow.width=16"],
+    "experiment=emoji": ["dataset.size=8", "flow.n_flows=1", "flow.width=16"],
     "dataset=patches": ["dataset.size=8", "flow.n_flows=2", "flow.width=16"],
 }
 #: Choices that another test trains.
@@ -52,6 +56,7 @@ GROUPS = (
     "activation",
     "augment",
     "autoencoder",
+    "base",
     "conditioning",
     "dataset",
     "denoiser",
@@ -60,7 +65,9 @@ GROUPS = (
     "flow",
     "loss",
     "noise",
+    "optimizer",
     "precondition",
+    "weighting",
 )
 GROUPS += ("logger", "callbacks", "debug", "trainer", "metrics")
 
@@ -100,6 +107,10 @@ def test_every_choice_trains(choice: str, config: Compose, tmp_path: Path, monke
         return
     if choice == "logger=wandb":
         pytest.importorskip("wandb")
+    if name == "emoji" and any(find_spec(package) is None for package in emoji.PACKAGES):
+        with pytest.raises(FlowdiffError, match=r"^dataset=emoji needs .*: pip install 'flowdiff\[emoji\]'$"):
+            train(config(*words, tiny=False))
+        return
     if choice == "denoiser=sdxl":
         with pytest.raises(FlowdiffError, match="frozen"):
             train(config(*words, tiny=False))
@@ -157,6 +168,7 @@ def some_images(folder: Path) -> list[str]:
         (19, 38, ()),  # at the end of it
         (25, 50, ("dropout=0.1", "loss=likelihood")),  # in the middle of the second, with random networks
         (12, 24, ("trainer.val_check_interval=4",)),  # right after a validation
+        (7, 14, ("optimizer=muon", "weighting=learned", "warmup_steps=3")),
         (6, 12, ("trainer.accumulate_grad_batches=3", "loss=annealed_mixture")),  # whose weights move with the step
     ],
 )

@@ -4,6 +4,7 @@ from flowdiff.training.callbacks.average import EMA
 from flowdiff.training.callbacks.checkpoints import Checkpoints
 from flowdiff.training.callbacks.metrics import ValidationMetrics
 from flowdiff.training.callbacks.pictures import DenoisingGrid, Reconstructions, SampleGrid
+from flowdiff.training.callbacks.power import PowerAverages
 from flowdiff.training.callbacks.progress import TrainingProgress
 from flowdiff.training.callbacks.scalars import Scalars
 
@@ -11,6 +12,7 @@ __all__ = [
     "EMA",
     "Checkpoints",
     "DenoisingGrid",
+    "PowerAverages",
     "Reconstructions",
     "SampleGrid",
     "Scalars",
