@@ -288,7 +288,9 @@ def test_without_classes_and_with_one(flow: str, num_classes: int) -> None:
 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_one_step_is_enough_to_be_a_flow(flow: str) -> None:
-    model = make(flow=flow, overrides={"flow.n_flows": 1} if "n_flows" in node("flow", flow) else {}).double()
+    model = make(
+        flow=flow, overrides={"flow.n_flows": 1} if "n_flows" in node("flow", flow, activation=None) else {}
+    ).double()
     model.fit(statistics())
     randomise(model)
     x, sigma, labels = points()
