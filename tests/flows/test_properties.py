@@ -17,7 +17,7 @@ from torch import Tensor
 from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError
-from tests.helpers.configs import build, choices
+from tests.helpers.configs import build, choices, node
 from tests.helpers.models import (
     CLASSES,
     IMAGE,
@@ -288,7 +288,9 @@ def test_without_classes_and_with_one(flow: str, num_classes: int) -> None:
 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_one_step_is_enough_to_be_a_flow(flow: str) -> None:
-    model = make(flow=flow, overrides={"flow.n_flows": 1} if flow != "stack" else {}).double()
+    model = make(
+        flow=flow, overrides={"flow.n_flows": 1} if "n_flows" in node("flow", flow, activation=None) else {}
+    ).double()
     model.fit(statistics())
     randomise(model)
     x, sigma, labels = points()

@@ -29,7 +29,7 @@ from flowdiff.model.construction import build
 from flowdiff.options import Recipe
 
 SHAPE, CLASSES = (1, 28, 28), 10
-SLOW = ("autoregressive", "autoregressive_spline", "pixelcnn", "zuko")  # d passes for an inverse
+SLOW = ("autoregressive", "autoregressive_spline", "pixelcnn", "pixelcnn_coupling", "zuko")  # d passes for an inverse
 
 
 def peak_of(work: Callable[[], Any]) -> float:
