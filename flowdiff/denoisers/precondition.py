@@ -116,7 +116,8 @@ class Precondition(nn.Module):
     def colour(self, u: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """The y with whiten(y) = u, and log|dy/du| (B,)."""
         mean, variances = self._moments(sigma, classes)
-        return mean + self._scale(u, variances.sqrt()), 0.5 * variances.log().sum(1)
+        logdet = 0.5 * variances.log().sum(1)
+        return mean + self._scale(u, variances.sqrt()), logdet
 
     def forward(self, x: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, d), σ (B,), classes (B,) in [0, K] to u (B, d) and log|du/dx| (B,)."""
@@ -175,8 +176,8 @@ class Standardized(Annealed):
     def colour(self, u: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         _, variances = self._moments(sigma, classes)
         scale = self._standard_deviation(sigma, variances)
-        y = self.class_means[classes] + self._scale(u * scale, variances.sqrt())
-        return y, 0.5 * variances.log().sum(1) + scale.log().sum(1)
+        logdet = 0.5 * variances.log().sum(1) + scale.log().sum(1)
+        return self.class_means[classes] + self._scale(u * scale, variances.sqrt()), logdet
 
 
 class Gaussianised(Standardized):

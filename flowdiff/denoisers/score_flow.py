@@ -200,8 +200,8 @@ class ScoreFlow(Denoiser):
         self._need_inverse()
         levels, classes = batch_sigma(sigma, z), self._classes(z, labels)
         context, _ = self._context(levels, classes)
-        h = self.base.from_normal(z.flatten(1), levels, classes, self.precondition)
-        u = self.flow.inverse(h.reshape(z.shape), context)
+        u = self.base.from_normal(z.flatten(1), levels, classes, self.precondition)
+        u = self.flow.inverse(u.reshape(z.shape), context)
         return self.precondition.inverse(u.flatten(1), levels, classes).reshape(z.shape)
 
 

@@ -48,10 +48,13 @@ def test_moments(has_classes: bool, levels: int, most_dim: int, monkeypatch: pyt
     torch.testing.assert_close(other.wiener(x, sigma), one.wiener(x, sigma), rtol=1e-5, atol=1e-5)
     assert (other.eigenvectors is None) == (one.eigenvectors is None) == (most_dim == 3)
     assert other.sample is not None and one.sample is not None
-    for found, expected in zip(other.sample(50), one.sample(50), strict=True):
-        torch.testing.assert_close(found, expected.to(found), rtol=1e-6, atol=1e-6)
-    for found, expected in zip(other.marginals(), one.marginals(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    *tensors, times = other.sample(50)
+    *expected, expected_times = one.sample(50)
+    assert times == expected_times
+    for found, wanted in zip(tensors, expected, strict=True):
+        torch.testing.assert_close(found, wanted.to(found), rtol=1e-6, atol=1e-6)
+    for found, wanted in zip(other.marginals(), one.marginals(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
 
 def test_sums_are_exact_where_they_are_largest() -> None:

@@ -78,7 +78,7 @@ def test_a_ready_made_sdxl_beside_a_checkpoint(tmp_path: Path) -> None:
         "| metric | checkpoint | sdxl |" in text
         and f"| bits_per_dim | {ours['bits_per_dim']['value']:.4g} | – |" in text
     )
-    assert f"* sdxl: SDXL, pretrained weights of {folder}" in text
+    assert f"* sdxl: SDXL, pretrained weights of {folder}" in text.replace("\\_", "_")
 
 
 def test_a_sampler_that_the_other_model_has_no_use_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,6 +312,15 @@ def checkpoints(good: Path, folder: Path) -> list[Path]:
     return [*found, *_files(good, folder)]
 
 
+def _inside_records(good: Path) -> list[int]:
+    """Places in a zip file: the middles of what its three largest entries hold, not of the padding before them."""
+    with zipfile.ZipFile(good) as archive:
+        largest = sorted(archive.infolist(), key=lambda info: info.file_size)[-3:]
+    data = good.read_bytes()
+    heads = [(info.header_offset, info.file_size) for info in largest]
+    return [at + 30 + sum(struct.unpack("<HH", data[at + 26 : at + 30])) + size // 2 for at, size in heads]
+
+
 def _files(good: Path, folder: Path) -> Iterator[Path]:
     """Files that are no zip of torch's, or lie about what is in them."""
     data = good.read_bytes()
@@ -321,9 +330,8 @@ def _files(good: Path, folder: Path) -> Iterator[Path]:
         path.write_bytes(content)
         return path
 
-    for share in (3, 5, 7):
-        middle = len(data) * share // 10
-        yield written(f"flipped{share}", data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :])
+    for i, middle in enumerate(_inside_records(good)):
+        yield written(f"flipped{i}", data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :])
     yield written("cut", data[: len(data) // 2])
     yield written("empty", b"")
     yield written("text", b"not a checkpoint")

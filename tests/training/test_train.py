@@ -34,6 +34,10 @@ SMALL = {
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
     "flow=pixelcnn": ["flow.width=8", "flow.depth=1"],
+    "flow=pixelcnn_coupling": [
+        *(f"flow.flows.pixels.{size}" for size in ("width=8", "depth=1")),
+        *(f"flow.flows.couplings.{size}" for size in ("n_flows=2", "width=16")),
+    ],
     "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
     "denoiser=mlp": ["denoiser.width=16", "denoiser.depth=1"],
