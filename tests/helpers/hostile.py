@@ -313,9 +313,10 @@ def checkpoints(good: Path, folder: Path) -> list[Path]:
 
 
 def _inside_records(good: Path) -> list[int]:
-    """Places in a zip file: the middles of what its three largest entries hold, not of the padding before them."""
+    """The middles of the three largest tensors in a checkpoint: not of the padding before them, which says nothing."""
     with zipfile.ZipFile(good) as archive:
-        largest = sorted(archive.infolist(), key=lambda info: info.file_size)[-3:]
+        tensors = [info for info in archive.infolist() if "/data/" in info.filename]
+    largest = sorted(tensors, key=lambda info: info.file_size)[-3:]
     data = good.read_bytes()
     heads = [(info.header_offset, info.file_size) for info in largest]
     return [at + 30 + sum(struct.unpack("<HH", data[at + 26 : at + 30])) + size // 2 for at, size in heads]
