@@ -32,7 +32,6 @@ order 1: what there is to learn beyond the Gaussian, D − D_Wiener, itself vani
 Of data with more than 4,096 coordinates (`flows.context.MOST_DIM`) Q is the identity and λ their variances.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -40,6 +39,7 @@ from torch import Tensor, nn
 
 from flowdiff.bijections.marginals import PIECES, Marginals, pull, pull_inverse
 from flowdiff.data.statistics import DataStatistics, Sample
+from flowdiff.flows import bases
 from flowdiff.flows.context import MOST_DIM
 from flowdiff.options import Exponent, Sigma, checked
 
@@ -255,4 +255,4 @@ class Gaussianised(Standardized):
 
 def normal_log_prob(u: Tensor, logdet: Tensor) -> Tensor:
     """log N(u; 0, I) + logdet of u (B, d) and logdet (B,): (B,), float64."""
-    return logdet.double() - 0.5 * u.double().square().sum(1) - 0.5 * u.shape[1] * math.log(2 * math.pi)
+    return logdet.double() + bases.normal_log_prob(u.double())

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.flows.context import Moments
-from flowdiff.flows.mixture_fit import Fitting
+from flowdiff.flows.mixture_fit import Fitting, distances
 from flowdiff.options import Range, Sigma, checked
 
 EDGE = 1e-9  # of quantiles
@@ -161,10 +161,7 @@ class ClassMixture(Base):
         turned = torch.einsum("br,ckrs->bcks", leading, self.rotations)  # by those of every class: one product
         u = turned.take_along_dim(classes[:, None, None, None], 1).squeeze(1) - self.means[classes]
         noise = sigma.square()[:, None]
-        rest = self.trailing[classes] + noise
-        variances = self.variances[classes] + noise[..., None]
-        squares = (u.square() / variances + variances.log()).sum(2)
-        squares = squares + (trailing.square() / rest + rest.log()).sum(1, keepdim=True)
+        squares = distances(u, self.variances[classes] + noise[..., None], trailing, self.trailing[classes] + noise)
         each = self.log_shares[classes] - 0.5 * (squares + self.dim * math.log(2 * math.pi)) + change[:, None]
         logit = self._logit(sigma)[:, None]
         normal = normal_log_prob(z)[:, None]

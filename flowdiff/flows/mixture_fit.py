@@ -40,10 +40,19 @@ class Gaussians(NamedTuple):
         """log p of v (n, d), noised by σ, but for a constant: (n,)."""
         leading = self.means.shape[1]
         u = torch.einsum("nr,krs->nks", v[:, :leading], self.rotations) - self.means
-        variances, rest = self.variances + sigma**2, self.trailing + sigma**2
-        own = (u.square() / variances + variances.log()).sum(2)
-        common = (v[:, leading:].square() / rest + rest.log()).sum(1)
-        return (self.log_shares - 0.5 * own).logsumexp(1) - 0.5 * common
+        squares = distances(u, self.variances + sigma**2, v[:, leading:], self.trailing + sigma**2)
+        return (self.log_shares - 0.5 * squares).logsumexp(1)
+
+
+def distances(u: Tensor, variances: Tensor, trailing: Tensor, rest: Tensor) -> Tensor:
+    """−2 log N of each Gaussian but for a constant, (B, K).
+
+    Args:
+        u, variances: (B, K, r), of the leading coordinates.
+        trailing, rest: (B, d − r), the others and their variances; of any variances the B may be left out.
+    """
+    own = (u.square() / variances + variances.log()).sum(-1)
+    return own + (trailing.square() / rest + rest.log()).sum(-1, keepdim=True)
 
 
 class Rows:

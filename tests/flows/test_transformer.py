@@ -208,13 +208,14 @@ def test_the_memory_of_an_inversion_is_bounded_by_the_chunk() -> None:
         model = model_of(inverse_chunk=chunk)
         z = torch.randn(rows, *IMAGE, dtype=torch.float64)
         with LiveBytes() as memory:
+            memory.known.add(z.untyped_storage()._cdata)  # made before, and no copy where it is viewed
             model.inverse(z, 0.5)
         return memory.peak
 
     small, large, whole = peak(16, 16), peak(128, 16), peak(128, 128)
     samples = (128 - 16) * 64 * 8
     assert small > cache
-    assert large - small < 6 * samples < 7 * cache * 0.6
+    assert large - small < 5 * samples < 7 * cache * 0.6
     assert whole - small > 7 * cache
 
 
