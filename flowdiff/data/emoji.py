@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import ImageData, Split
-from flowdiff.data.pixel_cache import PixelCache, fingerprint
+from flowdiff.data.pixel_cache import PixelCache, fingerprint, folder_of_caches
 from flowdiff.data.splits import split_by_class
 from flowdiff.errors import FlowdiffError
-from flowdiff.files import cache_folder
 from flowdiff.options import OUTSIDE, Count, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
 
@@ -97,7 +96,7 @@ class Emoji(ImageData):
 
     def _pixels(self, drawings: list[Path]) -> Tensor:
         """(N, 3, size, size) uint8, by way of the cache."""
-        parent = (Path(self.cache).expanduser() if self.cache else cache_folder()) / "pixels"
+        parent = folder_of_caches(self.cache)
         digest = fingerprint([(path, 0) for path in drawings], drawings[0].parent, {"size": self.size})
         kept = PixelCache(parent, "emoji", digest, {"all": (len(drawings), *self.shape)})
 

@@ -15,10 +15,9 @@ from flowdiff.data.base import LARGE, ImageData, Split
 from flowdiff.data.folders import clean_name, left_out_line, list_names, scan
 from flowdiff.data.loader import Rows
 from flowdiff.data.pictures import Picture, colour, read_picture
-from flowdiff.data.pixel_cache import PixelCache, StoredRows, fingerprint
+from flowdiff.data.pixel_cache import PixelCache, StoredRows, fingerprint, folder_of_caches
 from flowdiff.data.splits import split_by_class
 from flowdiff.errors import ConfigError, FlowdiffError
-from flowdiff.files import cache_folder
 from flowdiff.options import OUTSIDE, Count, Positive, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
 
@@ -174,7 +173,7 @@ class ImageFolder(ImageData):
         settings = [*self.shape, self.background, self.white, *self.fractions]
         digest = fingerprint(self.files, self.root, {"settings": settings})
         shapes = {split: (len(index), *self.shape) for split, index in rows.items()}
-        parent = (Path(self.cache).expanduser() if self.cache else cache_folder()) / "pixels"
+        parent = folder_of_caches(self.cache)
 
         def write(files: Mapping[str, BinaryIO]) -> dict[str, Any]:
             goes_to: list[BinaryIO] = [files["train"]] * len(self.files)

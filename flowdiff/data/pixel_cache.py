@@ -29,11 +29,16 @@ import torch
 from torch import Tensor
 
 from flowdiff.errors import FlowdiffError
-from flowdiff.files import Unreadable, hold_lock, make_folder, read_json, write_json
+from flowdiff.files import Unreadable, cache_folder, hold_lock, make_folder, read_json, write_json
 
 FORM = 1  # of the cache: other numbers are other folders
 FACTS = "facts.json"
 CHECKED = 64 << 20  # bytes of a cache that is read through each time that it is opened
+
+
+def folder_of_caches(cache: str | None) -> Path:
+    """Where the caches of all data sets are, below `cache`; None: FLOWDIFF_CACHE, or ~/.cache/flowdiff."""
+    return (Path(cache).expanduser() if cache else cache_folder()) / "pixels"
 
 
 class StoredRows:
