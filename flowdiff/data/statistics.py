@@ -55,7 +55,7 @@ class Sample(NamedTuple):
         each = max(1, rows // len(classes))
         own = [order[labels[order] == c][:each] for c in classes]
         weights = torch.cat([(n / len(x) / len(part)).repeat(len(part)) for n, part in zip(sizes, own, strict=True)])
-        times = -(-rows // len(weights))
+        times = max(1, round(rows / len(weights)))
         index = torch.cat(own).repeat(times)
         found = x[index]
         noise = torch.rand(found.shape, generator=generator) - 0.5

@@ -22,7 +22,7 @@ from torch import Tensor
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import UNPERTURBED, Denoiser, Perturbation, Sigma, batch_sigma
 from flowdiff.denoisers.precondition import Precondition
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import FlowdiffError
 from flowdiff.flows.base import Flow
 from flowdiff.flows.bases import Base, Normal
 from flowdiff.flows.context import Context
@@ -40,10 +40,8 @@ class ScoreFlow(Denoiser):
         flow: makes the flow, called with shape= and context_dim=.
         precondition: makes the whitening, called with dim= and num_classes=.
         conditioning: makes the embedding of σ and class, called with num_classes=.
-        base: makes the density that the flow carries the data to, called with dim= and num_classes=.
-
-    Raises:
-        ConfigError: a base that is not standard normal, for a flow whose input is not x alone.
+        base: makes the density that the flow carries the data to, called with dim= and num_classes=. It is standard
+            normal, whatever is asked for, where the embedding is joined to the flow's input: z isn't of the data alone.
     """
 
     has_density = True
@@ -65,9 +63,7 @@ class ScoreFlow(Denoiser):
         self.precondition = precondition(dim=self.dim, num_classes=embed.num_classes)
         inner, context_dim = (self.dim + embed.dim, 1) if embed.joint else (None, embed.dim)
         self.flow = flow(shape=tuple(shape) if inner is None else (inner,), context_dim=context_dim)
-        self.base = base(dim=self.dim, num_classes=embed.num_classes)
-        if embed.joint and not isinstance(self.base, Normal):
-            raise ConfigError("base", type(self.base).__name__, "conditioning=concat needs base=normal")
+        self.base = (Normal if embed.joint else base)(dim=self.dim, num_classes=embed.num_classes)
         self.normalized = self.flow.normalized and not embed.joint
         self.has_inverse = self.normalized
         self.exact = self.flow.exact

@@ -11,6 +11,7 @@ from flowdiff.flows.glow import GlowFlow
 from flowdiff.flows.jet import JetFlow
 from flowdiff.flows.linear import LinearFlow
 from flowdiff.flows.pixelcnn import PixelCNNFlow
+from flowdiff.flows.pixelcnn_coupling import PixelCNNCouplingFlow
 from flowdiff.flows.residual import ResidualFlow
 from flowdiff.flows.spectral import SpectralFlow
 from flowdiff.flows.stack import Stack
@@ -31,6 +32,7 @@ __all__ = [
     "JetFlow",
     "LinearFlow",
     "Normal",
+    "PixelCNNCouplingFlow",
     "PixelCNNFlow",
     "ResidualFlow",
     "SpectralFlow",

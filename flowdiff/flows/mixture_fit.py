@@ -22,7 +22,7 @@ SHRINKAGES = (0.1, 0.3, 1.0, 3.0)
 LEVELS = (0.05, 0.2, 0.5, 1.0)
 """Noise levels at which held-out images choose the shrinkage."""
 NUMBERS = 1 << 26  # of the data, that a mixture is fitted to, at most
-ROWS = 1 << 15
+ROWS = 3 << 14
 TIMES = 2  # that the same image is seen, moved within its bins
 HELD_OUT = 1 << 10  # different images, at most
 

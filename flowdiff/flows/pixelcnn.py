@@ -190,12 +190,13 @@ class PixelCNNFlow(Composite):
     """n_flows × [MaskedConvolutions, GatedActivation] on the unshuffled image. Sampling takes n_flows·d passes.
 
     Args:
-        shape: (C, H, W); H and W must be divisible by factor.
+        shape: (C, H, W).
         context_dim: length of the embedding of σ and class.
         activation: makes the activation of a step.
         n_flows: number of steps.
         width, depth: of each PixelCNN.
-        factor: the image is unshuffled by it; a larger one makes rows and columns fewer and groups more.
+        factor: f, which must divide H and W; a larger one makes rows and columns fewer and groups more. None: 2 where
+            it divides both, else 1.
         max_log_scale: soft bound of a step's log-scales.
         transform: makes what a step does to each number, called with max_log_scale=.
     """
@@ -209,13 +210,15 @@ class PixelCNNFlow(Composite):
         n_flows: Layers = 1,
         width: Size = 64,
         depth: Layers = 3,
-        factor: Annotated[int, Range(1, 64)] = 2,
+        factor: Annotated[int, Range(1, 64)] | None = None,
         max_log_scale: LogScale = 3.0,
         transform: TransformFactory = AffineTransform,
     ) -> None:
         if len(shape) != 3:
             raise ConfigError("flow", "pixelcnn", f"needs images (C, H, W), not data of shape {tuple(shape)}")
         channels, height, breadth = shape
+        if factor is None:
+            factor = 1 if height % 2 or breadth % 2 else 2
         if height % factor or breadth % factor:
             raise ConfigError("flow.factor", factor, f"must divide the image size {height}×{breadth}")
         size = (channels * factor**2, height // factor, breadth // factor)

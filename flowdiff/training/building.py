@@ -144,7 +144,13 @@ def fall_back(request: TrainRequest, denoiser: Denoiser, words: Sequence[str]) -
 
     Where the command line asked for neither, the ones that every denoiser has take their place. A flow that is not
     onto (leak 0) keeps a loss=likelihood, which then refuses it.
+
+    Raises:
+        ConfigError: the command line asked for a base that the model can't use.
     """
+    base = values_of(words).get("base", "normal")
+    if base != "normal" and any(isinstance(part, Conditioning) and part.joint for part in denoiser.modules()):
+        raise ConfigError("base", base, "conditioning=concat needs base=normal")
     loss = build(request.loss)
     unusable = loss.needs_likelihood and not denoiser.normalized
     if unusable and not is_typed("loss", words) and (isinstance(loss, Mixture) or not denoiser.has_density):

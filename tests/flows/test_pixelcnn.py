@@ -7,6 +7,7 @@ from torch import Tensor
 from flowdiff.bijections.transforms import AffineTransform, SplineTransform, Transform
 from flowdiff.errors import ConfigError
 from flowdiff.flows.context import Context
+from flowdiff.flows.coupling import Coupling
 from flowdiff.flows.pixelcnn import MaskedConvolutions, PixelCNNFlow
 from tests.helpers.models import make, randomise
 
@@ -73,8 +74,23 @@ def test_the_first_layers_scale_does_not_depend_on_how_much_is_masked() -> None:
 
 def test_odd_images_and_vectors_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"factor=2: must divide the image size 5×4"):
-        PixelCNNFlow((1, 5, 4), EMBEDDING, torch.nn.Identity)
+        PixelCNNFlow((1, 5, 4), EMBEDDING, torch.nn.Identity, factor=2)
     with pytest.raises(ConfigError, match=r"flow=pixelcnn: needs images"):
         PixelCNNFlow((2,), EMBEDDING, torch.nn.Identity)
     with pytest.raises(Exception, match=r"factor=0"):
         make((1, 4, 4), flow="pixelcnn", overrides={"flow.factor": 0})
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((1, 4, 6), 4), ((3, 5, 4), 3)])
+def test_images_of_even_sides_are_unshuffled(shape: tuple[int, int, int], groups: int) -> None:
+    flow = make(shape, flow="pixelcnn", overrides={"flow.n_flows": 1}).flow
+    (step,) = (part for part in flow.modules() if isinstance(part, MaskedConvolutions))
+    assert step.network.first.weight.shape[1] == 2 * groups
+
+
+def test_couplings_alone_where_there_are_no_neighbours() -> None:
+    one, none = {"flow.pixels.n_flows": 1}, {"flow.pixels": None}
+    for shape, pixels, expected in (((1, 4, 4), one, 1), ((1, 4, 4), none, 0), ((6,), one, 0)):
+        flow = make(shape, flow="pixelcnn_coupling", overrides={"flow.n_flows": 5, **pixels}).flow
+        assert sum(isinstance(part, MaskedConvolutions) for part in flow.modules()) == expected
+        assert sum(isinstance(part, Coupling) for part in flow.modules()) == 5

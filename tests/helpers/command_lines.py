@@ -15,6 +15,8 @@ from tests.helpers import forked
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: A model and a budget for tests of the machinery, not of what is learnt.
 TINY = (
+    "flow=coupling",
+    "base=normal",
     "flow.n_flows=2",
     "flow.width=16",
     "flow.depth=1",

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from flowdiff.data import emoji
 from flowdiff.data.downloaded import TorchvisionData
+from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
+from flowdiff.flows.bases import Normal
 from flowdiff.model import checkpoint
 from flowdiff.model.vocabulary import config_dir
 from flowdiff.objectives.losses import AnnealedMixture
@@ -34,9 +36,10 @@ SMALL = {
     "flow=stack": ["flow.flows.pixels.n_flows=2", "flow.flows.leading.n_flows=2", "flow.flows.leading.leading=16"],
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
     "flow=pixelcnn": ["flow.width=8", "flow.depth=1"],
-    "flow=pixelcnn_coupling": [
+    "flow=pixelcnn_coupling": ["flow.n_flows=2", "flow.width=16", "flow.pixels.width=8", "flow.pixels.depth=1"],
+    "flow=pixelcnn_spectral": [
         *(f"flow.flows.pixels.{size}" for size in ("width=8", "depth=1")),
-        *(f"flow.flows.couplings.{size}" for size in ("n_flows=2", "width=16")),
+        *(f"flow.flows.leading.{size}" for size in ("n_flows=2", "width=8", "leading=16")),
     ],
     "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
@@ -390,6 +393,18 @@ def test_points_are_not_augmented(config: Compose, capsys: pytest.CaptureFixture
     assert "augmentation needs images: training with augment=none" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="augment=affine: needs images: choose augment=none"):
         train(config(*small), ["augment=affine"])
+
+
+def test_the_default_takes_points_and_a_joined_embedding(config: Compose, tmp_path: Path) -> None:
+    few = (*BARE, "trainer.max_steps=1", "trainer.limit_val_batches=1", "flow.n_flows=2")
+    points = ("dataset=toy", "dataset.num_train=256", "dataset.num_test=64")
+    train(config(*few, *points, tiny=False, run_dir=tmp_path / "points"))
+    joined = config(*few, "conditioning=concat", tiny=False, run_dir=tmp_path / "joined")
+    train(joined)
+    model, _ = checkpoint.load(tmp_path / "joined" / "checkpoints" / "last.ckpt")
+    assert isinstance(model, ScoreFlow) and isinstance(model.base, Normal)
+    with pytest.raises(ConfigError, match=r"^base=mixture: conditioning=concat needs base=normal$"):
+        train(joined, ["base=mixture", "conditioning=concat"])
 
 
 def test_augmentation_is_learned_and_not_needed_without_training(config: Compose, tmp_path: Path) -> None:
