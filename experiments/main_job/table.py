@@ -1,59 +1,94 @@
-"""The README's table from the recorded metrics.json files.   python -m experiments.main_job.table
+"""The table of the records, from the JSON files in results/.   python -m experiments.main_job.table
 
-Each file in results/ is the metrics.json of one run; its name is the row's.
+A file DATA-MODEL-SEED.json is one run: `words` of its command, `training_seconds` and `training_steps` of one thread,
+and `metrics`, its metrics.json. A row has the mean of the seeds and, from two on, half of the distance between the least
+and the largest.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 
-from experiments.common.columns import NAME, Column, Row, distance, metric, to_markdown
+from experiments.common.columns import Cell, Column, Row, distance, metric, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
-SIGMAS = ("0.05", "0.2", "1", "5")
+SIGMAS = ("0.05", "0.1", "0.2", "0.5", "1", "2", "5")
+Measure = Callable[[Row], float | None]
 
 
-def number(row: Row, key: str, form: str = "{:.3g}") -> str:
-    """A metric as text; a dash where it was not measured."""
-    value = metric(row, key)
-    return "–" if value is None else form.format(value)
+def spread(of_run: Measure, digits: int) -> Callable[[Row], Cell]:
+    """A row's cell: what `of_run` says of its runs, to so many significant digits; None where it says nothing."""
+
+    def text(row: Row) -> Cell:
+        values = [value for run in row["runs"] if (value := of_run(run)) is not None]
+        if not values:
+            return None
+        half = (max(values) - min(values)) / 2
+        beside = f" ± {half:.1g}" if len(values) > 1 else ""
+        return f"{mean(values):#.{digits}g}{beside}"
+
+    return text
 
 
-def how(row: Row) -> str | None:
-    """How the samples were made."""
-    fd = distance(row)
-    return f"{metric(row, fd, 'sampler')}, NFE {metric(row, fd, 'nfe'):g}, n = {metric(row, fd, 'n'):,}" if fd else None
+def value_of(key: str) -> Measure:
+    """A metric of a run."""
+    return lambda run: metric(run, key)
 
 
-def distances(row: Row) -> str | None:
-    """The Fréchet distance, and that of real images."""
-    fd = distance(row)
-    return f"{number(row, fd)} ({number(row, f'{fd}/real')})" if fd else None
-
-
-def recognised(row: Row) -> str | None:
+def recognised(run: Row) -> float | None:
     """In per cent."""
-    share = metric(row, "recognised")
-    return None if share is None else f"{100 * share:.1f} %"
+    share = metric(run, "recognised")
+    return None if share is None else 100 * share
 
 
-COLUMNS = (
-    NAME,
-    Column("bits_per_dim", "bits/dim", lambda row: metric(row, "bits_per_dim"), "{:.4g}"),
-    Column("denoising", "D", lambda row: " / ".join(number(row, f"denoising_ratio/{sigma}") for sigma in SIGMAS)),
-    Column("fd", "FD (real)", distances),
-    Column("recognised", "recognised", recognised),
-    Column("samples", "samples", how),
+def samples_per_second(run: Row) -> float | None:
+    """By the run's own sampler."""
+    seconds = metric(run, "seconds_per_100")
+    return None if seconds is None else 100 / seconds
+
+
+def minutes(run: Row) -> float | None:
+    """Of training, on one thread."""
+    seconds = run.get("training_seconds")
+    return None if seconds is None else seconds / 60
+
+
+def real_distance(row: Row) -> Cell:
+    """FD of as many real images."""
+    return spread(lambda run: metric(run, f"{distance(run)}/real"), 3)(row)
+
+
+def sampler(row: Row) -> Cell:
+    """How the samples were made."""
+    run = row["runs"][0]
+    fd = distance(run)
+    return f"{metric(run, fd, 'sampler')}, {metric(run, fd, 'nfe'):g}; {metric(run, fd, 'n'):,}" if fd else None
+
+
+COLUMNS: Sequence[Column] = (
+    Column("data", "data", lambda row: row["data"]),
+    Column("model", "model", lambda row: row["model"]),
+    Column("seeds", "seeds", lambda row: len(row["runs"])),
+    Column("bits_per_dim", "bits/dim", spread(value_of("bits_per_dim"), 4)),
+    *(Column(f"D_{s}", f"D, σ = {s}", spread(value_of(f"denoising_ratio/{s}"), 3)) for s in SIGMAS),
+    Column("fd", "FD", spread(lambda run: metric(run, distance(run)), 3)),
+    Column("fd_real", "real", real_distance),
+    Column("recognised", "recognised, %", spread(recognised, 3)),
+    Column("sampler", "sampler, evaluations; n", sampler),
+    Column("samples_per_second", "samples/s", spread(samples_per_second, 2)),
+    Column("training_minutes", "training, min", spread(minutes, 2)),
+    Column("steps", "steps", lambda row: row["runs"][0].get("training_steps")),
 )
 
 
-def rows() -> list[Row]:
-    """The recorded runs that have a density or samples."""
-    found = [(file.stem.replace("_", " "), json.loads(file.read_text())) for file in sorted(RESULTS.glob("*.json"))]
-    return [
-        {"request": {"name": name}, "metrics": entries}
-        for name, entries in found
-        if {"bits_per_dim", "recognised"} & entries.keys()
-    ]
+def rows(results: Path = RESULTS) -> list[Row]:
+    """A row for each data set and model that is recorded."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for file in sorted(results.glob("*-*-*.json")):
+        data, model, _ = file.stem.split("-")
+        found.setdefault((data, model), []).append(json.loads(file.read_text()))
+    return [{"data": data, "model": model, "runs": runs} for (data, model), runs in found.items()]
 
 
 if __name__ == "__main__":
