@@ -60,5 +60,5 @@ def test_the_package_lists_its_commands() -> None:
     done = subprocess.run([sys.executable, "-m", "flowdiff"], capture_output=True, text=True, env=environment())
     package = Path(vocabulary.__file__).parent.parent
     starts = {file.stem for file in package.glob("*.py") if "import main" in file.read_text()}
-    assert len(starts) == 6
+    assert len(starts) == 7
     assert starts == {line.split("python -m flowdiff.")[1].split()[0] for line in done.stdout.splitlines()[:-1]}
