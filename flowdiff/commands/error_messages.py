@@ -10,6 +10,7 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -166,7 +167,8 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str]) -> 
     options = error.options or list(files_of(group))  # none for a list
     if not group or not options:
         return one_line(error)
-    typed = next((o for o in overrides if read_word(o).key == group and choice in o), None)
+    words = [o for o in overrides if read_word(o).key == group and choice in o]
+    typed = next((o for o in words if _is_no_choice(parse(o))), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
         return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
@@ -176,6 +178,11 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str]) -> 
     )
 
 
+def _is_no_choice(word: Override) -> bool:
+    """Whether it chooses what there is none of: of several words for a group, the wrong one."""
+    return is_choice(word) and str(word.value()) not in files_of(word.key_or_group)
+
+
 def _unknown_key(error: ConfigCompositionException, overrides: Sequence[str], config_name: str) -> str:
     parsed = [parse(word) for word in overrides]
     several = next((o for o in parsed if o.is_sweep_override()), None)
@@ -183,7 +190,8 @@ def _unknown_key(error: ConfigCompositionException, overrides: Sequence[str], co
         key, _, value = str(several.input_line).partition("=")
         typed = override(key, value)
         return f"{several.input_line}: several values want --multirun; one value with a comma in it is {typed}"
-    bad = next((o for o in parsed if f"'{o.key_or_group}'" in str(error).split("\n")[0]), None)
+    named = [o for o in parsed if f"'{o.key_or_group}'" in str(error).split("\n")[0]]
+    bad = next(filter(_is_no_choice, named), next(iter(named), None))
     if bad is None or bad.input_line is None or "Could not override" not in str(error):
         wrong = _wrong_word(overrides, config_name)
         return wrong or one_line(error) + (f": {one_line(error.__cause__)}" if error.__cause__ else "")

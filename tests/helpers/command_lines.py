@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from tests.helpers import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: A model and a budget for tests of the machinery, not of what is learnt.
-TINY = (
-    "flow=coupling",
-    "base=normal",
+#: The model of tests of the machinery, not of what is learnt.
+MODEL = ("flow=coupling", "base=normal")
+#: A size and a budget for any model.
+SMALL = (
     "flow.n_flows=2",
     "flow.width=16",
     "flow.depth=1",
@@ -29,6 +29,7 @@ TINY = (
     "callbacks.checkpoints.every_n_steps=1000",
     "callbacks.progress.interval=0",
 )
+TINY = (*MODEL, *SMALL)
 #: No pictures and no metrics.
 BARE = ("callbacks=minimal", "logger=none", "metrics=[]", "evaluate=null")
 

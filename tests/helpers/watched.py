@@ -32,7 +32,7 @@ from flowdiff.commands.train import make_train_request
 from flowdiff.errors import FlowdiffError
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.training import run
-from tests.helpers.command_lines import TINY
+from tests.helpers.command_lines import MODEL, TINY
 from tests.helpers.configs import composed
 from tests.helpers.hostile import MARK
 
@@ -40,8 +40,15 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {"os.mkdir": 1, "os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1}
 NEVER = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pickle.find_class")
 HARMLESS = ("socket.gethostname",)
-#: Typed now, by the user: a step more, without pictures.
-TYPED = ["trainer.max_steps=21", "callbacks=minimal", "evaluate=null", "metrics=[]", "trainer.limit_val_batches=1"]
+#: Typed now, by the user: the good file's model, which keeps no words; a step more, without pictures.
+TYPED = [
+    *MODEL,
+    "trainer.max_steps=21",
+    "callbacks=minimal",
+    "evaluate=null",
+    "metrics=[]",
+    "trainer.limit_val_batches=1",
+]
 
 
 class Watch:

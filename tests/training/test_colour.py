@@ -20,7 +20,7 @@ from flowdiff.data.patches import Patches
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.pictures import image_grid
-from tests.helpers.command_lines import BARE, TINY
+from tests.helpers.command_lines import BARE, SMALL
 from tests.helpers.configs import composed
 from tests.helpers.runs import train
 
@@ -34,7 +34,7 @@ STEPS = (
     "warmup_steps=0",
     "dataset.batch_size=32",
 )
-SMALL = [word for word in TINY if not word.startswith(("flow.", "dataset.", "warmup_steps"))]
+LITTLE = [word for word in SMALL if not word.startswith(("flow.", "dataset.", "warmup_steps"))]
 
 
 def write_cifar10(root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run(folder: Path, *words: str) -> Path:
     """A training of two steps; its last checkpoint."""
-    train(composed("config", *SMALL, *BARE, *STEPS, *words, f"run_dir={folder}"))
+    train(composed("config", *LITTLE, *BARE, *STEPS, *words, f"run_dir={folder}"))
     return folder / "checkpoints" / "last.ckpt"
 
 
@@ -131,7 +131,7 @@ def test_the_guides_linear_flow_on_cifar10(cifar10: Path, tmp_path: Path, config
     assert (flow.data_dim, flow.n_flows, flow._target_.rpartition(".")[2]) == (3072, 5, "LinearFlow")
     # one layer of the five, and no checkpoint: they would be gigabytes
     words = (*words, "flow.n_flows=1", "trainer.max_steps=1", "callbacks.checkpoints=null", f"run_dir={tmp_path}/run")
-    result = train(composed("config", *[w for w in SMALL if "checkpoints" not in w], *BARE, *STEPS, *words))
+    result = train(composed("config", *[w for w in LITTLE if "checkpoints" not in w], *BARE, *STEPS, *words))
     assert result["step"] == 1 and np.isfinite(result["validation"]["val/loss"])
 
 
