@@ -29,7 +29,6 @@ BUDGET = {
     "linear": (475, 814, 1257),
     "pixelcnn": (524, 879, 2020),
     "pixelcnn_coupling": (992, 2532, 6034),
-    "pixelcnn_spectral": (1075, 2797, 6697),
     "residual": (1129, 2780, 4337),
     "spectral": (921, 2460, 5727),
     "spline": (1593, 4167, 10905),
