@@ -69,6 +69,13 @@ def test_each_page_is_in_the_navigation() -> None:
         assert page.relative_to(ROOT / "docs").as_posix() in navigation
 
 
+def test_each_module_is_in_the_api() -> None:
+    for file in sorted((ROOT / "flowdiff").glob("*/**/*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if file.name != "__init__.py":
+            assert f"::: {module}\n" in text_of(ROOT / "docs" / "api" / f"{file.relative_to(ROOT).parts[1]}.md")
+
+
 def test_the_table_of_groups_is_complete() -> None:
     table = text_of(ROOT / "docs" / "configuration" / "groups.md")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 PAGES = (*READMES, *sorted(ROOT.glob("docs/**/*.md")))
 BLOCK = re.compile(r"(?:^<!-- needs: (?P<needs>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
-IN_TEXT = re.compile(r"`((?:python -m (?:flowdiff|experiments|docs)[.\w]*|make)(?: [^`]*)?)`")
+IN_TEXT = re.compile(r"`((?:python -m (?:flowdiff|experiments|docs)[.\w]*|flowdiff [a-z]+|make)(?: [^`]*)?)`")
 
 
 class Block(NamedTuple):
@@ -70,4 +70,6 @@ def _command(page: str, line: str, needs: str) -> Command:
     program = words.pop(0)
     if program.endswith("python") and words[:1] == ["-m"]:
         program, words = words[1], words[2:]
+    if program == "flowdiff" and words:
+        program, words = f"flowdiff.{words[0]}", words[1:]
     return Command(page, line, program, tuple(words), needs)
