@@ -17,12 +17,11 @@ from docs import reference
 from flowdiff.commands.train import make_train_request
 from flowdiff.runs.words import list_swept, read_word
 from tests.helpers import forked, pages, trained
-from tests.helpers.command_lines import TINY, environment
+from tests.helpers.command_lines import BARE, TINY, environment
 from tests.helpers.configs import composed
 from tests.helpers.pages import PAGES, READMES, ROOT, Command, block, text_of
 
 GUIDES = ROOT / "docs" / "guides"
-SMALL = ("flow.n_flows=1", "flow.width=16", "flow.pixels.width=8", "trainer.max_steps=3", "metrics=[]", "num_steps=2")
 COMMANDS = list(dict.fromkeys(pages.commands()))
 NEEDS = {"gpu", "cluster", "network", "data"}
 #: Command lines by one process, which imports torch once.
@@ -170,22 +169,28 @@ def test_the_commands_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_classes_of_ones_own(tmp_path: Path) -> None:
-    """An activation and a sampler: one class and one YAML file each; the page's own code and commands."""
+    """One class and one YAML file each; the page's own code and commands."""
     page = GUIDES / "own-classes.md"
-    code = [block("python", "class Arctan", page), block("python", "class Halfway", page)]
+    code = [each.code for each in pages.blocks("python", page) if "class Mine" not in each.code]
     (tmp_path / "mine.py").write_text("\n\n".join(code))
-    for group, name, containing in (("activation", "arctan", "Arctan"), ("sampler", "halfway", "Halfway")):
-        (tmp_path / "conf" / group).mkdir(parents=True)
-        (tmp_path / "conf" / group / f"{name}.yaml").write_text(block("yaml", containing, page))
-    own = [c for c in COMMANDS if c.page == "docs/guides/own-classes.md" and "--config-dir" in c.words]
-    assert [c.program for c in own] == ["flowdiff.train", "flowdiff.sample"]
-    training = (own[0].program, *own[0].words, *SMALL, "callbacks=minimal", "hydra.run.dir=RUN")
-    sampling = (own[1].program, *own[1].words, "num_samples=2", "output_dir=out")
-    words = ", ".join(json.dumps(word) for word in (*SMALL, "callbacks=minimal"))
+    for each in pages.blocks("yaml", page):
+        file = tmp_path / each.code.splitlines()[0].removeprefix("# ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(each.code)
+    commands = []
+    for command in COMMANDS:
+        if command.page == "docs/guides/own-classes.md" and "--config-dir" in command.words:
+            folder = "RUN" if "activation=arctan" in command.words else f"runs/{len(commands)}"
+            sizes = "flow." if "flow=scale" in command.words else "none"  # it has none
+            words = [word for word in shortened(command) if not word.startswith(sizes)]
+            words += ["callbacks=minimal", f"hydra.run.dir={folder}"] if command.program == "flowdiff.train" else []
+            commands.append([command.program, *words])
+    assert len(commands) == len(list(pages.blocks("yaml", page)))
+    words = ", ".join(json.dumps(word) for word in (*TINY, *BARE, "trainer.max_steps=2"))
     in_python = block("python", "request_of", GUIDES / "python.md").replace('"trainer.max_steps=200"', words)
     (tmp_path / "in_python.py").write_text(f"import mine\n{in_python}")
     result = subprocess.run(
-        [sys.executable, "-c", IN_TURN, json.dumps([training, sampling, ["in_python"]])],
+        [sys.executable, "-c", IN_TURN, json.dumps([*commands, ["in_python"]])],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -195,7 +200,7 @@ def test_classes_of_ones_own(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "RUN" / "status.json").read_text())["status"] == "done"
     assert (tmp_path / "runs" / "first" / "checkpoints" / "last.ckpt").is_file()
-    assert (tmp_path / "out" / "grid.png").is_file()
+    assert list(tmp_path.glob("outputs/sample/*/*/grid.png"))
 
 
 @pytest.mark.parametrize("page", [READMES[0], GUIDES / "python.md"], ids=lambda page: page.name)
