@@ -1,9 +1,11 @@
-"""The configuration reference, from conf/ and the signatures behind it.   python -m docs.reference
+"""The configuration reference, from conf/ and the signatures behind it, and API pages.   python -m docs.reference
 
-Written to docs/configuration/reference.md, which a test holds to what this module makes. What a key means is the
-comment beside it in its YAML file, what it may be is what the class's signature, or the command's request, allows.
+Written to docs/configuration/reference.md and docs/api/, which a test holds to what this module makes. What a key means
+is the comment beside it in its YAML file, what it may be is what the class's signature, or the command's request,
+allows. A page of the API names the modules of a wing, whose docstrings mkdocstrings reads.
 """
 
+import ast
 import importlib
 import itertools
 import re
@@ -22,7 +24,8 @@ from flowdiff.model.vocabulary import config_dir, content_of, files_of
 from flowdiff.options import options_of, problem
 from flowdiff.training.request import TrainerOptions, TrainRequest
 
-PAGE = Path(__file__).parent / "configuration" / "reference.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "configuration" / "reference.md"
 #: The files of the commands, and what they are asked for.
 COMMANDS: Mapping[str, tuple[str, type]] = {
     "config": ("train", TrainRequest),
@@ -206,5 +209,18 @@ def page() -> str:
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 
+def api_pages() -> dict[Path, str]:
+    """The page of each wing: what it says of itself, and its modules."""
+    pages = {}
+    for first in sorted(ROOT.glob("flowdiff/*/__init__.py")):
+        modules = sorted(file for file in first.parent.rglob("*.py") if file.name != "__init__.py")
+        names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in modules]
+        said = ast.get_docstring(ast.parse(first.read_text(encoding="utf-8"))) or ""
+        sections = [f"# flowdiff.{first.parent.name}", said, *(f"::: {name}" for name in names)]
+        pages[ROOT / "docs" / "api" / f"{first.parent.name}.md"] = "\n\n".join(sections) + "\n"
+    return pages
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for file, text in {PAGE: page(), **api_pages()}.items():
+        file.write_text(text, encoding="utf-8")
