@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-COMMANDS = ("train", "sample", "evaluate", "export", "collect", "dashboard")
+COMMANDS = ("train", "sample", "evaluate", "export", "collect", "report", "dashboard")
 
 
 def main() -> None:
