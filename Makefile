@@ -57,7 +57,7 @@ bench-speed: dev ## what speed is made of: steps, other libraries' too, sampling
 	$(BIN)/python -m experiments.speed $(ARGS)
 
 docs: dev ## the documentation as a site, in site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: dev docs ## ruff (lint and format), mypy, the order of the imports, and the documentation
 	$(BIN)/ruff check .

@@ -97,22 +97,22 @@ def test_the_reference_is_what_conf_says() -> None:
                 assert f"{key}`" in section or f"`{key}" in section or key in ("override", "_partial_", "_target_"), key
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.page}: {c.line[:60]}")
-def test_the_commands_are_there(command: Command) -> None:
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda c: f"{c.page}: {c.line[:60]}")
+def test_the_commands_are_there(line: Command) -> None:
     """The program, the target, the module; of a training the whole configuration, with each value that is swept."""
-    needs = {need.strip() for need in command.needs.split(",") if need}
+    needs = {need.strip() for need in line.needs.split(",") if need}
     assert needs <= NEEDS
-    if command.program == "make":
+    if line.program == "make":
         targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.M)
-        assert command.words[0] in targets
-    elif command.program == "pip":
+        assert line.words[0] in targets
+    elif line.program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        named = re.findall(r"\[([\w,]+)\]", " ".join(command.words))
-        assert command.words[0] == "install" and all(set(one.split(",")) <= set(extras) for one in named)
-    elif re.match(r"flowdiff|experiments|docs", command.program):
-        assert find_spec(command.program)
-        if command.program == "flowdiff.train" and "--config-dir" not in command.words:
-            check_training(command.words)
+        named = re.findall(r"\[([\w,]+)\]", " ".join(line.words))
+        assert line.words[0] == "install" and all(set(one.split(",")) <= set(extras) for one in named)
+    elif re.match(r"flowdiff|experiments|docs", line.program):
+        assert find_spec(line.program)
+        if line.program == "flowdiff.train" and "--config-dir" not in line.words:
+            check_training(line.words)
     else:
         assert needs, "a program that is not this project's"
 
