@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorde
 REFERENCES := k-diffusion==0.1.1.post1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev train dashboard test test-fast bench bench-guide bench-speed lint format clean
+.PHONY: help install dev train dashboard test test-fast bench bench-guide bench-speed docs lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -35,7 +35,7 @@ install: $(VENV)/.installed ## make .venv and install flowdiff in it
 
 dev: $(VENV)/.installed-dev ## the same with what the tests need
 
-train: install ## train the default (digits, coupling flow) on the CPU, and measure it
+train: install ## train the default (digits) on the CPU, and measure it
 	$(BIN)/python -m flowdiff.train $(ARGS)
 
 dashboard: install ## TensorBoard on the last sweep, or LOGDIR=FOLDER: ARGS="--port 6007"
@@ -56,7 +56,10 @@ bench-guide: install ## speed of the guide's flow, the default and the UNet, sid
 bench-speed: dev ## what speed is made of: steps, other libraries' too, sampling, a run, the start: ARGS="--parts steps"
 	$(BIN)/python -m experiments.speed $(ARGS)
 
-lint: dev ## ruff (lint and format), mypy, and the order of the imports
+docs: dev ## the documentation as a site, in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+lint: dev docs ## ruff (lint and format), mypy, the order of the imports, and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,5 +70,5 @@ format: dev ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 clean: ## remove caches and builds; runs and .venv stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,18 +1,21 @@
-"""The table of the records, from the JSON files in results/.   python -m experiments.main_job.table
+"""The table of the records, from the JSON files in results/.   python -m experiments.main_job.table [--write]
 
 A file DATA-MODEL-SEED.json is one run: `words` of its command, `training_seconds` and `training_steps` of one thread,
 and `metrics`, its metrics.json. A row has the mean of the seeds and, where there are several, half of what lies between
-the least and the largest.
+the least and the largest. `--write` puts it into `PAGES`, between two comments.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from experiments.common.columns import Cell, Column, Row, distance, metric, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
 SIGMAS = ("0.05", "0.1", "0.2", "0.5", "1", "2", "5")
 Measure = Callable[[Row], float | None]
 
@@ -81,6 +84,20 @@ COLUMNS: Sequence[Column] = (
     Column("steps", "steps", lambda row: row["runs"][0].get("training_steps")),
 )
 
+FEW = ("data", "model", "bits_per_dim", "D_0.2", "D_1", "fd", "fd_real", "recognised", "sampler", "training_minutes")
+#: Where the table stands, and with which columns.
+PAGES: Mapping[str, Sequence[Column]] = {
+    "README.md": [column for column in COLUMNS if column.name in FEW],
+    "README.zh.md": [column for column in COLUMNS if column.name in FEW],
+    "docs/results.md": COLUMNS,
+}
+
+
+def fill(page: str, columns: Sequence[Column]) -> str:
+    """A page with today's table between its two comments."""
+    table = to_markdown(columns, rows())
+    return re.sub(r"(<!-- main job -->\n).*?(<!-- /main job -->)", lambda m: m[1] + table + m[2], page, flags=re.S)
+
 
 def rows(results: Path = RESULTS) -> list[Row]:
     """A row for each data set and model that is recorded."""
@@ -93,3 +110,5 @@ def rows(results: Path = RESULTS) -> list[Row]:
 
 if __name__ == "__main__":
     print(to_markdown(COLUMNS, rows()), end="")
+    for name, columns in PAGES.items() if "--write" in sys.argv else ():
+        (ROOT / name).write_text(fill((ROOT / name).read_text(encoding="utf-8"), columns), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""TensorBoard on the last sweep.   python -m flowdiff.dashboard [FOLDER] [-- --port 6007 …]
+"""TensorBoard on the last sweep.   python -m flowdiff.dashboard FOLDER -- --port 6007
 
 Without a folder: the sweep below multirun/ that was started last; the last run below outputs/ if there is none.
 """

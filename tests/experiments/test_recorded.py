@@ -99,11 +99,16 @@ def test_steps_on_latents(tmp_path: Path) -> None:
     assert (tmp_path / "steps.csv").read_bytes() == file.read_bytes()
 
 
-def test_the_main_jobs_numbers_stand_in_the_readme() -> None:
-    readme = (FOLDER.parent / "README.md").read_text()
-    for row in table.rows():
-        cells = [column.text(row) for column in table.COLUMNS[1:]]
-        assert [line for line in readme.splitlines() if all(f" {cell} " in line for cell in cells)], cells
+@pytest.mark.parametrize("name", table.PAGES)
+def test_the_main_jobs_numbers_stand_in_the_pages(name: str) -> None:
+    """As `python -m experiments.main_job.table --write` puts them there."""
+    page = (FOLDER.parent / name).read_text(encoding="utf-8")
+    shown = [column for column in table.PAGES[name] if any(column.value(row) is not None for row in table.rows())]
+    heading, _, *lines = page.split("<!-- main job -->\n")[1].split("<!-- /main job -->")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, *lines)]
+    assert cells[0] == [column.heading for column in shown]
+    assert cells[1:] == [[column.text(row) for column in shown] for row in table.rows()]
+    assert page == table.fill(page, table.PAGES[name])
 
 
 def test_the_index_has_every_experiment() -> None:

@@ -1,0 +1,1 @@
+"""What makes the pages: `pages` the links, `reference` the configuration's keys."""
