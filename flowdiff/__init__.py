@@ -5,6 +5,8 @@ import sys
 from os import PathLike
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
 if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stranger's: no module is imported from there
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != os.getcwd()]
 
@@ -14,10 +16,10 @@ from flowdiff.runs import interrupts
 if TYPE_CHECKING:
     from flowdiff.model.api import Model
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
 
-if sys.argv[:1] == ["-m"] and any(word.startswith("flowdiff.") for word in sys.orig_argv[:8]):
-    interrupts.end_quietly()  # python -m flowdiff.…, whose modules are still to be imported
+if sys.argv[:1] == ["-m"] and any(word.split(".")[0] == "flowdiff" for word in sys.orig_argv[:8]):
+    interrupts.end_quietly()  # python -m flowdiff[.…], whose modules are still to be imported
 
 
 def load(

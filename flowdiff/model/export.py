@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.files import make_folder, write_json, write_whole
 from flowdiff.model import seal
 from flowdiff.model.api import Model
@@ -55,7 +55,7 @@ def write_diffusers(model: Stored, built: Model, folder: Path) -> str:
     try:
         from flowdiff.model.pipeline import pipeline_of
     except ImportError as error:
-        raise FlowdiffError(f"format=diffusers: pip install 'flowdiff[latent]' ({error})") from error
+        raise FlowdiffError(f"format=diffusers: {how_to_install('latent')} ({error})") from error
     try:
         pipeline_of(model, getattr(built.first_stage, "network", None)).save_pretrained(folder)
     except OSError as error:
