@@ -200,7 +200,5 @@ def import_class(name: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ConfigError(
-            "denoiser", name, f"needs diffusers and transformers: {how_to_install('latent')}"
-        ) from error
+        raise ConfigError("denoiser", name, f"needs diffusers and transformers: {how_to_install('latent')}") from error
     return getattr(diffusers, name)

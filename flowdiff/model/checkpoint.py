@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowdiff import files
+from flowdiff import __version__, files
 from flowdiff.data.base import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.model import averages, reading, safe_construction, seal
@@ -43,7 +43,7 @@ from flowdiff.options import problem
 
 EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
 
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def limit_to_file(path: str | None) -> Iterator[None]:
 
 def package_versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
+    found = {"python": platform.python_version(), "platform": sys.platform, "flowdiff": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)
