@@ -5,13 +5,12 @@ import sys
 from os import PathLike
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stranger's: no module is imported from there
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != os.getcwd()]
 
 
 from flowdiff.runs import interrupts
+from flowdiff.version import __version__
 
 if TYPE_CHECKING:
     from flowdiff.model.api import Model

@@ -9,9 +9,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from flowdiff import __version__
 from flowdiff.errors import one_line, suggest
 from flowdiff.runs import interrupts
+from flowdiff.version import __version__
 
 COMMANDS = ("train", "sample", "evaluate", "export", "collect", "dashboard")
 USAGE = 2  # the exit code of what isn't understood, argparse's too

@@ -32,7 +32,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flowdiff import __version__, files
+from flowdiff import files
 from flowdiff.data.base import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.model import averages, reading, safe_construction, seal
@@ -40,6 +40,7 @@ from flowdiff.model.budget import Budget
 from flowdiff.model.facts import FORMAT, Weights, about, check_content, check_entry
 from flowdiff.model.format_1 import as_format_2
 from flowdiff.options import problem
+from flowdiff.version import __version__
 
 EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
 
