@@ -28,7 +28,7 @@ def load(
     first_stage: str | None = None,
     config_dir: "str | PathLike[str] | None" = None,
 ) -> "Model":
-    """The model of a checkpoint, see `model.api`."""
+    """The model of a checkpoint, or the ready one of a name: `load("digits")`; see `model.api`."""
     from flowdiff.model.api import load as load_model
 
     return load_model(path, weights, device, first_stage, config_dir)
