@@ -53,7 +53,7 @@ COLUMNS = (
 
 def model_and_batch(flow: str, loss: str, device: torch.device) -> tuple[Denoiser, Any, list[Any]]:
     """The denoiser with random weights, the loss, and its further arguments: one batch of digits."""
-    words = ["experiment=digits", f"flow={flow}", f"loss={loss}", "run_dir=."]
+    words = ["experiment=digits", f"flow={flow}", "base=normal", f"loss={loss}", "run_dir=."]
     request = request_of(*words)
     seed_all(0)
     data = read_data(build(request.dataset))

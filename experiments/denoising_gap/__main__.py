@@ -19,7 +19,7 @@ from experiments.common import columns
 from experiments.common.columns import Column, Row
 from experiments.common.results import Contender, Result, Results
 from experiments.denoising_gap.arms import HELD_OUT, SIGMAS, TRAINED_ON, Arm, Filter
-from experiments.denoising_gap.errors import SPLITS, Errors
+from experiments.denoising_gap.errors import SETTINGS, SPLITS, Errors
 from flowdiff.errors import FlowdiffError, positive
 from flowdiff.files import write_text
 
@@ -97,7 +97,7 @@ def contenders(part: str, seconds: float, seed: int) -> list[Contender]:
     """Those of a part."""
     if part == "truth":
         return [*map(Filter.of, ("mixture", "unet")), *(Arm.of(*arm, seconds, seed) for arm in ARMS)]
-    return [Errors.of(name, seed) for name in ("unet", "flow")]
+    return [Errors.of(name, seed) for name in SETTINGS]
 
 
 def main(words: Sequence[str] | None = None) -> int:

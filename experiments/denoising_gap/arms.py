@@ -43,7 +43,7 @@ IMAGES = 1_257
 BATCH = 128
 HELD_OUT, TRAINED_ON = "held out", "trained on"
 SIGMAS = (0.05, 0.2, 0.5, 1.0, 5.0)
-COMMON = ("augment=none", "label_dropout=0")
+COMMON = ("base=normal", "augment=none", "label_dropout=0")
 MODELS = {
     "coupling": ("flow=coupling", "loss=mixture"),
     "jet": ("flow=jet", "loss=mixture"),

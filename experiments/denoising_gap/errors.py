@@ -12,7 +12,13 @@ from flowdiff.metrics.base import Evaluand
 from flowdiff.metrics.denoising import Denoising
 
 SPLITS = ("train", "test")
-SETTINGS = {"unet": [*UNET, *UNET_STEPS], "flow": ["callbacks=minimal"]}
+COUPLING = ("flow=coupling", "base=normal", "trainer.max_steps=1600", "trainer.val_check_interval=400")
+SETTINGS = {
+    "unet": [*UNET, *UNET_STEPS],
+    "coupling": [*COUPLING, "callbacks=minimal"],
+    "default": ["callbacks=minimal"],
+    "jet": ["flow=jet", "trainer.max_steps=1800", "trainer.val_check_interval=450", "callbacks=minimal"],
+}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The table of the records, from the JSON files in results/.   python -m experiments.main_job.table
 
 A file DATA-MODEL-SEED.json is one run: `words` of its command, `training_seconds` and `training_steps` of one thread,
-and `metrics`, its metrics.json. A row has the mean of the seeds and, from two on, half of the distance between the least
-and the largest.
+and `metrics`, its metrics.json. A row has the mean of the seeds and, where there are several, half of what lies between
+the least and the largest.
 """
 
 import json

@@ -14,6 +14,7 @@ from flowdiff.commands.train import request_of
 from flowdiff.data.base import read_data
 from flowdiff.denoisers.base import UNPERTURBED, Denoiser
 from flowdiff.model.construction import build
+from flowdiff.runs.words import is_typed
 from flowdiff.training.building import seed_all
 
 UNETS = ("unet", "unet_diffusers")  # their loss is denoising
@@ -55,10 +56,11 @@ def build_model(name: str, loss: str, dataset: str, device: torch.device, *more:
         loss: a choice of conf/loss.
         dataset: an experiment of this name is used.
         device: where it is measured.
-        more: words of the command line.
+        more: words of the command line. Without a base among them it is normal: what is measured is the flow.
     """
     words = [f"experiment={dataset}", f"loss={loss}", "run_dir=.", *more]
-    words.append(f"denoiser={name}" if name in UNETS else f"flow={name}")
+    words += [f"denoiser={name}"] if name in UNETS else [f"flow={name}"]
+    words += [] if is_typed("base", more) else ["base=normal"]
     request = request_of(*words)
     seed_all(0)
     data = read_data(build(request.dataset))

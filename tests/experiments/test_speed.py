@@ -35,6 +35,7 @@ BUDGET = {
     "stack": (1520, 4149, 8743),
     "transformer": (871, 2174, 5417),
 }
+BASE_BUDGET = (108, 157, 267)
 OF_OTHERS = {"zuko"}  # whose calls are another library's
 
 
@@ -49,12 +50,27 @@ def test_counts_are_those_of_a_product() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("flow", sorted({*choices("flow")} - OF_OTHERS))
 def test_a_step_has_a_budget_of_calls(flow: str) -> None:
-    models = [build_model(flow, loss, "digits", CPU) for loss in ("likelihood", "mixture")]
+    check_budget(count_step(flow), BUDGET[flow])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", sorted({*choices("base")} - {"normal"}))
+def test_a_base_has_a_budget_of_calls_beside_the_normal(base: str) -> None:
+    found, normal = count_step("linear", f"base={base}"), count_step("linear")
+    check_budget(tuple(n - m for n, m in zip(found, normal, strict=True)), BASE_BUDGET)
+
+
+def count_step(flow: str, *words: str) -> tuple[int, ...]:
+    """Calls of a forward pass and of a step by either loss."""
+    models = [build_model(flow, loss, "digits", CPU, *words) for loss in ("likelihood", "mixture")]
     steps = [step_of(model, model.loss) for model in models]
     for step in steps:
         step()  # the optimiser's moments are made
-    found = tuple(count_calls(work) for work in (models[0].log_prob, *steps))
-    allowed = BUDGET[flow]
+    return tuple(count_calls(work) for work in (models[0].log_prob, *steps))
+
+
+def check_budget(found: tuple[int, ...], allowed: tuple[int, ...]) -> None:
+    """Not more calls than allowed, and not so many fewer that the budget says nothing."""
     assert all(n <= most for n, most in zip(found, allowed, strict=True)), f"{found} calls, the budget is {allowed}"
     assert all(n > 0.9 * most for n, most in zip(found, allowed, strict=True)), f"lower the budget to {found}"
 

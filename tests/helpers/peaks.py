@@ -30,7 +30,7 @@ from flowdiff.options import Recipe
 
 SHAPE, CLASSES = (1, 28, 28), 10
 #: Inverted in d passes.
-SLOW = ("autoregressive", "autoregressive_spline", "pixelcnn", "pixelcnn_coupling", "pixelcnn_spectral", "zuko")
+SLOW = ("autoregressive", "autoregressive_spline", "pixelcnn", "pixelcnn_coupling", "zuko")
 
 
 def peak_of(work: Callable[[], Any]) -> float:

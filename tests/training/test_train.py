@@ -38,10 +38,6 @@ SMALL = {
     "flow=coupling": ["flow.n_flows=2", "flow.width=16"],
     "flow=pixelcnn": ["flow.width=8", "flow.depth=1"],
     "flow=pixelcnn_coupling": ["flow.n_flows=2", "flow.width=16", "flow.pixels.width=8", "flow.pixels.depth=1"],
-    "flow=pixelcnn_spectral": [
-        *(f"flow.flows.pixels.{size}" for size in ("width=8", "depth=1")),
-        *(f"flow.flows.leading.{size}" for size in ("n_flows=2", "width=8", "leading=16")),
-    ],
     "flow=zuko": ["flow.n_flows=2", "flow.width=16"],
     "denoiser=unet": ["denoiser.width=8", "denoiser.multipliers=[1]"],
     "denoiser=mlp": ["denoiser.width=16", "denoiser.depth=1"],
