@@ -58,7 +58,7 @@ RECIPES = {
         ("experiment=toy", "flow.width=64", "trainer.max_steps=1200", "trainer.val_check_interval=1200"),
         "[toy]",
         "Points of two half circles with noise, drawn from their formula (`data.distributions`); 50,000 of them.",
-        "none needed: there are no data but the formula",
+        "a formula, which has none",
         "flowdiff sample ckpt_path=two_moons",
     ),
 }
@@ -141,7 +141,8 @@ def card(name: str, record: dict[str, Any]) -> str:
 
 def _row(metric: str, entry: dict[str, Any]) -> str:
     error = entry.get("standard_error")
-    conditions = [f"{key} {entry[key]}" for key in ("sigma", "sampler", "nfe", "extractor", "seed") if key in entry]
+    known = {key: entry[key] for key in ("sigma", "sampler", "nfe", "extractor", "seed") if key in entry}
+    conditions = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in known.items()]
     cells = (
         metric,
         f"{entry['value']:.4g} {entry['unit']}".strip(),
