@@ -13,7 +13,7 @@ from flowdiff.errors import one_line, suggest
 from flowdiff.runs import interrupts
 from flowdiff.version import __version__
 
-COMMANDS = ("train", "sample", "evaluate", "export", "collect", "dashboard")
+COMMANDS = ("train", "sample", "evaluate", "export", "collect", "report", "dashboard")
 USAGE = 2  # the exit code of what isn't understood, argparse's too
 
 

@@ -79,7 +79,8 @@ def test_at_work_in_a_foreign_folder(installed: Path, tmp_path: Path) -> None:
     (trained,) = run_folders(tmp_path)
     checkpoint = f"ckpt_path={trained}/checkpoints/last.ckpt"
     run(installed / "flowdiff", "sample", checkpoint, "num_samples=4", "output_dir=drawn", cwd=tmp_path)
-    assert (tmp_path / "drawn" / "grid.png").is_file()
+    run(installed / "flowdiff", "sample", "ckpt_path=digits", "class_label=3", "output_dir=threes", cwd=tmp_path)
+    assert all((tmp_path / folder / "grid.png").is_file() for folder in ("drawn", "threes"))
 
 
 def test_an_extra_of_what_is_installed_needs_no_index_for_itself(installed: Path, tmp_path: Path) -> None:

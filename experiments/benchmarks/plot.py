@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.columns import BITS, FD, FD_REAL, RECOGNISED, Column, conditions, metric
 from experiments.common.results import Result
-from flowdiff.report.figures import save_figure
+from flowdiff.reports.figures import save_figure
 
 COLOURS = {"flowdiff": "#2a6f97", "baseline": "#6c757d", "peer": "#e07a5f"}
 

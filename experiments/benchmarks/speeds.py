@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.common.columns import Column, Row, rounded, to_csv
 from flowdiff.evaluation import tables
 from flowdiff.files import write_text
-from flowdiff.report.figures import save_figure
+from flowdiff.reports.figures import save_figure
 
 DEFAULT = "default"  # the contender that the others are compared with
 IMAGES, EPOCH, SAMPLING = "images_per_second", "seconds_per_epoch", "seconds_per_100"

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowdiff.report.figures import save_figure
+from flowdiff.reports.figures import save_figure
 
 Row = dict[str, Any]
 COLOURS = {"coupling": "#2a6f97", "conv": "#e07a5f", "glow": "#81b29a", "U-Net": "#6c757d"}

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowdiff.commands.report import make_output
 from flowdiff.errors import FlowdiffError, at_least, one_line
 from flowdiff.evaluation import tables
-from flowdiff.files import make_folder, write_text
-from flowdiff.report.rows import count_jobs, keep_metrics, rows
+from flowdiff.files import write_text
+from flowdiff.reports.rows import count_jobs, keep_metrics, rows
 from flowdiff.runs.job_folders import collect
 
 
@@ -41,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--samples", type=int, default=20, help="images drawn for each value of a key; 0: none")
     given = parser.parse_args(words)
-    from flowdiff.report import page, summary
+    from flowdiff.reports import page, summary
 
     try:
         at_least("--samples", given.samples, 0)
@@ -50,9 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.metrics:
             keep_metrics(jobs, given.metrics.split(","))
         baselines = summary.baselines(jobs, given.baseline)
-        if given.output is None and (given.folder / "report").is_symlink():
-            raise FlowdiffError(f"{given.folder / 'report'}: a link, which is not followed; give --output FOLDER")
-        output = make_folder(given.output or given.folder / "report", "--output")
+        output = make_output(given.folder, given.output)
         write_text(output / "results.csv", tables.to_csv(header, table))
         command = shlex.join(["python", "-m", "flowdiff.collect", *(sys.argv[1:] if words is None else words)])
         page.write(jobs, given.folder, baselines, given.samples, output, command)

@@ -11,7 +11,7 @@ import sys
 from flowdiff.errors import ConfigError
 
 OF_HYDRA = "train sample evaluate export"
-FIRST = f"{OF_HYDRA} collect dashboard --help --version"
+FIRST = f"{OF_HYDRA} collect report dashboard --help --version"
 BASH = """\
 flowdiff_completion() {
     local words=($COMP_LINE) asked=() word

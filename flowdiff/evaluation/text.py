@@ -17,6 +17,12 @@ def to_html(text: object) -> str:
     return html.escape(one_line(text), quote=True)
 
 
+def to_html_block(text: str) -> str:
+    """As the content of a <pre>: its lines and their indentation stay."""
+    lines = text.expandtabs().splitlines()
+    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + to_html(line) for line in lines)
+
+
 def to_markdown(text: object) -> str:
     """As text within a line or a cell of a table: no tag, link, image, code, emphasis, column."""
     found = re.sub(r"[\\`*~$|]", r"\\\g<0>", one_line(text))

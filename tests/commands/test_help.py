@@ -116,7 +116,7 @@ def test_the_package_lists_its_commands() -> None:
 def test_an_unknown_command_is_one_line(word: str, meant: str) -> None:
     done = flowdiff(word, "flow=linear")
     assert (done.returncode, done.stdout) == (2, "")
-    allowed = "train, sample, evaluate, export, collect, dashboard, --help, --version"
+    allowed = "train, sample, evaluate, export, collect, report, dashboard, --help, --version"
     assert done.stderr == f"{word}: must be one of {allowed}{meant}\n"
 
 
@@ -137,6 +137,7 @@ def test_a_shell_without_a_rule(capsys: pytest.CaptureFixture[str]) -> None:
         ("sample", "ckpt_path=nowhere.ckpt"),
         ("collect", "--help"),
         ("collect", "nowhere"),
+        ("report", "nowhere"),
         ("dashboard", "nowhere"),
     ],
 )

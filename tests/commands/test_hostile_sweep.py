@@ -14,7 +14,7 @@ import pytest
 from flowdiff.commands.collect import main
 from flowdiff.errors import JOINERS
 from flowdiff.files import Unreadable
-from flowdiff.report import figures
+from flowdiff.reports import figures
 from flowdiff.runs.job_folders import collect, read_job
 from flowdiff.runs.run_files import MOST_JSON, find_picture, read_json
 

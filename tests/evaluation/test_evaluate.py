@@ -16,7 +16,7 @@ from flowdiff.evaluation import measurement
 from flowdiff.evaluation.measurement import evaluate_run
 from flowdiff.metrics.likelihood import BitsPerDim
 from flowdiff.model.opening import load_data
-from flowdiff.report import summary
+from flowdiff.reports import summary
 from flowdiff.runs.job_folders import collect
 from flowdiff.samplers import batched
 from tests.helpers.command_lines import Command

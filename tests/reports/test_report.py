@@ -18,7 +18,7 @@ from torchvision.io import read_image
 
 from flowdiff.commands.collect import main
 from flowdiff.errors import ConfigError
-from flowdiff.report import figures, summary
+from flowdiff.reports import figures, summary
 from flowdiff.runs.job_folders import Job, collect
 from tests.helpers.trained import checkpoint
 

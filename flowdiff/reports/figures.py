@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from flowdiff.evaluation.text import to_label
 from flowdiff.files import Unreadable, write_whole
-from flowdiff.report import summary
+from flowdiff.reports import summary
 from flowdiff.runs.job_folders import Job, better
 from flowdiff.runs.run_files import MOST_LOG, read
 
@@ -73,9 +73,10 @@ def plot_against(jobs: Sequence[Job], key: str, line: str | None, path: Path) ->
     return save_figure(figure, path)
 
 
-def make_panels(n: int) -> tuple[Figure, list[Axes]]:
-    """A figure of n panels, in rows of `ACROSS`."""
-    across, down = min(n, ACROSS), -(-n // ACROSS)
+def make_panels(n: int, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels, in rows of so many at most."""
+    across = min(n, across)
+    down = -(-n // across)
     figure = Figure(figsize=(4.2 * across, 3.6 * down), dpi=110, layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for unused in panels[n:]:
@@ -136,6 +137,24 @@ def curves(jobs: Sequence[Job], key: str, path: Path) -> Path | None:
         if labelled:
             axes.legend(fontsize=7)
     return save_figure(figure, path) if drawn else None
+
+
+def curves_of(run: Path, quantities: Sequence[str], path: Path) -> Path | None:
+    """A run's own curves, a panel for each quantity, of training and validation. None: it logged none of them."""
+    found = {name: {kind: history(run, f"{kind}/{name}") for kind in ("train", "val")} for name in quantities}
+    shown = {name: kinds for name, kinds in found.items() if any(steps for steps, _ in kinds.values())}
+    if not shown:
+        return None
+    figure, panels = make_panels(len(shown), 2)
+    for axes, (name, kinds) in zip(panels, shown.items(), strict=True):
+        for i, (kind, (steps, logged)) in enumerate(kinds.items()):
+            if steps:
+                axes.plot(steps, logged, color=colour(i), label=kind, lw=1, marker=".", ms=3)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return save_figure(figure, path)
 
 
 def history(run: Path, column: str) -> tuple[list[int], list[float]]:

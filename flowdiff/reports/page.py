@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flowdiff.errors import one_line
 from flowdiff.evaluation import tables
-from flowdiff.evaluation.text import to_html, to_markdown
+from flowdiff.evaluation.text import to_html, to_html_block, to_markdown
 from flowdiff.files import write_text
-from flowdiff.report import figures, samples, summary
-from flowdiff.report.rows import count_jobs, rows
-from flowdiff.report.summary import Table
+from flowdiff.reports import figures, samples, summary
+from flowdiff.reports.rows import count_jobs, rows
+from flowdiff.reports.summary import Table
 from flowdiff.runs.job_folders import Job
 
 STYLE = """
@@ -23,6 +23,7 @@ th, td { border: 1px solid #ccc; padding: 2px 8px; text-align: left; white-space
 th { background: #f3f3f3 }
 img { max-width: 100% }
 figure { display: inline-block; margin: 0 1em 1em 0; max-width: 560px }
+pre { font-size: 13px; overflow-x: auto; background: #f7f7f7; padding: 0.5em }
 figure.wide { max-width: 100% } figcaption { font-size: 13px; color: #555 } h2 { margin-top: 2em }
 """
 
@@ -33,13 +34,14 @@ KEYS = 8
 
 @dataclass
 class Section:
-    """A heading, sentences, tables and pictures with their captions."""
+    """A heading, sentences, tables, pictures with their captions, and text as it stands in a file."""
 
     title: str
     sentences: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[tuple[str, Path]] = field(default_factory=list)
     small: list[tuple[str, Path]] = field(default_factory=list)
+    text: str = ""
 
 
 def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> list[Section]:
@@ -120,9 +122,11 @@ def page(title: str, made: str, found: Sequence[Section]) -> str:
         parts += [tables.to_html(*table) for table in section.tables]
         parts += [picture(caption, path, "wide") for caption, path in section.pictures]
         parts += [picture(caption, path, "small") for caption, path in section.small]
+        parts += [f"<pre>{to_html_block(section.text)}</pre>"] if section.text else []
     body = "\n".join(parts)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{to_html(title)}</title><style>{STYLE}</style>"
     return f"<!doctype html>\n<html><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flowdiff.errors import FlowdiffError, one_line
 from flowdiff.files import Unreadable
-from flowdiff.report import summary
-from flowdiff.report.rows import swept_keys
+from flowdiff.reports import summary
+from flowdiff.reports.rows import swept_keys
 from flowdiff.runs.job_folders import Job
 from flowdiff.runs.run_files import find_picture
 
@@ -32,8 +32,7 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
 
     None if there is neither, or the checkpoint can't be sampled, or the grid is no PNG of its own folder.
     """
-    folder = job.folder / "checkpoints"
-    checkpoint = next((folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).is_file()), None)
+    checkpoint = find_checkpoint(job)
     if checkpoint is None or n == 0:
         return left_behind(job, path)
     from flowdiff.evaluation import pictures
@@ -49,6 +48,12 @@ def grid(job: Job, n: int, path: Path) -> Path | None:
         return None
     pictures.save_png(pictures.image_grid(model.to_uint8(x.nan_to_num()), columns=min(COLUMNS, n)), path)
     return path
+
+
+def find_checkpoint(job: Job) -> Path | None:
+    """The best one of a job, else the last."""
+    files = (job.folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def left_behind(job: Job, path: Path) -> Path | None:

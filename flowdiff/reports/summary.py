@@ -23,7 +23,7 @@ from scipy import stats
 from flowdiff.errors import ConfigError
 from flowdiff.evaluation.tables import Bold
 from flowdiff.quantities import Better
-from flowdiff.report.rows import swept_keys
+from flowdiff.reports.rows import swept_keys
 from flowdiff.runs.job_folders import Job, better
 
 #: Keys that tell repetitions of one setting apart, or say nothing about it.

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flowdiff.commands.collect import main
-from flowdiff.report import summary
-from flowdiff.report.rows import rows, swept_keys
+from flowdiff.reports import summary
+from flowdiff.reports.rows import rows, swept_keys
 from flowdiff.runs.job_folders import collect
 
 
