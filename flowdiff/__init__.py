@@ -10,14 +10,15 @@ if "resume=last" in sys.argv:  # typed inside a run folder, which may be a stran
 
 
 from flowdiff.runs import interrupts
+from flowdiff.version import __version__
 
 if TYPE_CHECKING:
     from flowdiff.model.api import Model
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
 
-if sys.argv[:1] == ["-m"] and any(word.startswith("flowdiff.") for word in sys.orig_argv[:8]):
-    interrupts.end_quietly()  # python -m flowdiff.…, whose modules are still to be imported
+if sys.argv[:1] == ["-m"] and any(word.split(".")[0] == "flowdiff" for word in sys.orig_argv[:8]):
+    interrupts.end_quietly()  # python -m flowdiff[.…], whose modules are still to be imported
 
 
 def load(
@@ -27,7 +28,7 @@ def load(
     first_stage: str | None = None,
     config_dir: "str | PathLike[str] | None" = None,
 ) -> "Model":
-    """The model of a checkpoint, see `model.api`."""
+    """The model of a checkpoint, or the ready one of a name: `load("digits")`; see `model.api`."""
     from flowdiff.model.api import load as load_model
 
     return load_model(path, weights, device, first_stage, config_dir)

@@ -3,8 +3,12 @@
 What a message quotes may come from anyone: `one_line` leaves nothing in it that a terminal would obey.
 """
 
+import difflib
 import math
 import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
 
 #: CSI, OSC and the like, two-character escapes: what a terminal would obey.
 SEQUENCES = re.compile(
@@ -35,6 +39,28 @@ def spell(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return one_line(value, LONGEST) or "''"
+
+
+def suggest(given: str, names: Iterable[str], before: str = "") -> str:
+    """`; did you mean NAME?`, if one of the names is near to what was given.
+
+    Args:
+        given: a word that is none of them.
+        names: those that there are.
+        before: what stands before the name where it is typed.
+    """
+    near = difflib.get_close_matches(given, list(names), n=1)
+    return f"; did you mean {before}{near[0]}?" if near else ""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra of this package, from any folder: of its checkout if it runs from one, else
+    of the installed package, whatever its wheel came from."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").is_file():
+        return f"pip install {shlex.quote(f'flowdiff[{extra}]')}"
+    place = "." if checkout == Path.cwd() else str(checkout)
+    return f"pip install -e {shlex.quote(f'{place}[{extra}]')}"
 
 
 class FlowdiffError(Exception):

@@ -61,3 +61,15 @@ for name in {commands}:
     )
     assert {f"flowdiff.commands.{name}" for name in commands if name != "__main__"} <= found
     assert sorted(found & {"torch", "numpy", "lightning", "matplotlib"}) == []
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], []])
+def test_the_list_of_commands_imports_no_other_library(words: list[str]) -> None:
+    found = imported(f"import runpy, sys\nsys.argv[1:] = {words}\nrunpy.run_module('flowdiff', run_name='__main__')")
+    libraries = {name.split(".")[0] for name in found} - sys.stdlib_module_names
+    assert libraries - {"flowdiff"} == libraries_at_start(), "the start takes milliseconds"
+
+
+def libraries_at_start() -> set[str]:
+    """What a process of this environment has imported before it has run a line: by .pth files."""
+    return {name.split(".")[0] for name in imported("")} - sys.stdlib_module_names

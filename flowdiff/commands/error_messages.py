@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff.commands.composition import compose, is_choice
-from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
+from flowdiff.errors import ConfigError, FlowdiffError, how_to_install, one_line, spell, suggest
 from flowdiff.model.configuration import leaves
 from flowdiff.model.vocabulary import files_of
 from flowdiff.runs.words import override, parse, read_word
@@ -171,11 +171,8 @@ def _unknown_choice(error: MissingConfigException, overrides: Sequence[str]) -> 
     typed = next((o for o in words if _is_no_choice(parse(o))), None)
     word = f"{group}={choice}" if typed is None or "," in typed else typed
     if group.startswith("hydra/") and choice in PLUGINS:
-        return f"{word}: is not installed; pip install 'flowdiff[sweep]'"
-    near = difflib.get_close_matches(choice, options, n=1)
-    return f"{word}: must be one of {', '.join(sorted(options))}" + (
-        f"; did you mean {group}={near[0]}?" if near else ""
-    )
+        return f"{word}: is not installed; {how_to_install('sweep')}"
+    return f"{word}: must be one of {', '.join(sorted(options))}{suggest(choice, options, f'{group}=')}"
 
 
 def _is_no_choice(word: Override) -> bool:

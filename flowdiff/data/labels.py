@@ -1,6 +1,5 @@
 """Which class each sample is of: numbers and names of classes as they are typed, and as they are given in Python."""
 
-import difflib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, suggest
 
 Labels = int | str | Sequence[int | str] | Tensor | None
 """`"balanced"` (0..K-1 in turn), a class by number or name, a list of both, or None or `"none"` (no class)."""
@@ -60,9 +59,7 @@ def _number(name: str, names: Sequence[str], key: str) -> int:
         return found[0]
     if found:
         raise ConfigError(key, name, f"the classes {', '.join(map(str, found))} have this name: give a number")
-    near = difflib.get_close_matches(name, names, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(key, name, _allowed_labels(len(names), names) + meant)
+    raise ConfigError(key, name, _allowed_labels(len(names), names) + suggest(name, names))
 
 
 def typed_labels(value: Any, names: Sequence[str] | None, key: str = "class_label") -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.denoisers.free import FreeDenoiser
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, how_to_install
 from flowdiff.nn.attention import attention_for
 from flowdiff.nn.dropout import drop_values
 from flowdiff.nn.embeddings import Conditioning
@@ -200,7 +200,5 @@ def import_class(name: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ConfigError(
-            "denoiser", name, "needs diffusers and transformers: pip install 'flowdiff[latent]'"
-        ) from error
+        raise ConfigError("denoiser", name, f"needs diffusers and transformers: {how_to_install('latent')}") from error
     return getattr(diffusers, name)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import ConfigError, one_line
+from flowdiff.errors import ConfigError, how_to_install, one_line
 from flowdiff.flows.base import Flow
 from flowdiff.flows.context import Context
 from flowdiff.nn.bounds import soft_limit
@@ -101,7 +101,7 @@ def library() -> Any:
     try:
         import zuko.flows
     except ImportError as error:
-        raise ConfigError("flow", "zuko", "needs the package zuko: pip install 'flowdiff[zuko]'") from error
+        raise ConfigError("flow", "zuko", f"needs the package zuko: {how_to_install('zuko')}") from error
     return zuko
 
 

@@ -335,7 +335,8 @@ def load(
     """The model of a checkpoint; nothing but the file is needed, and to decode a model of latents its autoencoder.
 
     Args:
-        path: a `.ckpt` file, the folder of an exported model (`flowdiff.export`), or its `.safetensors` file.
+        path: a `.ckpt` file, the folder of an exported model (`flowdiff.export`), its `.safetensors` file, or the name
+            of a model that ships with the package: digits, two_moons (`model.ready`).
         weights: `"ema"`, `"raw"` or, of a run with callbacks=averages, `"ema:0.08"`; an exported model has those
             that it was exported with.
         device: where the model goes.

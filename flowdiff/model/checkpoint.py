@@ -30,20 +30,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowdiff import files
 from flowdiff.data.base import ImageData
 from flowdiff.errors import ConfigError, FlowdiffError, one_line
-from flowdiff.model import averages, reading, safe_construction, seal
+from flowdiff.model import averages, reading, ready, safe_construction, seal
 from flowdiff.model.budget import Budget
 from flowdiff.model.facts import FORMAT, Weights, about, check_content, check_entry
 from flowdiff.model.format_1 import as_format_2
 from flowdiff.options import problem
+from flowdiff.version import __version__
 
 EXPORTED = "model.safetensors"  # in the folder of an exported model; its facts are in the .json of the same name
 
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy", "flowdiff")
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def exported_file(path: str | os.PathLike[str]) -> Path | None:
-    """The safetensors file of an exported model, if `path` is one or the folder of one."""
-    file = files.expand_user(path)
+    """The safetensors file of an exported model, if `path` is one, the folder of one or the name of a ready one."""
+    file = ready.locate(path)
     if files.is_file(file):
         return file if file.suffix == ".safetensors" else None
     return file / EXPORTED if files.is_file(file / EXPORTED) else None
@@ -179,6 +181,10 @@ def read_model(path: str | os.PathLike[str], weights: str = "ema") -> Stored:
         if weights not in ("ema", found.facts.weights):
             raise FlowdiffError(f"weights={weights}: {path} was exported with the {found.facts.weights} weights alone")
         return found
+    try:
+        ready.check_name(path)
+    except FlowdiffError as error:
+        raise about(path, error) from error
     content = read(path)
     if content["flowdiff"]["config"].get("autoencoder"):
         hint = "a model of its latents is trained by first_stage=autoencoder_kl first_stage.path=RUN/autoencoder"
@@ -217,6 +223,7 @@ def _read_exported(file: Path) -> Stored:
         reading.check_tensor(name, tensor)
     seal.check({**entry, "tensors": state})
     own = seal.is_own(entry)  # of a digest that holds
+    state = {name: t.float() if t.dtype == torch.float16 else t for name, t in state.items()}  # an export's half=true
     entry = {k: v for k, v in as_format_2(entry).items() if k not in (seal.DIGEST, seal.SIGNATURE)}
     step, weights = entry.pop("step", 0), entry.pop("weights", "ema")
     return Stored(Facts(entry, step, weights, file, own), state)
@@ -226,7 +233,8 @@ def load(path: str | os.PathLike[str], weights: str = "ema") -> tuple[nn.Module,
     """Rebuild the denoiser from a checkpoint alone.
 
     Args:
-        path: a `.ckpt` file, the folder of an exported model, or the `.safetensors` file in it.
+        path: a `.ckpt` file, the folder of an exported model, the `.safetensors` file in it, or the name of a ready
+            model (`model.ready`), if nothing else is there.
         weights: `"ema"` (the averaged weights), `"raw"` (those of the last optimiser step) or `"ema:0.08"` (an average
             of that length, of a run that kept some: `model.averages`). An exported model has those that it was exported
             with.
@@ -284,7 +292,7 @@ def limit_to_file(path: str | None) -> Iterator[None]:
 
 def package_versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
+    found = {"python": platform.python_version(), "platform": sys.platform, "flowdiff": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -7,15 +7,18 @@
 `flowdiff.load`, `flowdiff.sample` and `flowdiff.evaluate` read the first as they read a checkpoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, how_to_install
 from flowdiff.files import make_folder, write_json, write_whole
-from flowdiff.model import seal
+from flowdiff.model import checkpoint, seal
 from flowdiff.model.api import Model
 from flowdiff.model.checkpoint import EXPORTED, Stored, build_model, read_model
 from flowdiff.model.requests import ExportRequest
@@ -30,13 +33,28 @@ def export(request: ExportRequest) -> dict[str, Any]:
     Raises:
         FlowdiffError: no such checkpoint or format, a model that the format can't hold, diffusers not installed.
     """
+    if request.half and request.format != "safetensors":
+        raise ConfigError("half", True, f"is for format=safetensors, not {request.format}")
     stored = read_model(request.ckpt_path, request.weights)
     built = Model(build_model(stored), stored.facts, request.first_stage.path)  # what can't be built is not handed on
     folder = make_folder(request.output_dir, "output_dir")
+    if request.half:
+        stored = replace(stored, state=halve(stored.state, dict(built.denoiser.named_parameters())))
     hint = FORMATS[request.format](stored, built, folder)
     print(f"{request.format}: {built.data}, step {stored.facts.step}, {stored.facts.weights} weights")
     print(f"output_dir: {folder}\n{hint}")
     return {"output_dir": str(folder), "files": sorted(str(f) for f in folder.rglob("*") if f.is_file())}
+
+
+def halve(state: Mapping[str, Tensor], weights: Iterable[str]) -> dict[str, Tensor]:
+    """The state with its weights in float16; what else is in it (means, tables, scales of the data) stays as it is.
+
+    Raises:
+        FlowdiffError: a weight is beyond what float16 holds.
+    """
+    found = {name: state[name].half() for name in weights if name in state and state[name].dtype == torch.float32}
+    checkpoint.check_all_finite(found)
+    return {**state, **found}
 
 
 def write_safetensors(model: Stored, built: Model, folder: Path) -> str:
@@ -55,7 +73,7 @@ def write_diffusers(model: Stored, built: Model, folder: Path) -> str:
     try:
         from flowdiff.model.pipeline import pipeline_of
     except ImportError as error:
-        raise FlowdiffError(f"format=diffusers: pip install 'flowdiff[latent]' ({error})") from error
+        raise FlowdiffError(f"format=diffusers: {how_to_install('latent')} ({error})") from error
     try:
         pipeline_of(model, getattr(built.first_stage, "network", None)).save_pretrained(folder)
     except OSError as error:

@@ -37,7 +37,7 @@ class CheckpointRequest:
     """What every command on a checkpoint takes.
 
     Attributes:
-        ckpt_path: a checkpoint, or an exported model.
+        ckpt_path: a checkpoint, an exported model, or the name of a ready one (`model.ready`).
         output_dir: the folder of the results.
     """
 
@@ -73,9 +73,14 @@ class DrawRequest(CheckpointRequest):
 
 @dataclass
 class ExportRequest(CheckpointRequest):
-    """conf/export.yaml."""
+    """conf/export.yaml.
+
+    Attributes:
+        half: store weights in float16 and read them back as float32; of safetensors.
+    """
 
     format: Literal["safetensors", "diffusers"] = "safetensors"
+    half: bool = False
 
 
 One = int | float | bool | str

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowdiff.data.base import ImageData
 from flowdiff.data.first_stage import AutoencoderKL
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, how_to_install
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.measurement import print_table
 from flowdiff.files import write_json
@@ -78,7 +78,7 @@ class Autoencoder(Optimised):
         try:
             from diffusers import AutoencoderKL as Network
         except ImportError as error:
-            raise FlowdiffError("an autoencoder needs diffusers: pip install 'flowdiff[latent]'") from error
+            raise FlowdiffError(f"an autoencoder needs diffusers: {how_to_install('latent')}") from error
         if data.levels is None:
             raise ConfigError("dataset", data.name, "an autoencoder needs images")
         halvings = len(block_out_channels) - 1

@@ -14,7 +14,7 @@ from lightning.pytorch import loggers
 from lightning.pytorch.loggers import csv_logs
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.files import require_folder, write_atomically
 from flowdiff.options import OUTSIDE
 from flowdiff.runs.command_line import CommandLine
@@ -199,4 +199,4 @@ def wandb_logger(
     try:
         return loggers.WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
     except ModuleNotFoundError as error:
-        raise FlowdiffError("logger=wandb: wandb is not installed; pip install 'flowdiff[wandb]'") from error
+        raise FlowdiffError(f"logger=wandb: wandb is not installed; {how_to_install('wandb')}") from error

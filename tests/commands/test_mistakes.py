@@ -13,6 +13,7 @@ import torch
 from hydra.errors import MissingConfigException
 
 from flowdiff.commands import error_messages
+from flowdiff.errors import how_to_install
 from flowdiff.training.diffusion import Diffusion
 from tests.helpers.command_lines import BARE, TINY, Run
 from tests.helpers.configs import choices
@@ -254,4 +255,4 @@ def test_memory_and_disk_are_explained() -> None:
 def test_a_plugin_that_is_not_installed_is_named() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
     line = error_messages.explain(error, ["hydra/launcher=joblib"], "config")
-    assert line == "hydra/launcher=joblib: is not installed; pip install 'flowdiff[sweep]'"
+    assert line == f"hydra/launcher=joblib: is not installed; {how_to_install('sweep')}"

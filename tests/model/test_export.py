@@ -1,6 +1,7 @@
 """Exported models: the same numbers as the checkpoint's, read without running anything, as diffusers' users expect."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import flowdiff
 from flowdiff.commands.export import export
 from flowdiff.commands.sample import sample
-from flowdiff.errors import FlowdiffError
+from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.model.checkpoint import load, read
 from flowdiff.model.pipeline import scheduler_of
 from flowdiff.samplers.noise import IndexedNoise
@@ -226,6 +227,6 @@ def test_points_have_no_pipeline(tmp_path: Path) -> None:
 def test_without_diffusers_a_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "flowdiff.model.pipeline", raising=False)
-    with pytest.raises(FlowdiffError, match=r"format=diffusers: pip install 'flowdiff\[latent\]'") as caught:
+    with pytest.raises(FlowdiffError, match=re.escape(f"format=diffusers: {how_to_install('latent')}")) as caught:
         exported(tmp_path, "format=diffusers")
     assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ the run.
 import csv
 import math
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from flowdiff.data import emoji
 from flowdiff.data.downloaded import TorchvisionData
 from flowdiff.denoisers.score_flow import ScoreFlow
-from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError
+from flowdiff.errors import ConfigError, FlowdiffError, NonFiniteError, how_to_install
 from flowdiff.flows.bases import Normal
 from flowdiff.model import checkpoint
 from flowdiff.model.vocabulary import config_dir
@@ -111,7 +112,7 @@ def test_every_choice_trains(choice: str, config: Compose, tmp_path: Path, monke
     if choice == "logger=wandb":
         pytest.importorskip("wandb")
     if name == "emoji" and any(find_spec(package) is None for package in emoji.PACKAGES):
-        with pytest.raises(FlowdiffError, match=r"^dataset=emoji needs .*: pip install 'flowdiff\[emoji\]'$"):
+        with pytest.raises(FlowdiffError, match=rf"^dataset=emoji needs .*: {re.escape(how_to_install('emoji'))}$"):
             train(config(*words, tiny=False))
         return
     if choice == "denoiser=sdxl":
