@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-FURTHER = ("README.zh.md", "CONTRIBUTING.md")
+FURTHER = ("README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md")
 SHOWN = {".md", ".png", ".csv"}
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 log = logging.getLogger("mkdocs.hooks.pages")
