@@ -13,12 +13,14 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers import csv_logs
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+from torch import Tensor
 
 from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.files import require_folder, write_atomically
 from flowdiff.options import OUTSIDE
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.words import run_name, values_of
+from flowdiff.training import tensorboard
 
 _traceback = threading.excepthook
 
@@ -134,6 +136,12 @@ class CSVLogger(loggers.CSVLogger):
         super().log_metrics(metrics, steps_behind(metrics, step))
 
 
+def name_in_sweep(command_line: CommandLine) -> str | None:
+    """What tells a job of a sweep from the others, as 0/n_flows-1_activation-elu; None: nothing is swept."""
+    values = {key: value for key, value in values_of(command_line.words).items() if key in command_line.swept}
+    return run_name(values) if values else None
+
+
 def steps_behind(metrics: Mapping[str, float], step: int | None) -> int | None:
     """The steps that a model has seen. What Lightning logs itself, a validation's values, has an epoch, and the number
     of the step before: a checkpoint of that step doesn't have them."""
@@ -164,9 +172,18 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def begin(self, last_step: int, command_line: CommandLine) -> None:
         """Called before the first row: the folder of a new run in a sweep has the name of what is swept."""
         self.last_step = last_step
-        values = {key: value for key, value in values_of(command_line.words).items() if key in command_line.swept}
-        if values and not self.goes_on and self._version == "tensorboard":
-            self._version = run_name(values)
+        name = name_in_sweep(command_line)
+        if name is not None and not self.goes_on and self._version == "tensorboard":
+            self._version = name
+
+    def show(self, name: str, picture: Tensor, step: int) -> None:
+        """Below IMAGES."""
+        self.experiment.add_image(name, picture, step)
+
+    def end(self, final: Mapping[str, float], step: int) -> None:
+        """With the end of the row of HParams."""
+        tensorboard.end(self.experiment, final, step)
+        self.finalize("success")
 
     @property
     @rank_zero_experiment
@@ -188,6 +205,24 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         super().log_metrics(kept, steps_behind(metrics, step))
 
 
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's. A job of a sweep has the name of what is swept."""
+
+    def begin(self, last_step: int, command_line: CommandLine) -> None:
+        """Called before anything is logged."""
+        name = name_in_sweep(command_line)
+        if name is not None:
+            self._wandb_init["name"] = name
+
+    def show(self, name: str, picture: Tensor, step: int) -> None:
+        """As a medium of the run."""
+        self.log_image(name, [picture.permute(1, 2, 0).numpy()], step=step)
+
+    def end(self, final: Mapping[str, float], step: int) -> None:
+        """In the run's history and summary."""
+        self.log_metrics({f"final/{name}": value for name, value in final.items()}, step)
+
+
 def wandb_logger(
     save_dir: Annotated[str, OUTSIDE],
     project: str = "flowdiff",
@@ -195,8 +230,8 @@ def wandb_logger(
     offline: bool = False,
     **settings: Any,
 ) -> loggers.Logger:
-    """Lightning's `WandbLogger`; a clear line where wandb isn't installed."""
+    """`WandbLogger`; a clear line where wandb isn't installed."""
     try:
-        return loggers.WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
+        return WandbLogger(save_dir=save_dir, project=project, name=name, offline=offline, **settings)
     except ModuleNotFoundError as error:
         raise FlowdiffError(f"logger=wandb: wandb is not installed; {how_to_install('wandb')}") from error

@@ -40,6 +40,7 @@ from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override
 from flowdiff.training import autoencoder, going_on, processes, strategies, tensorboard
+from flowdiff.training.board import Board
 from flowdiff.training.building import (
     build_augmentation,
     build_loss,
@@ -58,7 +59,7 @@ from flowdiff.training.callbacks import EMA, Checkpoints
 from flowdiff.training.checkpoint_files import AtomicCheckpointIO
 from flowdiff.training.data_module import DataModule
 from flowdiff.training.diffusion import Diffusion, initialise
-from flowdiff.training.loggers import CSVLogger, TensorBoardLogger
+from flowdiff.training.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from flowdiff.training.optimisation import Optimised
 from flowdiff.training.outside import says_outside
 from flowdiff.training.request import TrainRequest
@@ -142,7 +143,7 @@ class Run:
         loggers = [build(c, Logger) for c in (request.logger or {}).values() if c]
         step = -1 if self.content is None else int(self.content["global_step"])  # the last one behind the run
         for logger in loggers:
-            if isinstance(logger, CSVLogger | TensorBoardLogger):
+            if isinstance(logger, CSVLogger | TensorBoardLogger | WandbLogger):
                 logger.begin(step, self.command_line)
         trainer = build_trainer(request.trainer, callbacks, loggers, batches, AtomicCheckpointIO(self.content))
         processes.check(trainer, self.command_line)
@@ -312,9 +313,8 @@ class Run:
                 result["metrics"] = self.measure(trainer, module, data, metrics, chosen)
         final = {name: entry["value"] for name, entry in result["metrics"].items() if entry.get("value") is not None}
         for logger in loggers:
-            if isinstance(logger, TensorBoardLogger):
-                tensorboard.end(logger.experiment, final, trainer.global_step)
-                logger.finalize("success")
+            if isinstance(logger, Board):
+                logger.end(final, trainer.global_step)
         return result
 
     def measure(

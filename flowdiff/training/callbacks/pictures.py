@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from flowdiff.evaluation import pictures
@@ -18,12 +17,13 @@ from flowdiff.model.construction import from_config
 from flowdiff.options import Length, Range, Sigma, checked
 from flowdiff.samplers.batched import seeds_from
 from flowdiff.training.autoencoder import Autoencoder
+from flowdiff.training.board import Board
 from flowdiff.training.diffusion import Diffusion
 from flowdiff.training.optimisation import Optimised
 
 
 class Picture(Callback):
-    """A picture at each validation, of the averaged weights: in `<run>/<folder>/` and TensorBoard."""
+    """A picture at each validation, of the averaged weights: in `<run>/<folder>/` and on the loggers' boards."""
 
     folder = "pictures"
 
@@ -41,8 +41,8 @@ class Picture(Callback):
         file = Path(pl_module.request.run_dir, self.folder, f"step_{trainer.global_step:07d}.png")
         pictures.save_png(picture, file)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{self.folder}", picture, trainer.global_step)
+            if isinstance(logger, Board):
+                logger.show(f"images/{self.folder}", picture, trainer.global_step)
 
 
 class SampleGrid(Picture):
