@@ -221,9 +221,9 @@ def report(
     print(f"metrics:     {folder / 'metrics.json'}")
     print(f"checkpoint:  {contender.path}")
     print(f"samples:     {picture}")
-    events = sorted(folder.rglob("events.out.tfevents*"))
-    if events:
-        print(f"TensorBoard: {events[-1].parent}   (tensorboard --logdir {shlex.quote(str(events[-1].parent))})")
+    boards = sorted({events.parent for events in folder.rglob("events.out.tfevents*")}, key=lambda board: board.parts)
+    if boards:  # the first has the others in it
+        print(f"TensorBoard: {boards[0]}   (tensorboard --logdir {shlex.quote(str(boards[0]))})")
     for name, error in failed.items():  # after all that could be measured is written
         raise FlowdiffError(f"metrics.{name}: {error}") from error
     return entries

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers import csv_logs
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from flowdiff.errors import FlowdiffError, how_to_install
 from flowdiff.files import require_folder, write_atomically
@@ -21,6 +23,7 @@ from flowdiff.options import OUTSIDE
 from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.words import run_name, values_of
 from flowdiff.training import tensorboard
+from flowdiff.training.tensorboard import VALIDATION
 
 _traceback = threading.excepthook
 
@@ -150,7 +153,8 @@ def steps_behind(metrics: Mapping[str, float], step: int | None) -> int | None:
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
     """Lightning's, in `<save_dir>/tensorboard`. In a sweep the folder is named by what is swept, as TensorBoard shows
-    that name: 0/n_flows-1_activation-elu.
+    that name: 0/n_flows-1_activation-elu. TensorBoard has a colour for each run: what validation measures is a run of
+    its own, `val` in that folder.
 
     A run that goes on where events are already goes on in their folder; those after `last_step`, the step of its
     checkpoint, are no longer shown. The rows of HParams are `training.tensorboard`'.
@@ -166,6 +170,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         self.goes_on = bool(events)
         plain = {"name": None, "version": folder, "default_hp_metric": False}
         super().__init__(save_dir, **{**plain, **settings})
+        self._validation: SummaryWriter | None = None
 
     last_step: float = math.inf
 
@@ -183,7 +188,10 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def end(self, final: Mapping[str, float], step: int) -> None:
         """With the end of the row of HParams."""
         tensorboard.end(self.experiment, final, step)
-        self.finalize("success")
+
+    def close(self, failed: bool) -> None:
+        """All that was logged is on the disk."""
+        self.finalize("failed" if failed else "success")
 
     @property
     @rank_zero_experiment
@@ -196,13 +204,29 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def save(self) -> None:
         """Let all that was logged be on the disk, as it is where a checkpoint has its step."""
         super().save()
-        if self._experiment is not None:
-            self._experiment.flush()
+        for writer in filter(None, (self._experiment, self._validation)):
+            writer.flush()
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the files."""
+        super().finalize(status)
+        if self._validation is not None:
+            self._validation.close()
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Lightning adds the epoch to all that it logs; the budget is in steps, and its curve a group of its own."""
-        kept = {name: value for name, value in metrics.items() if name != "epoch"}
-        super().log_metrics(kept, steps_behind(metrics, step))
+        at = steps_behind(metrics, step)
+        validated = {name: value for name, value in metrics.items() if name.startswith(VALIDATION)}
+        super().log_metrics({name: value for name, value in metrics.items() if name not in {"epoch", *validated}}, at)
+        if validated and self._validation is None:
+            require_folder(self.experiment.log_dir)
+            folder = Path(self.experiment.log_dir, tensorboard.group_of(VALIDATION))
+            self._validation = SummaryWriter(str(folder), **self._kwargs)
+        for name, value in validated.items():
+            assert self._validation is not None
+            self._validation.add_scalar(name, value, at)
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -221,6 +245,12 @@ class WandbLogger(loggers.WandbLogger):
     def end(self, final: Mapping[str, float], step: int) -> None:
         """In the run's history and summary."""
         self.log_metrics({f"final/{name}": value for name, value in final.items()}, step)
+
+    def close(self, failed: bool) -> None:
+        """wandb has one run in a process: the next job's has to be another."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=int(failed))
+            self._experiment = None
 
 
 def wandb_logger(

@@ -40,7 +40,7 @@ from flowdiff.runs.command_line import CommandLine
 from flowdiff.runs.interrupts import Interrupted, Interrupts
 from flowdiff.runs.words import command, override
 from flowdiff.training import autoencoder, going_on, processes, strategies, tensorboard
-from flowdiff.training.board import Board
+from flowdiff.training.board import Board, closing
 from flowdiff.training.building import (
     build_augmentation,
     build_loss,
@@ -147,10 +147,11 @@ class Run:
                 logger.begin(step, self.command_line)
         trainer = build_trainer(request.trainer, callbacks, loggers, batches, AtomicCheckpointIO(self.content))
         processes.check(trainer, self.command_line)
-        if trainer.is_global_zero:
-            self.announce(trainer, module, data, metrics, loggers)
-        self.fit(trainer, module, data)
-        return self.finish(trainer, module, data, metrics, loggers)
+        with closing([logger for logger in loggers if isinstance(logger, Board) and trainer.is_global_zero]):
+            if trainer.is_global_zero:
+                self.announce(trainer, module, data, metrics, loggers)
+            self.fit(trainer, module, data)
+            return self.finish(trainer, module, data, metrics, loggers)
 
     def build_diffusion(self, data: ImageData) -> Diffusion:
         """The denoiser, its loss and its noise; what an experiment chose and the model can't use is replaced."""
@@ -230,13 +231,13 @@ class Run:
 
     def columns(self, trainer: Trainer, module: Optimised, data: ImageData, metrics: Mapping[str, Metric]) -> list[str]:
         """The scalars that the run will write and that are columns of TensorBoard's HParams."""
-        found = module.list_validated(data) if trainer.limit_val_batches else []
+        final: list[str] = []
         if self.request.evaluate and find_checkpoints(trainer) is not None:
             final = autoencoder.columns(data) if isinstance(module, autoencoder.Autoencoder) else []
             if isinstance(module, Diffusion):
                 final = final_columns(metrics, module.denoiser, data)
-            found += [f"final/{name}" for name in final]
-        return found
+        validated = module.list_validated(data) if trainer.limit_val_batches else []
+        return [*(f"final/{name}" for name in final), *validated]
 
     def fit(self, trainer: Trainer, module: Optimised, data: ImageData) -> None:
         """Lightning's fit, with signals and non-finite losses turned into checkpoints and clear words."""

@@ -30,6 +30,7 @@ from flowdiff.runs.words import values_of
 from flowdiff.training.callbacks.scalars import bucket_names
 
 Value = str | float
+VALIDATION = "val/"  # what validation measures is in a folder of its own
 #: Columns of HParams: None, a configuration group, whose choice is shown; or the least and greatest sensible number.
 MAIN: dict[str, tuple[float, float] | None] = {
     "dataset": None,
@@ -80,7 +81,7 @@ def begin(
     writer.add_custom_scalars(layout(config))
     row = hparams(config, command_line)
     infos = [info(key, value, swept.get(key)) for key, value in row.items()]
-    columns = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
+    columns = [MetricInfo(name=MetricName(tag=tag, group=group_of(tag))) for tag in metrics]
     experiment = Experiment(hparam_infos=infos, metric_infos=columns)
     _write(writer, metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
     start = SessionStartInfo()  # without a name of its group: then it is the run's, a row each
@@ -91,6 +92,11 @@ def begin(
             start.hparams[key].number_value = value
     _write(writer, metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
     writer.flush()
+
+
+def group_of(tag: str) -> str:
+    """The folder of a scalar below its run's: `val`, or none."""
+    return VALIDATION.rstrip("/") if tag.startswith(VALIDATION) else ""
 
 
 def end(writer: SummaryWriter, final: Mapping[str, float], step: int) -> None:

@@ -78,13 +78,14 @@ def test_what_does_not_apply_is_skipped_and_said(tmp_path: Path, capsys: pytest.
 def test_end_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, metrics = Path(checkpoint("digits")), {"b": BitsPerDim()}
     data = load_data(flowdiff.load(path))
-    (tmp_path / "tensorboard").mkdir()
-    (tmp_path / "tensorboard" / "events.out.tfevents.0").touch()
+    for folder in (tmp_path / "tensorboard", tmp_path / "tensorboard" / "val"):
+        folder.mkdir()
+        (folder / "events.out.tfevents.0").touch()
     found = evaluate_run(path, metrics, tmp_path, data, 0, torch.device("cpu"))
     assert found == json.loads((tmp_path / "metrics.json").read_text()) and "bits_per_dim" in found
     out = capsys.readouterr().out
     for path in (checkpoint("digits"), tmp_path / "samples.png", tmp_path / "tensorboard"):
-        assert str(path) in out
+        assert f"{path}\n" in out or f"{path}   " in out
 
 
 def test_results_stand_beside_the_run_by_default(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command: Command, tmp_path: 
     assert (folder / "0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     (reference,) = whole.glob("multirun/*/*/*")
     boards = {events.parent for events in (folder / "1").rglob("events.out.tfevents*")}
-    assert boards == {folder / "1" / "n_flows-1_seed-1"}, "it goes on in its own dashboard"
+    own = folder / "1" / "n_flows-1_seed-1"
+    assert boards == {own, own / "val"}, "it goes on in its own dashboard"
     assert table(folder) == table(reference)
 
 

@@ -123,7 +123,8 @@ def test_scalars_pictures_and_hyperparameters_reach_tensorboard_and_csv(config: 
     wanted |= {"train/loss_by_sigma/0.2-0.5", "val/loss", "val/bits_per_dim"}
     assert wanted <= columns
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert wanted <= set(events.Tags()["scalars"])
+    validated = EventAccumulator(str(run / "tensorboard" / "val")).Reload()
+    assert wanted <= {*events.Tags()["scalars"], *validated.Tags()["scalars"]}
     assert set(events.Tags()["images"]) == {"images/samples", "images/denoising"}
     assert all(len(events.Images(f"images/{name}")) == 2 for name in ("samples", "denoising")), "one a validation"
     assert "final/bits_per_dim" in events.Tags()["scalars"]

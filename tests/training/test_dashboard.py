@@ -35,7 +35,7 @@ SMALL = (
 )
 SWEEP = ("flow.n_flows=1,2", "activation=elu,tanh", "seed=3", "metrics=[bits_per_dim]", "logger=tensorboard")
 RUNS = [f"{2 * i + j}/n_flows-{n}_activation-{a}" for i, n in enumerate((1, 2)) for j, a in enumerate(("elu", "tanh"))]
-
+VALIDATIONS = [f"{run}/val" for run in RUNS]  # runs of their own: so they have their own colours
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dashboard")]  # one worker: the sweep is trained once
 
@@ -55,8 +55,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A TensorBoard that has read all of it."""
     with browser.tensorboard(sweep, tmp_path_factory.mktemp("board")) as address:
-        browser.until(lambda: sorted(asked(f"{address}data/runs")) == RUNS)
-        browser.until(lambda: all("final/bits_per_dim" in tags for tags in scalars(address).values()))
+        browser.until(lambda: sorted(asked(f"{address}data/runs")) == sorted([*RUNS, *VALIDATIONS]))
+        browser.until(lambda: all("final/bits_per_dim" in scalars(address)[run] for run in RUNS))
         yield address
 
 
@@ -74,9 +74,10 @@ def scalars(address: str) -> Any:
 
 def test_tags_are_few_groups_and_the_same_in_each_run(url: str) -> None:
     tags = scalars(url)
-    assert sorted(tags) == RUNS
-    assert all(set(own) == set(tags[RUNS[0]]) for own in tags.values())
-    assert {tag.partition("/")[0] for tag in tags[RUNS[0]]} == {"train", "val", "final"}
+    assert sorted(tags) == sorted([*RUNS, *VALIDATIONS])
+    for alike, groups in ((RUNS, {"train", "final"}), (VALIDATIONS, {"val"})):
+        assert all(set(tags[run]) == set(tags[alike[0]]) for run in alike)
+        assert {tag.partition("/")[0] for tag in tags[alike[0]]} == groups
     pictures = asked(f"{url}data/plugin/images/tags")
     assert {run: set(own) for run, own in pictures.items()} == {
         run: {"images/samples", "images/denoising"} for run in RUNS
@@ -109,7 +110,7 @@ def test_hparams_are_the_swept_keys_and_the_main_ones_with_values(url: str) -> N
         assert row["hparams"]["flow"] == "coupling" and row["hparams"]["seed"] == 3
         assert [session["status"] for session in row["sessions"]] == ["STATUS_SUCCESS"]
         values = {value["name"]["tag"]: value["value"] for value in row["metricValues"]}
-        assert set(values) == {"val/loss", "val/bits_per_dim", "final/bits_per_dim"}
+        assert list(values) == ["final/bits_per_dim", "val/loss", "val/bits_per_dim"]
         assert 2 < values["final/bits_per_dim"] < 5
 
 
@@ -117,7 +118,7 @@ def test_the_layouts_merge_and_the_overview_is_first(url: str) -> None:
     layout = asked(f"{url}data/plugin/custom_scalars/layout")
     assert [category["title"] for category in layout["category"]] == ["overview", "loss by sigma", "optimisation"]
     assert [len(category["chart"]) for category in layout["category"]] == [3, 6, 3]
-    known = set(scalars(url)[RUNS[0]])
+    known = {tag for run in (RUNS[0], VALIDATIONS[0]) for tag in scalars(url)[run]}
     charts = [chart for category in layout["category"] for chart in category["chart"]]
     tags = {tag.strip("^$") for chart in charts for tag in chart["multiline"]["tag"]}
     drawn = {tag for tag in tags if "by_sigma" not in tag}
@@ -145,7 +146,7 @@ def test_all_pages_in_a_browser(url: str) -> None:
         assert lines.index("overview") < lines.index("bits per dimension") < lines.index("loss by sigma")
         table = opened("hparams", *RUNS, "TABLE VIEW", "final/bits_per_dim").splitlines()
         for run in RUNS:  # the name in the table, then the values
-            cells = table[len(table) - table[::-1].index(run) :][:8]
+            cells = table[len(table) - table[::-1].index(run) :][:3]
             n, activation = run[len("0/n_flows-")], run.rpartition("-")[2]
             assert cells[:2] == [activation, f"{n}.0000"], cells
             assert 2 < float(cells[-1]) < 5, cells
@@ -153,6 +154,12 @@ def test_all_pages_in_a_browser(url: str) -> None:
 
 def events_of(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder)).Reload()
+
+
+def scalar_tags(folder: Path) -> list[str]:
+    """Of the run in `folder`, with those of its validations."""
+    boards = (folder / "run" / "tensorboard", folder / "run" / "tensorboard" / "val")
+    return [tag for board in boards for tag in events_of(board).Tags()["scalars"]]
 
 
 def text_of(events: EventAccumulator, tag: str) -> str:
@@ -177,9 +184,9 @@ def test_a_run_that_dies_has_its_row(config: Compose, tmp_path: Path, monkeypatc
     assert start.hparams["flow.n_flows"].number_value == 2 and set(start.hparams) == set(tensorboard.MAIN)
     content = events.summary_metadata[metadata.EXPERIMENT_TAG].plugin_data.content
     tags = [column.name.tag for column in metadata.parse_experiment_plugin_data(content).metric_infos]
-    assert tags[2:] == ["final/bits_per_dim", "final/denoising_ratio/1", "final/fd_mlp_digits"]
-    assert tags[0] in events.Tags()["scalars"] and "epoch" not in events.Tags()["scalars"]
-    assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata and "hp_metric" not in events.Tags()["scalars"]
+    assert tags[:3] == ["final/bits_per_dim", "final/denoising_ratio/1", "final/fd_mlp_digits"]
+    assert set(tags[3:]) <= set(scalar_tags(tmp_path)) and "epoch" not in scalar_tags(tmp_path)
+    assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata and "hp_metric" not in scalar_tags(tmp_path)
     assert text_of(events, "overrides").split() == list(words)
     shown = text_of(events, "config")
     assert OmegaConf.create(shown.removeprefix("```yaml\n").removesuffix("```")).trainer.max_steps == 2
@@ -296,13 +303,13 @@ def test_every_column_of_hparams_is_filled(words: tuple[str, ...], config: Compo
     events = events_of(tmp_path / "run" / "tensorboard")
     experiment = experiment_of(events)
     tags = [column.name.tag for column in experiment.metric_infos]
-    assert set(tags) <= set(events.Tags()["scalars"]) and len(tags) == len(set(tags))
+    assert set(tags) <= set(scalar_tags(tmp_path)) and len(tags) == len(set(tags))
     settings = {column.name for column in experiment.hparam_infos}
     if words[0] == "denoiser=unet":
-        assert tags == ["val/loss", "final/denoising_ratio/0.3", "final/recognised"]
+        assert tags == ["final/denoising_ratio/0.3", "final/recognised", "val/loss"]
         assert not settings & {"flow", "flow.n_flows", "activation", "precondition"} and "conditioning" in settings
     else:
-        assert tags == ["val/loss", "final/log_likelihood_gap", "final/denoising_ratio/1"]
+        assert tags == ["final/log_likelihood_gap", "final/denoising_ratio/1", "val/loss"]
         assert {"flow", "activation"} <= settings
 
 

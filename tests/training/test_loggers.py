@@ -27,11 +27,14 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def points(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's scalars."""
-    found = EventAccumulator(str(run / "tensorboard"))
-    found.Reload()
-    tags = [tag for tag in found.Tags()["scalars"] if "per_second" not in tag]
-    return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in tags}
+    """TensorBoard's scalars; those of the validation are a run of their own."""
+    drawn = {}
+    for folder in sorted({events.parent for events in (run / "tensorboard").rglob("events*")}):
+        found = EventAccumulator(str(folder)).Reload()
+        tags = [tag for tag in found.Tags()["scalars"] if "per_second" not in tag]
+        assert all(tag.startswith("val/") == (folder.name == "val") for tag in tags)
+        drawn |= {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in tags}
+    return drawn
 
 
 @pytest.mark.slow

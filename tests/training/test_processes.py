@@ -110,7 +110,7 @@ def test_a_sweep_on_two_processes(
     assert done.stdout.count("run folder") == 2
     written = sorted(file.name for pattern in ("metrics*", "*.ckpt") for file in runs[0].rglob(pattern))
     assert written == ["best.ckpt", "last.ckpt", "metrics.csv", "metrics.json"]
-    events = {file.name.split(".")[5] for file in runs[0].rglob("events.out.tfevents*")}
+    events = {file.name.split(".")[5] for file in runs[0].rglob("events.out.tfevents*")}  # of one process each
     assert len(events) == 1, "more than one process wrote for TensorBoard"
 
     halves(2, "rank", lambda rows, rank: rows[rank::2], monkeypatch)
