@@ -8,13 +8,17 @@ results. rich is imported when there is something to show.
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn
     from rich.progress import Progress as Bar
+
+BESIDE = 56  # columns of a terminal that what stands beside a bar takes
+VALUES = "{task.fields[values]}"
 
 
 class Progress:
@@ -93,13 +97,11 @@ class Progress:
 
     def _show_bar(self, values: str) -> None:
         from rich.errors import LiveError
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn as Elapsed
-        from rich.progress import TimeRemainingColumn as Remaining
+        from rich.progress import Progress
 
         if self._bar is None:
-            columns = (BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining(), TextColumn("{task.fields[values]}"))
-            self._bar = Progress("{task.description}", *columns, console=self._console, transient=not self.stdout)
+            columns = self.list_columns(self._console.width)
+            self._bar = Progress(*columns, console=self._console, transient=not self.stdout)
             self._bar.add_task(self.what, total=self.total, completed=self.done, values=values)
             try:
                 self._bar.start()
@@ -107,6 +109,13 @@ class Progress:
                 self._bar, self.quiet = None, True
                 return
         self._bar.update(self._bar.task_ids[0], completed=self.done, values=values)
+
+    def list_columns(self, width: int) -> "Sequence[str | ProgressColumn]":
+        """What stands in the line of a terminal of `width` columns."""
+        from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        count, times = MofNCompleteColumn(), (TimeElapsedColumn(), TimeRemainingColumn())
+        return ("{task.description}", make_bar(width), count, *times, VALUES)
 
     def describe(self, seconds: float, values: str) -> str:
         """The line that is printed after some seconds: `sampling: 30/100 (30 %), 3 s, 7 s left`."""
@@ -125,3 +134,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def make_bar(width: int) -> "BarColumn":
+    """As long as the terminal's width allows."""
+    from rich.progress import BarColumn
+
+    return BarColumn(max(4, min(40, width - BESIDE)))

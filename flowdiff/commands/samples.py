@@ -98,7 +98,7 @@ class Drawing:
         labels = resolve_labels(wanted, n, model.num_classes, names=model.class_names)
         seeds, folder = seeds_from(self.request.seed, n), self.folder
         drawn = self.batched.draw(labels, seeds)
-        conditions = self.list_conditions(drawn, n)
+        conditions = self.list_conditions(drawn, labels, n)
         written = self.write_images(drawn.x, labels, seeds) if images else self.write_points(drawn, labels, seeds)
         write_json(folder / "samples.json", conditions)
         _report(folder, n, "images" if images else "points", labels, conditions, written, drawn.statistics)
@@ -112,7 +112,9 @@ class Drawing:
         result = task(model, self.batched, Request(request.num_samples, wanted, request.seed, data))
         picture = image_grid(model.to_uint8(result.picture.nan_to_num()), columns=len(result.columns))
         written = self.write_images(result.x, result.labels, result.seeds, picture, result.arrays)
-        conditions = self.list_conditions(result.drawn, len(result.x)) | {"task": task.name} | result.measured
+        conditions = (
+            self.list_conditions(result.drawn, result.labels, len(result.x)) | {"task": task.name} | result.measured
+        )
         write_json(folder / "samples.json", conditions)
         rows = len(result.picture) // len(result.columns)
         how = "{sampler}, {num_steps} steps, {nfe:g} evaluations each".format(**conditions)
@@ -123,8 +125,8 @@ class Drawing:
         print(f"grid: {written['grid']} ({rows} rows; columns: {', '.join(result.columns)})")
         return {"output_dir": str(folder), **{k: str(v) for k, v in written.items()}, **conditions}
 
-    def list_conditions(self, drawn: Drawn, n: int) -> dict[str, Any]:
-        """How the samples were made; says so if some are not finite."""
+    def list_conditions(self, drawn: Drawn, labels: Tensor | None, n: int) -> dict[str, Any]:
+        """How the samples were made, and of which classes; says so if some are not finite."""
         if drawn.nonfinite:
             print(f"warning: {drawn.nonfinite} of {n} samples are not finite", file=sys.stderr)
         return drawn.conditions | {
@@ -132,6 +134,7 @@ class Drawing:
             "weights": self.model.weights,
             "data": self.model.data,
             "class_names": self.model.class_names,
+            "labels": None if labels is None else labels.tolist(),
             "seed": self.request.seed,
             "n": n,
             "nonfinite": drawn.nonfinite,

@@ -17,7 +17,7 @@ from flowdiff.data.base import ImageData
 from flowdiff.data.statistics import DataStatistics
 from flowdiff.denoisers.base import Denoiser
 from flowdiff.denoisers.memory import rows_that_fit
-from flowdiff.errors import ConfigError, FlowdiffError
+from flowdiff.errors import ConfigError, FlowdiffError, one_line
 from flowdiff.evaluation import tables
 from flowdiff.evaluation.comparison import Contender, compare, open_rival
 from flowdiff.evaluation.pictures import density_scatter, image_grid, save_png
@@ -290,19 +290,27 @@ def draw_samples(folder: Path, evaluand: Evaluand, contender: Contender) -> Path
     return path
 
 
-COLUMNS = ("split", "extractor", "sampler", "nfe", "seed", "weights")
+#: Conditions, and how the line above a table says one that is the same for all numbers that have it.
+CONDITIONS = {"split": "{} split", "extractor": "features of {}", "sampler": "{}", "nfe": "NFE {}", "seed": "seed {}"}
+WIDTH = 80
 
 
 def print_table(entries: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """A rich table: each value with its standard error, where one is known, and its conditions."""
-    header = ["metric", "value", "± s.e.", "n", *("NFE" if column == "nfe" else column for column in COLUMNS)]
+    """A rich table: each value with its standard error, where one is known, and its conditions; those that all share
+    stand above it."""
+    given = {key: [entry.get(key) for entry in entries.values()] for key in CONDITIONS}
+    shared = {key: set(values) - {None} for key, values in given.items()}
+    told = "; ".join(CONDITIONS[key].format(_cell(*found)) for key, found in shared.items() if len(found) == 1)
+    columns = [key for key, found in shared.items() if len(found) > 1]
     rows = []
     for name, entry in entries.items():
-        cells = [_cell(entry.get(column)) for column in COLUMNS]
         value, error = entry.get("value"), entry.get("standard_error")
         shown = "not finite" if value is None else f"{value:.4g}"
+        cells = [_cell(entry.get(column)) for column in columns]
         rows.append([name, shown, "–" if error is None else f"{error:.2g}", f"{entry.get('n'):,}", *cells])
-    tables.show(header, rows, title, right=("value", "± s.e.", "n", "NFE"))
+    header = ["metric", "value", "± s.e.", "n", *("NFE" if column == "nfe" else column for column in columns)]
+    print(one_line(title), one_line(told), sep="\n")
+    tables.show(header, rows, right=("value", "± s.e.", "n", "NFE"), least=WIDTH)
 
 
 def _cell(value: Any) -> str:

@@ -69,7 +69,7 @@ def denoising_strip(
     to_uint8: Callable[[Tensor], Tensor],
     min_side: int = 640,
 ) -> Tensor:
-    """One row a sample: x0, then x0 + sigma·noise and D beside it for each sigma.
+    """One row a sample: x0, then x0 + sigma·noise and D beside it for each sigma, which stands above them.
 
     Args:
         denoise: D(x, sigma (B,), labels), (B, C, H, W) to (B, C, H, W).
@@ -87,7 +87,36 @@ def denoising_strip(
         x = x0 + sigma * noise
         columns += [x, denoise(x, x.new_full((len(x),), sigma), labels)]
     rows = torch.stack(columns, 1).flatten(0, 1)
-    return image_grid(to_uint8(rows.cpu()), columns=len(columns), min_side=min_side)
+    grid = image_grid(to_uint8(rows.cpu()), columns=len(columns), min_side=min_side)
+    pairs = [(f"σ = {sigma:g}", 2 * (i + 1) / len(columns)) for i, sigma in enumerate(sigmas)]
+    return write_above(grid, [("x0", 0.5 / len(columns)), *pairs], least=1.8 / len(columns))
+
+
+def write_above(picture: Tensor, words: Sequence[tuple[str, float]], least: float, grey: int = 96) -> Tensor:
+    """A line of words above a picture.
+
+    Args:
+        picture: (3, H, W) uint8.
+        words: each with the place of its middle, from 0 (left) to 1 (right).
+        least: the share of the picture's width that each word may take; the letters are as large as that allows.
+        grey: level of what is behind the words.
+
+    Returns:
+        (3, H', W) uint8.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, file = picture.shape[2], Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    font = ImageFont.truetype(file, 100)
+    widest = max(font.getlength(word) for word, _ in words)
+    size = max(6, min(16, int(100 * least * width / widest)))
+    line = Image.new("RGB", (width, size + size // 2), (grey,) * 3)
+    font, drawn = font.font_variant(size=size), ImageDraw.Draw(line)
+    for word, place in words:
+        drawn.text((place * width, line.height / 2), word, fill="white", font=font, anchor="mm")
+    pixels = torch.frombuffer(bytearray(line.tobytes()), dtype=torch.uint8).reshape(line.height, width, 3)
+    return torch.cat([pixels.permute(2, 0, 1), picture], 1)
 
 
 def density_scatter(

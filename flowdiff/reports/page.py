@@ -12,6 +12,7 @@ from flowdiff.evaluation import tables
 from flowdiff.evaluation.text import to_html, to_html_block, to_markdown
 from flowdiff.files import write_text
 from flowdiff.reports import figures, samples, summary
+from flowdiff.reports.best import find_best
 from flowdiff.reports.rows import count_jobs, rows
 from flowdiff.reports.summary import Table
 from flowdiff.runs.job_folders import Job
@@ -44,7 +45,9 @@ class Section:
     text: str = ""
 
 
-def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path) -> list[Section]:
+def sections(
+    jobs: Sequence[Job], root: Path, baselines: dict[str, str], metric: str | None, n_samples: int, folder: Path
+) -> list[Section]:
     """What the report says, with the pictures drawn into `folder`."""
     seconds = sum(job.seconds or 0.0 for job in jobs)
     everything = Section("Jobs", [f"{count_jobs(jobs)}; {seconds:,.0f} seconds of jobs in all."])
@@ -67,7 +70,9 @@ def sections(jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_sampl
         found.append(section)
     pairs = itertools.combinations([key for key in baselines if summary.few(jobs, key)], 2)
     found += [_pair(jobs, key, other, folder) for key, other in pairs]
-    return [*found, everything]
+    winner = find_best(jobs, root, metric)
+    first = [] if winner is None else [Section("The best job", [winner.sentence], text=winner.command or "")]
+    return [*first, *found, everything]
 
 
 def _pair(jobs: Sequence[Job], key: str, other: str, folder: Path) -> Section:
@@ -109,6 +114,7 @@ def markdown(title: str, made: str, found: Sequence[Section]) -> str:
     for section in found:
         parts += [f"## {to_markdown(section.title)}", *map(to_markdown, section.sentences)]
         parts += [tables.to_markdown(*table).rstrip() for table in section.tables]
+        parts += ["\n".join(f"    {line}" for line in section.text.splitlines())] if section.text else []
         parts += [f"![{to_markdown(caption)}]({path.name})" for caption, path in [*section.pictures, *section.small]]
     return "\n\n".join(parts) + "\n"
 
@@ -140,10 +146,16 @@ def picture(caption: str, path: Path, kind: str) -> str:
 
 
 def write(
-    jobs: Sequence[Job], root: Path, baselines: dict[str, str], n_samples: int, folder: Path, command: str
+    jobs: Sequence[Job],
+    root: Path,
+    baselines: dict[str, str],
+    metric: str | None,
+    n_samples: int,
+    folder: Path,
+    command: str,
 ) -> None:
     """summary.md, index.html and their pictures, into `folder`; `command` is what they are made by."""
-    found = sections(jobs, root, baselines, n_samples, folder)
+    found = sections(jobs, root, baselines, metric, n_samples, folder)
     title = one_line(f"Sweep over {', '.join(baselines)}", 300) if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     made = f"Made {now} from {one_line(root.resolve())} by: {one_line(command)}"

@@ -37,6 +37,12 @@ def count_jobs(jobs: Sequence[Job]) -> str:
     return f"{len(jobs)} jobs: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
+def name_job(job: Job, root: Path) -> str:
+    """Its folder in that of the sweep."""
+    name = os.path.relpath(job.folder, root)
+    return root.name if name == "." else name
+
+
 def rows(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[Any]]]:
     """The names of the columns and a row of values for each job; None where there is no value."""
     keys = swept_keys(jobs)
@@ -44,8 +50,7 @@ def rows(jobs: Sequence[Job], root: Path) -> tuple[list[str], list[list[Any]]]:
     header = ["job", *keys, *metrics, "status", "seconds", "error"]
     table = []
     for job in jobs:
-        name = os.path.relpath(job.folder, root)
-        cells: list[Any] = [root.name if name == "." else name]
+        cells: list[Any] = [name_job(job, root)]
         cells += [job.overrides.get(key) for key in keys]
         cells += [job.metrics.get(metric) for metric in metrics]
         table.append([*cells, job.status, job.seconds, job.error or None])

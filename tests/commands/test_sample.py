@@ -52,6 +52,7 @@ def test_files_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     about = json.loads((tmp_path / "three" / "samples.json").read_text())
     assert about["sampler"] == "ancestral" and about["num_steps"] == about["nfe"] == 4
     assert about["weights"] == "ema" and about["nonfinite"] == 0 and about["guidance_scale"] == 1
+    assert about["labels"] == [3] * 5 and about["class_names"][3] == "3"
     assert str(tmp_path / "three" / "grid.png") in capsys.readouterr().out
 
 

@@ -39,8 +39,10 @@ def test_values_with_their_conditions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "samples.png").is_file()
     out = capsys.readouterr().out
     assert "fd_mlp_digits/real" in out and str(tmp_path / "metrics.json") in out
-    for heading in ("metric", "value", "n", "split", "extractor", "sampler", "NFE", "seed", "weights"):
-        assert heading in out
+    for words in ("metric", "value", "± s.e.", "ema weights of last.ckpt\n"):
+        assert words in out
+    assert "\ntest split; features of mlp_digits; ancestral; NFE 2; seed 3\n" in out
+    assert max(map(len, out[out.index("test split") : out.index("metrics: ")].splitlines())) <= 80
 
 
 def test_repeatable_and_seeded(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Collecting a sweep, finished or not."""
 
 import csv
+import html
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +135,55 @@ def test_chosen_metrics(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "fd" in read(sweep / "report" / "results.csv")[0], "the file has everything"
     assert main([str(sweep), "--metrics", "fid"]) == 1
     assert "--metrics=fid: measured were bits_per_dim, fd" in capsys.readouterr().err
+
+
+def test_the_best_job_and_how_to_sample_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "a sweep"
+    done = {"status": "done"}
+    for name, bits, recognised in (("0", 2.1, 0.99), ("1", 1.9, 0.97), ("2", None, None)):
+        job(
+            root,
+            name,
+            [f"flow.n_flows={name}", "seed=0"],
+            done,
+            {"bits_per_dim": bits, "recognised": recognised, "x": 1},
+        )
+        (root / name / "checkpoints").mkdir()
+        (root / name / "checkpoints" / "best.ckpt").touch()
+    for words, metric, direction, value, best in (
+        ([], "bits_per_dim", "lower", "1.9", "1"),
+        (["--best", "recognised"], "recognised", "higher", "0.99", "0"),
+    ):
+        assert main([str(root), "--samples", "0", *words]) == 0
+        said = capsys.readouterr().out.splitlines()
+        at = said.index(f"best by {metric} ({direction} is better): {value}, job {best}: flow.n_flows={best}")
+        assert shlex.split(said[at + 1]) == [
+            *("python", "-m", "flowdiff.sample"),
+            f"ckpt_path={root}/{best}/checkpoints/best.ckpt",
+        ]
+        for name in ("summary.md", "index.html"):
+            page = html.unescape((root / "report" / name).read_text().replace("\\", ""))
+            assert said[at] in page and said[at + 1].strip() in page
+    for metric in ("x", "fid"):
+        assert main([str(root), "--best", metric]) == 1
+        assert capsys.readouterr().err == f"--best={metric}: must be one of bits_per_dim, recognised\n"
+
+
+def test_the_best_way_of_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluations of one checkpoint; what a file can say beside names and numbers is no part of a command."""
+    root, ckpt = tmp_path / "sweep", "/a/run/checkpoints/best.ckpt"
+    for name, fd, words in (
+        ("0", 3.0, ["sampler=heun", "num_steps=9"]),
+        (
+            "1",
+            1.0,
+            ["sampler=ddim", "+sampler.eta=0.5", "metrics=[fd]", "sampler._target_=os.system", "seed=$(reboot)"],
+        ),
+    ):
+        job(root, name, [f"ckpt_path={ckpt}", *words], {"status": "done"}, {"fd_mlp_digits": fd})
+    assert main([str(root), "--samples", "0"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "flowdiff.sample" in line)
+    assert line == f"  python -m flowdiff.sample ckpt_path={ckpt} sampler=ddim +sampler.eta=0.5"
 
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
