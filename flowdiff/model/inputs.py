@@ -70,13 +70,13 @@ def as_sigma(sigma: Any, x: Tensor) -> Tensor:
         FlowdiffError: neither one number nor B of them, or not finite and positive.
     """
     try:
-        found = torch.as_tensor(sigma)
+        found = sigma if isinstance(sigma, Tensor) else torch.as_tensor(np.asarray(sigma))  # numbers in float64
     except (TypeError, ValueError, RuntimeError) as error:
         raise FlowdiffError(f"sigma={sigma!r}: must be a number above 0, or one for each sample") from error
     if found.dtype == torch.bool or found.is_complex() or found.dim() > 1 or found.numel() not in (1, len(x)):
         shown = f"has the shape {tuple(found.shape)}" if found.dim() else f"is {sigma!r}"
         raise FlowdiffError(f"sigma {shown}, must be a number above 0, or ({len(x)},): one for each sample")
-    levels = found.to(x).reshape(-1).expand(len(x))
+    levels = found.to(x.dtype).to(x.device).reshape(-1).expand(len(x))
     wrong = ~(levels.isfinite() & (levels > 0))
     if _holds(wrong):
         raise FlowdiffError(f"sigma={float(levels[wrong][0]):g}: must be a finite number above 0")

@@ -11,6 +11,7 @@ from torch import Tensor
 import flowdiff
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.api import Model
+from flowdiff.model.inputs import as_sigma
 from tests.helpers.trained import checkpoint
 
 X = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
@@ -83,6 +84,15 @@ def test_what_means_the_same_gives_the_same(
     assert found.dtype == (torch.float64 if getattr(x, "dtype", None) == torch.float64 else torch.float32)
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0)
     assert expected.isfinite().all()
+
+
+def test_a_level_is_as_exact_as_the_model(model: Model) -> None:
+    """0.2 has no float32: D − x − σ²·score would be off by that rounding."""
+    x = X.double()
+    exact = torch.full((3,), 0.2, dtype=torch.float64)
+    for sigma in (0.2, [0.2] * 3, np.full(3, 0.2)):
+        assert torch.equal(as_sigma(sigma, x), exact)
+    assert torch.equal(model.log_prob(x, 0.2, 3), model.log_prob(x, exact, 3))
 
 
 def test_bytes_become_what_the_model_sees(model: Model) -> None:
