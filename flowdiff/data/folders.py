@@ -33,12 +33,16 @@ class Found:
         classes: their names; empty where the pictures lie in the folder itself.
         left_out: how many files there are of each suffix that is no picture's.
         empty: subfolders without a picture.
+        by_table: whether a table names the classes (`data.picture_tables`).
+        said: what is to be said of that table.
     """
 
     files: list[tuple[Path, int]] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     empty: list[str] = field(default_factory=list)
+    by_table: bool = False
+    said: list[str] = field(default_factory=list)
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -145,4 +149,4 @@ def left_out_line(found: Found) -> str | None:
     parts = [f"{count} {suffix}" for suffix, count in found.left_out.most_common()]
     words = [f"left out: {list_names(parts, 8)}"] if parts else []
     words += [f"no pictures in the folders {list_names(found.empty, 8)}"] if found.empty else []
-    return "; ".join(words) or None
+    return "; ".join([*words, *found.said]) or None

@@ -1,4 +1,4 @@
-"""A folder of images of the user's own: a class is a subfolder, or there are no classes."""
+"""A folder of images of the user's own: a class is a subfolder or what a table says, or there are no classes."""
 
 import math
 import os
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import LARGE, ImageData, Split
-from flowdiff.data.folders import clean_name, left_out_line, list_names, scan
+from flowdiff.data.folders import clean_name, left_out_line, list_names
 from flowdiff.data.loader import Rows
+from flowdiff.data.picture_tables import find_pictures
 from flowdiff.data.pictures import Picture, colour, read_picture
 from flowdiff.data.pixel_cache import PixelCache, StoredRows, fingerprint, folder_of_caches
 from flowdiff.data.splits import split_by_class
@@ -67,8 +68,9 @@ class ImageFolder(ImageData):
     """Pictures of one size below `root` in any format that Pillow reads, 256 levels, split at random.
 
     With subfolders each is a class (in natural order: 2 before 10), its pictures are all that lie below it, and
-    pictures beside them are an error; without, the data have no classes. Hidden files are skipped, files of other
-    kinds are counted (`data.folders`). How values become bytes: `data.pictures`.
+    pictures beside them are an error; without, the data have no classes. A table `metadata.csv` or `metadata.jsonl`
+    that names the class of each picture is taken before the subfolders (`data.picture_tables`). Hidden files are
+    skipped, files of other kinds are counted (`data.folders`). How values become bytes: `data.pictures`.
 
     Args:
         root: the folder.
@@ -102,7 +104,7 @@ class ImageFolder(ImageData):
         self.root = require_folder(root)
         self.fractions = (val_fraction, test_fraction)
         self.channels, self.background, self.white = int(channels), colour("dataset.background", background), white
-        self.found = scan(self.root)
+        self.found = find_pictures(self.root)
         self.files = self.found.files
         if len(self.files) < FEWEST:
             what = "no images" if not self.files else f"only {len(self.files)} images"
@@ -170,8 +172,10 @@ class ImageFolder(ImageData):
 
     def _open_cache(self, rows: dict[str, Tensor]) -> tuple[dict[str, StoredRows], Reading]:
         """The pixels of each split in a file, written if that was not done before."""
-        settings = [*self.shape, self.background, self.white, *self.fractions]
-        digest = fingerprint(self.files, self.root, {"settings": settings})
+        settings: dict[str, Any] = {"settings": [*self.shape, self.background, self.white, *self.fractions]}
+        if self.found.by_table:  # else a file's name holds its class, and by that its split
+            settings["labels"] = [label for _, label in self.files]
+        digest = fingerprint(self.files, self.root, settings)
         shapes = {split: (len(index), *self.shape) for split, index in rows.items()}
         parent = folder_of_caches(self.cache)
 
