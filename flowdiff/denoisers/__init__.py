@@ -7,6 +7,7 @@ from flowdiff.denoisers.precondition import Annealed, Gaussian, Gaussianised, Pr
 from flowdiff.denoisers.score_flow import ScoreFlow
 from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.denoisers.unet import UNetDenoiser
+from flowdiff.denoisers.unet_pretrained import PretrainedUNet2D
 from flowdiff.denoisers.wrappers import Clipped, Counted, Denoise, Guided, Tiled
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MLPDenoiser",
     "Perturbation",
     "Precondition",
+    "PretrainedUNet2D",
     "SDXL",
     "Scalar",
     "ScoreFlow",

@@ -106,16 +106,17 @@ def build_ready_made(node: Mapping[str, Any], ours: Facts) -> Denoiser:
     found = find_target("denoiser._target_", node.get("_target_"))
     if not getattr(found, "frozen", None):
         allowed = "is made by training; give one's checkpoint as against=RUN/checkpoints/last.ckpt"
-        raise ConfigError("denoiser._target_", node.get("_target_"), f"{allowed} (ready-made is denoiser=sdxl)")
-    for key in node.keys() - {"_target_", *inspect.signature(found).parameters}:
+        raise ConfigError(
+            "denoiser._target_",
+            node.get("_target_"),
+            f"{allowed} (ready-made are denoiser=sdxl, unet_diffusers_pretrained)",
+        )
+    taken = inspect.signature(found).parameters
+    for key in node.keys() - {"_target_", *taken}:
         raise ConfigError(f"denoiser.{key}", node[key], "unknown key")
-    return build(
-        Recipe[Denoiser]("denoiser", node),
-        Denoiser,
-        shape=ours.shape,
-        num_classes=ours.num_classes,
-        class_names=ours.class_names,
-    )
+    facts = {"shape": ours.shape, "num_classes": ours.num_classes, "class_names": ours.class_names}
+    arguments = {name: value for name, value in facts.items() if name in taken}
+    return build(Recipe[Denoiser]("denoiser", node), Denoiser, **arguments)
 
 
 def compare(folder: Path, title: str, columns: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> list[Path]:

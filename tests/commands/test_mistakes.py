@@ -177,6 +177,8 @@ EVALUATE = {
     "metrics=[denoising] against=x.ckpt": "against=x.ckpt: no such file",
     "metrics=[denoising] against=x.ckpt denoiser=sdxl": "against=x.ckpt: is one model, denoiser= another",
     "metrics=[denoising] denoiser=sdxl": "denoiser.path=null: must be the folder",
+    "metrics=[denoising] denoiser=unet_diffusers_pretrained": "denoiser.path=null: must be the folder",
+    "metrics=[denoising] denoiser=unet_diffusers_pretrained denoiser.path=x": "denoiser.path=x: there is no such",
     "metrics=[denoising] denoiser=sdxl +denoiser.size=3": "denoiser.size=3: unknown key",
     "metrics=[denoising] denoiser=score_flow": "denoiser…: is made by training",
     "metrics=[denoising] denoiser=unet": "denoiser…: is made by training; …against=",

@@ -20,14 +20,14 @@ from tests.helpers.analytic import GaussianDenoiser
 from tests.helpers.configs import build, choices
 from tests.helpers.k_diffusion_sampling import sampling  # noqa: E402
 from tests.helpers.models import CLASSES, IMAGE, make, points, random_flow, randomise, statistics
-from tests.helpers.sdxl import tiny_sdxl
+from tests.helpers.ready_made import READY_MADE
 
 SHAPE = (1, 8, 8)
 
 
 def built(name: str, shape: tuple[int, ...] = SHAPE, num_classes: int = CLASSES, **groups: str) -> Denoiser:
-    """A choice of conf/denoiser, small; the one that is ready-made from a folder."""
-    overrides = {"denoiser.path": str(tiny_sdxl(shape[0]))} if name == "sdxl" else None
+    """A choice of conf/denoiser, small; those that are ready-made from a folder."""
+    overrides = {"denoiser.path": str(READY_MADE[name](shape, num_classes))} if name in READY_MADE else None
     return make(shape, num_classes, overrides, denoiser=name, **groups)
 
 
@@ -98,7 +98,7 @@ def test_labels_for_an_unconditional_model_are_refused(conditioning: str) -> Non
     num_classes = 0 if conditioning == "film" else CLASSES
     for denoiser in choices("denoiser"):
         shape = IMAGE if denoiser == "score_flow" else SHAPE
-        classes = 0 if denoiser == "sdxl" else num_classes  # which has no conditioning of ours
+        classes = 0 if denoiser in READY_MADE else num_classes  # which has no conditioning of ours
         model = built(denoiser, shape, classes, conditioning=conditioning)
         assert model.num_classes == 0
         x = torch.zeros(2, *shape)
@@ -161,7 +161,7 @@ def test_a_gaussian_model_is_the_closed_form() -> None:
         torch.testing.assert_close(model.inverse(z, sigma, labels), truth.inverse(z, sigma), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", [name for name in choices("denoiser") if name not in ("score_flow", "sdxl")])
+@pytest.mark.parametrize("name", [name for name in choices("denoiser") if name not in ("score_flow", *READY_MADE)])
 def test_a_free_network_starts_as_edms_skip_connection(name: str) -> None:
     model = make(SHAPE, denoiser=name).double()
     model.fit(statistics(SHAPE))

@@ -11,10 +11,12 @@ import torch
 from flowdiff.commands.evaluate import evaluate
 from flowdiff.data.digits import Digits
 from flowdiff.denoisers.sdxl import SDXL
+from flowdiff.denoisers.unet_pretrained import PretrainedUNet2D
 from flowdiff.errors import FlowdiffError
 from flowdiff.evaluation.comparison import compare
 from flowdiff.model.checkpoint import load
 from tests.helpers.configs import composed
+from tests.helpers.ready_made import tiny_unet2d
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import checkpoint, edited
 
@@ -79,6 +81,26 @@ def test_a_ready_made_sdxl_beside_a_checkpoint(tmp_path: Path) -> None:
         and f"| bits_per_dim | {ours['bits_per_dim']['value']:.4g} | – |" in text
     )
     assert f"* sdxl: SDXL, pretrained weights of {folder}" in text.replace("\\_", "_")
+
+
+def test_a_unet2d_of_diffusers_beside_a_checkpoint(tmp_path: Path) -> None:
+    """A folder that has neither classes nor an inverse, measured where it can be."""
+    words = ("metrics=[denoising,fd,recognised]", "metrics.denoising.sigmas=[0.5]", "metrics.fd.num_samples=100")
+    few = ("num_steps=2", "metrics.recognised.num_samples=20")
+    ready = ("denoiser=unet_diffusers_pretrained", f"denoiser.path={tiny_unet2d()}")
+    ours, theirs = both(tmp_path, *ready, *words, *few)
+    assert [place.name for place in others(tmp_path)] == ["pretrainedunet2d"]
+    unet = PretrainedUNet2D((1, 8, 8), 10, str(tiny_unet2d()))
+    k, _ = Digits().images("test")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(k), generator=torch.Generator().manual_seed(0))
+    x0 = Digits().to_model(k[rows], generator)
+    x = x0 + 0.5 * torch.randn(x0.shape, generator=generator)
+    rmse = (unet(x, 0.5) - x0).square().mean().sqrt().item()
+    assert theirs["denoising_ratio/0.5"]["rmse"] == pytest.approx(rmse, rel=1e-4)
+    fd = "fd_mlp_digits"
+    assert theirs[fd]["n"] == 100 and theirs[fd]["sampler"] == ours[fd]["sampler"]
+    assert "recognised" in ours and "recognised" not in theirs
 
 
 def test_a_sampler_that_the_other_model_has_no_use_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

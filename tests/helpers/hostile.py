@@ -97,6 +97,7 @@ WORDS = (
     "metrics=[fid,kid]",
     "first_stage=autoencoder_kl",
     "denoiser=sdxl",
+    "denoiser=unet_diffusers_pretrained",
     "experiment=sdxl_latent",
     "~trainer.strategy",
     "flow.n_flows=1000",
@@ -206,6 +207,7 @@ def changes() -> Iterator[tuple[str, Callable[[Content], Any]]]:
     yield "env", _config("sampler", "eta", value="${oc.env:HOME}")
     yield "hydra", _config("hydra", value={"searchpath": ["file://."]})
     yield "sdxl", _config("denoiser", value=SDXL)
+    yield "unet_pretrained", _config("denoiser", value=SDXL | {"_target_": "flowdiff.denoisers.PretrainedUNet2D"})
     fid = {"_target_": "flowdiff.metrics.FID", "num_samples": 8, "batch_size": 4}
     yield (
         "fid_pickle",

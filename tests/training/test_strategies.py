@@ -17,13 +17,14 @@ from flowdiff.training.callbacks import EMA
 from flowdiff.training.strategies import NAMES, SEARCHING, check, explain, find_strategy
 from tests.helpers.configs import build, choices
 from tests.helpers.models import CLASSES, IMAGE, make, statistics, with_sample
+from tests.helpers.ready_made import READY_MADE
 
 MODELS = (
     *({"flow": flow} for flow in choices("flow")),
     *({"activation": activation} for activation in choices("activation")),
     *({"precondition": precondition} for precondition in choices("precondition")),
     *({"base": base} for base in choices("base")),
-    *({"denoiser": denoiser} for denoiser in choices("denoiser") if denoiser not in ("sdxl", "score_flow")),
+    *({"denoiser": denoiser} for denoiser in choices("denoiser") if denoiser not in (*READY_MADE, "score_flow")),
 )
 
 
