@@ -16,6 +16,8 @@ COUPLING = ("flow=coupling", "base=normal", "trainer.max_steps=1600", "trainer.v
 SETTINGS = {
     "unet": [*UNET, *UNET_STEPS],
     "coupling": [*COUPLING, "callbacks=minimal"],
+    "default": ["callbacks=minimal"],
+    "jet": ["flow=jet", "trainer.max_steps=1800", "trainer.val_check_interval=450", "callbacks=minimal"],
 }
 
 

@@ -28,8 +28,8 @@ def spread(of_run: Measure, digits: int) -> Callable[[Row], Cell]:
         if not values:
             return None
         half = (max(values) - min(values)) / 2
-        beside = f" ± {half:.1g}" if len(values) > 1 else ""
-        return f"{mean(values):#.{digits}g}{beside}"
+        beside = f" ± {float(f'{half:.1g}'):g}" if len(values) > 1 else ""
+        return f"{mean(values):#.{digits}g}".removesuffix(".") + beside
 
     return text
 
@@ -90,6 +90,7 @@ PAGES: Mapping[str, Sequence[Column]] = {
     "README.md": [column for column in COLUMNS if column.name in FEW],
     "README.zh.md": [column for column in COLUMNS if column.name in FEW],
     "docs/results.md": COLUMNS,
+    "experiments/main_job/README.md": COLUMNS,
 }
 
 
