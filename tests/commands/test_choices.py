@@ -81,7 +81,7 @@ def test_help_is_plain_lines_and_has_the_keys(name: str, command: Callable[..., 
     assert max(map(len, out.splitlines())) <= 120
     shown = command(name, "--cfg", "job").stdout
     assert "ckpt_path: null\n" in shown and shown in out
-    assert f'eval "$(python -m flowdiff.{name} -sc install=bash)"' in out
+    assert 'eval "$(python -m flowdiff -sc install=bash)"' in out
 
 
 def test_keys_of_several_commands_stand_once() -> None:
