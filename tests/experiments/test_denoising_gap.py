@@ -93,7 +93,7 @@ def test_no_denoiser_is_better_than_the_best(truth: truths.MixtureTruth, sigma: 
     x, x0, levels, labels = truths.noised(truth, sigma)
     best = truth.denoise(x, levels, labels)
     least = (best - x0).square().flatten(1).sum(1)
-    fresh = arms.Training(request_of("flow=linear"), truth, False, 1.0).denoiser
+    fresh = arms.Training(request_of("flow=linear", "base=normal"), truth, False, 1.0).denoiser
     for other in (truth.statistics().wiener, fresh, lambda x, *_: best + 0.05 * x, lambda *_: 0.97 * best):
         with torch.no_grad():
             theirs = other(x, levels, labels)
