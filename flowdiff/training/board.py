@@ -1,7 +1,7 @@
 """What a run shows to people beside its numbers: on TensorBoard and Weights & Biases (`training.loggers`)."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -23,11 +23,14 @@ class Board(Protocol):
 
 @contextmanager
 def closing(boards: Iterable[Board]) -> Iterator[None]:
-    """Close them at the end of the block, whatever ends it."""
-    failed = True
+    """Close them at the end of the block. What ends it, an error or a signal that tore one of them, is what is raised:
+    errors of closing are not."""
     try:
         yield
-        failed = False
-    finally:
+    except BaseException:
         for board in boards:
-            board.close(failed)
+            with suppress(Exception):
+                board.close(failed=True)
+        raise
+    for board in boards:
+        board.close(failed=False)
