@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
         output = make_output(given.folder, given.output)
         write_text(output / "results.csv", tables.to_csv(header, table))
         command = shlex.join(["python", "-m", "flowdiff.collect", *(sys.argv[1:] if words is None else words)])
-        page.write(jobs, given.folder, baselines, given.best, given.samples, output, command)
+        page.write(jobs, given.folder, baselines, winner, given.samples, output, command)
     except FlowdiffError as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from flowdiff.evaluation import tables
 from flowdiff.evaluation.text import to_html, to_html_block, to_markdown
 from flowdiff.files import write_text
 from flowdiff.reports import figures, samples, summary
-from flowdiff.reports.best import find_best
+from flowdiff.reports.best import Best
 from flowdiff.reports.rows import count_jobs, rows
 from flowdiff.reports.summary import Table
 from flowdiff.runs.job_folders import Job
@@ -46,7 +46,7 @@ class Section:
 
 
 def sections(
-    jobs: Sequence[Job], root: Path, baselines: dict[str, str], metric: str | None, n_samples: int, folder: Path
+    jobs: Sequence[Job], root: Path, baselines: dict[str, str], winner: Best | None, n_samples: int, folder: Path
 ) -> list[Section]:
     """What the report says, with the pictures drawn into `folder`."""
     seconds = sum(job.seconds or 0.0 for job in jobs)
@@ -70,7 +70,6 @@ def sections(
         found.append(section)
     pairs = itertools.combinations([key for key in baselines if summary.few(jobs, key)], 2)
     found += [_pair(jobs, key, other, folder) for key, other in pairs]
-    winner = find_best(jobs, root, metric)
     first = [] if winner is None else [Section("The best job", [winner.sentence], text=winner.command or "")]
     return [*first, *found, everything]
 
@@ -149,13 +148,13 @@ def write(
     jobs: Sequence[Job],
     root: Path,
     baselines: dict[str, str],
-    metric: str | None,
+    winner: Best | None,
     n_samples: int,
     folder: Path,
     command: str,
 ) -> None:
     """summary.md, index.html and their pictures, into `folder`; `command` is what they are made by."""
-    found = sections(jobs, root, baselines, metric, n_samples, folder)
+    found = sections(jobs, root, baselines, winner, n_samples, folder)
     title = one_line(f"Sweep over {', '.join(baselines)}", 300) if baselines else "One setting"
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     made = f"Made {now} from {one_line(root.resolve())} by: {one_line(command)}"

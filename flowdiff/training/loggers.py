@@ -220,13 +220,16 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         at = steps_behind(metrics, step)
         validated = {name: value for name, value in metrics.items() if name.startswith(VALIDATION)}
         super().log_metrics({name: value for name, value in metrics.items() if name not in {"epoch", *validated}}, at)
-        if validated and self._validation is None:
+        for name, value in validated.items():
+            self._open_validation().add_scalar(name, value, at)
+
+    def _open_validation(self) -> SummaryWriter:
+        """The writer of what validation measures, made with its first value: without one there is no such run."""
+        if self._validation is None:
             require_folder(self.experiment.log_dir)
             folder = Path(self.experiment.log_dir, tensorboard.group_of(VALIDATION))
             self._validation = SummaryWriter(str(folder), **self._kwargs)
-        for name, value in validated.items():
-            assert self._validation is not None
-            self._validation.add_scalar(name, value, at)
+        return self._validation
 
 
 class WandbLogger(loggers.WandbLogger):

@@ -1,6 +1,5 @@
 """The frozen SDXL: its D is diffusers' own, its prompts are the pipeline's, what is no SDXL is refused in a line."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from flowdiff.denoisers.sdxl import SDXL
 from flowdiff.errors import FlowdiffError
 from flowdiff.model.checkpoint import load
 from tests.helpers.command_lines import BARE, Compose
+from tests.helpers.ready_made import changed
 from tests.helpers.runs import train
 from tests.helpers.sdxl import tiny_sdxl
 from tests.helpers.trained import checkpoint, edited
@@ -83,14 +83,6 @@ def test_frozen_in_any_dtype() -> None:
 
 def without(part: str) -> Callable[[Path], object]:
     return lambda folder: shutil.rmtree(folder / part)
-
-
-def changed(part: str, **values: Any) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        (file,) = (folder / part).glob("*config.json")
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    return change
 
 
 def edm(folder: Path) -> None:

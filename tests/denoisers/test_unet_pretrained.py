@@ -1,6 +1,5 @@
 """A UNet2DModel from a folder: its D is diffusers' own, and what is none, or not for these images, is a line."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from flowdiff.denoisers.unet_pretrained import PretrainedUNet2D
 from flowdiff.errors import FlowdiffError
-from tests.helpers.ready_made import tiny_unet2d
+from tests.helpers.ready_made import changed, tiny_unet2d
 
 SHAPE = (1, 8, 8)
 
@@ -69,14 +68,6 @@ def test_unet_and_scheduler_in_one_folder(tmp_path: Path) -> None:
     theirs.unet.save_pretrained(tmp_path)
     theirs.scheduler.save_pretrained(tmp_path)
     assert_theirs(PretrainedUNet2D(SHAPE, 10, str(tmp_path)), theirs.unet, theirs.scheduler)
-
-
-def changed(part: str, **values: Any) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        (file,) = (folder / part).glob("*config.json")
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    return change
 
 
 def pickled(folder: Path) -> None:

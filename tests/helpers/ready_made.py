@@ -2,10 +2,12 @@
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -51,3 +53,13 @@ READY_MADE: dict[str, Callable[[tuple[int, ...], int], Path]] = {
     "sdxl": lambda shape, num_classes: tiny_sdxl(shape[0]),
     "unet_diffusers_pretrained": lambda shape, num_classes: tiny_unet2d(tuple(shape), num_classes + 1 or None),
 }
+
+
+def changed(part: str, **values: Any) -> Callable[[Path], object]:
+    """What sets values of the configuration of a part of such a folder."""
+
+    def change(folder: Path) -> None:
+        (file,) = (folder / part).glob("*config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
